@@ -1,0 +1,291 @@
+"""What a stabilizer is: an average looks at the iterates, an intervention edits the recipe, a string spells both."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_type_hints
+
+from stab.recipe import Recipe
+from stab.registry import Registry, StabError, suggest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    Params = dict[str, Tensor]
+
+
+def hyper(default: Any, doc: str, valid: Callable[[Any], bool], expected: str) -> Any:
+    """Declare a hyper-parameter: its default, one line of documentation, its range as a predicate and in words."""
+    return field(default=default, metadata={"doc": doc, "valid": valid, "expected": expected})
+
+
+class State(Protocol):
+    """What an average carries through training, counters included."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data and tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of state_dict."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Hyper-parameters checked against the ranges they declare. Raises StabError on construction when one is outside."""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value, meta = getattr(self, f.name), f.metadata
+            if "valid" not in meta:
+                continue
+            try:
+                ok = not isinstance(value, bool) and bool(meta["valid"](value))
+            except TypeError:
+                ok = False
+            if not ok:
+                raise StabError(f"{f.name}={value!r} is out of range: expected {meta['expected']}")
+
+
+class Average(Method):
+    """Looks at the iterates of a run and never changes them. Subclasses are frozen dataclasses of hyper-parameters.
+
+    ``Params`` is a dict of tensors; leaves may carry leading axes, one entry of them a run of its own.
+
+    Attributes:
+        convex: declares that the read-out is a convex combination of the iterates so far, with weights that do not
+            depend on their values.
+        averages_buffers: declares that floating-point buffers (BatchNorm's running statistics) are averaged like
+            parameters. Otherwise every buffer of a read-out is a copy of the live policy's, so BatchNorm's statistics
+            are those of the raw iterate; recompute them where that matters (torch.optim.swa_utils.update_bn).
+    """
+
+    convex: ClassVar[bool] = False
+    averages_buffers: ClassVar[bool] = False
+
+    def init(self, params: Params, total: int) -> Any:
+        """Return the state at update 0 of ``total``. Raises StabError when a setting does not fit ``total``."""
+        raise NotImplementedError
+
+    def update(self, state: Any, params: Params, step: int) -> None:
+        """Take in the iterate after optimizer step ``step`` = 1..total. Never called per micro-batch."""
+        raise NotImplementedError
+
+    def read(self, state: Any) -> Params:
+        """Return the average as new tensors. Always defined: before the average begins it is the latest iterate."""
+        raise NotImplementedError
+
+
+class Intervention(Method):
+    """Edits the recipe. Subclasses are frozen dataclasses of hyper-parameters.
+
+    Attributes:
+        neutral: arguments for which ``apply`` is the identity.
+    """
+
+    neutral: ClassVar[dict[str, Any]] = {}
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """Return the edited recipe; pure. May raise ``stab.registry.Incompatible`` with a reason."""
+        raise NotImplementedError
+
+
+@dataclass
+class MeanState:
+    """The running mean of ``count`` iterates, or the latest iterate while ``count`` is 0. ``start``: first to count."""
+
+    mean: Params
+    start: int
+    count: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": dict(self.mean), "start": self.start, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.mean, self.start, self.count = copy.deepcopy(state["mean"]), state["start"], state["count"]
+
+
+def clone(params: Params) -> Params:
+    """Return detached copies."""
+    return {name: value.detach().clone() for name, value in params.items()}
+
+
+def is_moment(value: object) -> bool:
+    """A moment or length of training: an integer >= 0 (updates) or a fraction in [0, 1)."""
+    return isinstance(value, int) and value >= 0 or isinstance(value, float) and 0 <= value < 1
+
+
+MOMENT = "an integer >= 0 (updates) or a fraction of training in [0, 1)"
+
+
+def to_updates(value: float, total: int, name: str) -> int:
+    """Convert a moment to updates. Raises StabError if it does not lie within training."""
+    updates = value if isinstance(value, int) else round(value * total)
+    if not 0 <= updates < total:
+        raise StabError(f"{name}={value} does not fit {total} updates of training: expected fewer than {total}")
+    return updates
+
+
+def memory(average: Average, total: int, steps: Iterable[int]) -> dict[int, np.ndarray]:
+    """Return the weight that a convex average gives each iterate 1..t, for every t in ``steps``.
+
+    Measured, not declared: the average is run over one-hot iterates (iterate t is the t-th unit vector, the initial
+    parameters are 0), of which a convex read-out *is* the vector of weights.
+    """
+    import torch
+
+    wanted = set(steps)
+    iterate = torch.zeros(total, dtype=torch.float64)
+    state = average.init({"w": iterate.clone()}, total)
+    weights = {}
+    for t in range(1, total + 1):
+        iterate[t - 1] = 1
+        average.update(state, {"w": iterate}, t)
+        iterate[t - 1] = 0
+        if t in wanted:
+            weights[t] = average.read(state)["w"][:t].numpy()
+    return weights
+
+
+def effective_half_life(weights: np.ndarray) -> int:
+    """Return the number of latest iterates that together hold half of the weight (``weights`` as from memory)."""
+    import numpy as np
+
+    return int(np.searchsorted(np.cumsum(weights[::-1]), 0.5 - 1e-12)) + 1
+
+
+stabilizers: Registry[type[Average] | type[Intervention]] = Registry(
+    "stabilizer",
+    "stab.stabilizers",
+    lambda obj: isinstance(obj, type) and issubclass(obj, Average | Intervention) and dataclasses.is_dataclass(obj),
+)
+
+
+@dataclass(frozen=True)
+class Stabilizer:
+    """What a stabilizer string stands for: interventions, applied left to right, then at most one average."""
+
+    string: str
+    interventions: tuple[Intervention, ...] = ()
+    average: Average | None = None
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """Return the recipe as edited by the interventions."""
+        for intervention in self.interventions:
+            recipe = intervention.apply(recipe)
+        return recipe
+
+    @property
+    def slug(self) -> str:
+        """The string as a file name: no ``:`` and no ``+``."""
+        return slug(self.string)
+
+
+def slug(string: str) -> str:
+    """Return a stabilizer string as a file name: ``lr_decay:final=0.1+ema`` becomes ``lr_decay-final=0.1--ema``."""
+    return string.replace(":", "-").replace("+", "--")
+
+
+def split(text: str) -> list[str]:
+    """Split a list of stabilizer strings at its commas; a piece ``key=value`` without a colon continues the one before.
+
+    >>> split("none,ema:half_life=500,alpha=0.67,lr_decay+ema")
+    ['none', 'ema:half_life=500,alpha=0.67', 'lr_decay+ema']
+    """
+    parts: list[str] = []
+    for piece in text.split(","):
+        first = _atoms(piece)[0]
+        if "=" in first and ":" not in first and parts:
+            parts[-1] += f",{piece.strip()}"
+        else:
+            parts.append(piece.strip())
+    return parts
+
+
+def parse(text: str) -> Stabilizer:
+    """Return the stabilizer that a string spells, with its canonical string (non-default arguments, alphabetical).
+
+    Raises StabError when it does not parse, a name or argument is unknown, a value is out of range, or an average is
+    not the last part.
+
+    >>> parse("lr_decay:shape=linear+ema:half_life=500").string
+    'lr_decay+ema:half_life=500'
+    """
+    methods: list[Average | Intervention] = []
+    strings: list[str] = []
+    for atom in _atoms(text):
+        method, string = _parse_atom(atom, text)
+        methods.append(method)
+        if string != "none":
+            strings.append(string)
+    for method in methods[:-1]:
+        if isinstance(method, Average):
+            raise StabError(f"{text!r}: an average comes last and there is at most one (interventions+average)")
+    average = methods[-1] if isinstance(methods[-1], Average) else None
+    interventions = tuple(m for m in methods if isinstance(m, Intervention))
+    return Stabilizer("+".join(strings) or "none", interventions, average)
+
+
+def _atoms(text: str) -> list[str]:
+    return re.split(r"\+(?=\s*[A-Za-z_])", text)  # not the + of 1e+3
+
+
+def _parse_atom(atom: str, text: str) -> tuple[Average | Intervention, str]:
+    name, colon, rest = atom.strip().partition(":")
+    if not name or (colon and not rest):
+        raise StabError(f"{text!r} is no stabilizer: expected name or name:key=value,key=value, parts joined with +")
+    cls = stabilizers.get(name)
+    args = parse_arguments(rest, cls, f"{stabilizers.noun} {name!r}")
+    try:
+        method = cls(**args)
+    except StabError as e:
+        raise StabError(f"{stabilizers.noun} {name!r}: {e}") from e
+    changed = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    canonical = ",".join(f"{k}={changed[k]}" for k in sorted(changed) if changed[k] != _default(cls, k))
+    return method, f"{name}:{canonical}" if canonical else name
+
+
+def parse_arguments(text: str, cls: type, what: str) -> dict[str, Any]:
+    """Parse ``key=value,key=value`` against the fields of a dataclass; used for stabilizers and for policies.
+
+    Raises StabError naming the valid keys and their ranges.
+    """
+    args: dict[str, Any] = {}
+    types = get_type_hints(cls)
+    known = {f.name: f.metadata.get("expected", types[f.name]) for f in dataclasses.fields(cls)}
+    valid = "; ".join(f"{k}: {v}" for k, v in known.items()) or "it takes none"
+    for pair in filter(None, text.split(",")):
+        key, equals, value = (s.strip() for s in pair.partition("="))
+        if not equals or not value:
+            raise StabError(f"{what}: {pair!r} is not key=value. Valid: {valid}")
+        if key not in known:
+            raise StabError(f"{what} has no argument {key!r}.{suggest(key, known)} Valid: {valid}")
+        if key in args:
+            raise StabError(f"{what}: {key!r} is given twice")
+        args[key] = _value(value, types[key], f"{what}: {key}={value}", str(known[key]))
+    return args
+
+
+def _value(text: str, kind: Any, what: str, expected: str) -> Any:
+    kinds = getattr(kind, "__args__", (kind,))
+    for convert in (int, float, str):
+        if convert in kinds:
+            try:
+                return convert(text)
+            except ValueError:
+                continue
+    raise StabError(f"{what} is not valid: expected {expected}")
+
+
+def _default(cls: type, name: str) -> Any:
+    return next(f.default for f in dataclasses.fields(cls) if f.name == name)
+
+
+def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
+    """A finite number in [low, high]."""
+    return isinstance(value, int | float) and math.isfinite(value) and low <= value <= high

@@ -1,0 +1,23 @@
+"""Dropout."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from stab.recipe import Recipe
+from stab.stabilizers.base import Intervention, hyper, is_number, stabilizers
+
+
+@stabilizers.register("dropout")
+@dataclass(frozen=True)
+class Dropout(Intervention):
+    """Zero each hidden unit with probability p during training and scale the others by 1 / (1 - p); none in rollouts.
+
+    Cost: one random draw a hidden unit an update.
+    Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15, 2014.
+    """
+
+    p: float = hyper(0.1, "probability of dropping a unit", lambda v: is_number(v, 0) and v < 1, "a number in [0, 1)")
+    neutral: ClassVar[dict[str, Any]] = {"p": 0.0}
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        return recipe if self.p == 0 else replace(recipe, dropout=self.p)

@@ -1,0 +1,39 @@
+"""Learning-rate decay."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from stab.recipe import Recipe
+from stab.stabilizers.base import Intervention, hyper, is_number, stabilizers
+
+
+@stabilizers.register("lr_decay")
+@dataclass(frozen=True)
+class LRDecay(Intervention):
+    """Lower the learning rate over training, from its full value to the fraction f = ``final`` of it.
+
+    With s = t / updates the factor is f + (1 - f)(1 - s) (linear), f + (1 - f)(1 + cos(pi s)) / 2 (cosine) or
+    f + (1 - f)(1 - s)^power (polynomial).
+
+    Cost: none.
+    Source: linear and polynomial decay among the remedies of arXiv 2310.11428, section 3; cosine: Loshchilov and Hutter,
+    arXiv 1608.03983, equation 5, without restarts.
+    """
+
+    shape: str = hyper(
+        "linear",
+        "shape of the decay",
+        lambda v: v in ("linear", "cosine", "polynomial"),
+        "linear, cosine or polynomial",
+    )
+    final: float = hyper(0.0, "fraction of lr left at the end", lambda v: is_number(v, 0, 1), "a number in [0, 1]")
+    power: float = hyper(
+        1.0, "power of the polynomial shape", lambda v: is_number(v, 0) and v > 0, "a number > 0 (polynomial only)"
+    )
+    neutral: ClassVar[dict[str, Any]] = {"final": 1.0}
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        if self.final == 1:
+            return recipe
+        power = self.power if self.shape == "polynomial" else recipe.schedule_power
+        return replace(recipe, schedule=self.shape, schedule_final=float(self.final), schedule_power=float(power))

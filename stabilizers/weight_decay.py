@@ -1,0 +1,26 @@
+"""Weight decay."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from stab.recipe import Recipe
+from stab.stabilizers.base import Intervention, hyper, is_number, stabilizers
+
+
+@stabilizers.register("weight_decay")
+@dataclass(frozen=True)
+class WeightDecay(Intervention):
+    """Shrink every parameter a little at each update: theta <- (1 - lr * coefficient) theta, then the optimizer's step.
+
+    Decoupled from the gradient for AdamW; for ``torch.optim.SGD`` it is the L2 penalty, which is the same thing without
+    momentum.
+
+    Cost: none.
+    Source: Loshchilov and Hutter, "Decoupled weight decay regularization", arXiv 1711.05101, algorithm 2.
+    """
+
+    coefficient: float = hyper(0.1, "strength of the decay", lambda v: is_number(v, 0), "a number >= 0")
+    neutral: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        return replace(recipe, weight_decay=recipe.weight_decay + self.coefficient)
