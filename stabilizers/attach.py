@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from stab.registry import StabError
-from stab.stabilizers.base import Average, clone, parse
+from stab.stabilizers.base import Average, averaged, clone, parse
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,14 +63,6 @@ class Attached:
             raise StabError(f"this state was saved with total={state['total']}, attached with total={self.total}")
         self.step = state["step"]
         self.state.load_state_dict(state["average"])
-
-
-def averaged(module: nn.Module, average: Average) -> Params:
-    """Return the live tensors that an average looks at: the parameters, and the float buffers where it declares so."""
-    tensors: Params = {name: p.detach() for name, p in module.named_parameters()}
-    if average.averages_buffers:
-        tensors |= {name: b for name, b in module.named_buffers() if b.is_floating_point()}
-    return tensors
 
 
 def attach(module: nn.Module, average: str, total: int) -> Attached:

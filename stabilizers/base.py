@@ -15,7 +15,7 @@ from stab.registry import Registry, StabError, suggest
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+    from torch import Tensor, nn
 
     Params = dict[str, Tensor]
 
@@ -113,6 +113,14 @@ class MeanState:
 def clone(params: Params) -> Params:
     """Return detached copies."""
     return {name: value.detach().clone() for name, value in params.items()}
+
+
+def averaged(module: nn.Module, average: Average) -> Params:
+    """Return the live tensors that an average looks at: the parameters, and the float buffers where it declares so."""
+    tensors: Params = {name: p.detach() for name, p in module.named_parameters()}
+    if average.averages_buffers:
+        tensors |= {name: b for name, b in module.named_buffers() if b.is_floating_point()}
+    return tensors
 
 
 def is_moment(value: object) -> bool:

@@ -1,0 +1,139 @@
+"""Settings of a comparison: typed defaults, a YAML file, dotted overrides (through OmegaConf)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stab import gva
+from stab.recipe import Recipe
+from stab.registry import StabError
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which demonstrations.
+
+    Args:
+        dataset: Minari id; None for the task's own.
+        train_episodes, validation_episodes: whole episodes for each, >= 1.
+    """
+
+    dataset: str | None = None
+    train_episodes: int = 20
+    validation_episodes: int = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Which checkpoints are rolled out, from where, how long.
+
+    Args:
+        checkpoint_every: updates between checkpoints, >= 1; the window is those in the second half of training.
+        starts: initial states, >= 1, the same for every checkpoint, stabilizer and seed.
+        horizon: steps of an episode, >= 1.
+    """
+
+    checkpoint_every: int = 200
+    starts: int = 8
+    horizon: int = 1000
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the numbers of a comparison.
+
+    Args:
+        tasks: names of registered tasks.
+        stabilizers: stabilizer strings; ``none`` is always run.
+        seeds: training seeds 0 .. seeds - 1, >= 1.
+        smoke: whether this is a smoke run (``--quick``), whose numbers say nothing.
+        train: the base recipe.
+        eval: checkpoints, starts, horizon.
+        data: demonstrations.
+
+    Raises StabError when a value is out of range, or the window holds fewer than two checkpoints.
+    """
+
+    tasks: tuple[str, ...] = ("hopper",)
+    stabilizers: tuple[str, ...] = ()
+    seeds: int = 3
+    smoke: bool = False
+    train: Recipe = field(default_factory=Recipe)
+    eval: Evaluation = field(default_factory=Evaluation)
+    data: Data = field(default_factory=Data)
+
+    def __post_init__(self) -> None:
+        limits = {
+            "seeds": self.seeds,
+            "eval.checkpoint_every": self.eval.checkpoint_every,
+            "eval.starts": self.eval.starts,
+            "eval.horizon": self.eval.horizon,
+            "data.train_episodes": self.data.train_episodes,
+            "data.validation_episodes": self.data.validation_episodes,
+        }
+        for name, value in limits.items():
+            if value < 1:
+                raise StabError(f"{name}={value} is out of range: expected an integer >= 1")
+        if len(self.window) < 2:
+            raise StabError(
+                f"GVA needs at least two checkpoints in the second half of training, these settings give"
+                f" {len(self.window)}: lower eval.checkpoint_every ({self.eval.checkpoint_every}) or raise train.updates"
+                f" ({self.train.updates})"
+            )
+
+    @property
+    def window(self) -> list[int]:
+        """The scored checkpoints."""
+        return gva.window(self.train.updates, self.eval.checkpoint_every)
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """Every checkpoint that is rolled out: a few early ones for the curve, then the window."""
+        return gva.curve_only(self.train.updates, self.eval.checkpoint_every) + self.window
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for YAML and JSON."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]  # tuples become lists
+
+
+# --quick: the whole pipeline at a size that ends within a minute or so.
+QUICK: dict[str, Any] = {
+    "seeds": 2,
+    "smoke": True,
+    "train": {"updates": 400},
+    "eval": {"checkpoint_every": 50, "starts": 2, "horizon": 200},
+}
+
+
+def load(*layers: dict[str, Any] | Path, overrides: Sequence[str] = ()) -> Config:
+    """Merge defaults, layers (plain data or YAML files, later ones win) and dotted overrides (``train.lr=3e-4``).
+
+    Raises StabError for an unknown key (with a suggestion), a value of the wrong type or out of range, or a file that
+    cannot be read.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    merged = OmegaConf.structured(Config)
+    for node in (merged, merged.train, merged.eval, merged.data):
+        OmegaConf.set_readonly(node, False)  # frozen dataclasses are read-only, even to a merge
+    what = "settings"
+    try:
+        for layer in layers:
+            what = f"config {layer}" if isinstance(layer, Path) else "settings"
+            merged = OmegaConf.merge(merged, OmegaConf.load(layer) if isinstance(layer, Path) else layer)
+        for override in overrides:
+            what = f"override {override!r}"
+            if "=" not in override:
+                raise StabError(f"{what} is not key=value, for example train.lr=3e-4")
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+        config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    except (OmegaConfBaseException, YAMLError, OSError) as e:
+        key = getattr(e, "full_key", None)
+        raise StabError(f"{what} is not valid{f' at {key}' if key else ''}: {str(e).splitlines()[0]}") from e
+    return config

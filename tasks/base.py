@@ -1,0 +1,173 @@
+"""What a task is: demonstrations, the environment they were recorded in, a policy, a one-step loss, reference returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stab.recipe import Recipe
+from stab.registry import Registry, StabError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+# Called now and then with the fraction of the work that is done.
+Progress = Callable[[float], None]
+
+
+def no_progress(fraction: float) -> None:
+    """Report nothing."""
+
+
+class Split(Protocol):
+    """Demonstrations to draw minibatches from."""
+
+    def __len__(self) -> int:
+        """Number of transitions."""
+
+    def batch(self, indices: np.ndarray) -> Any:
+        """Return the transitions of an integer array (batch,), in whatever form the task's loss takes."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Reference returns of one policy: the mean cumulative reward after each step.
+
+    Attributes:
+        cumulative: (horizon,) mean over episodes of the reward collected up to and including each step; an ended
+            episode keeps its sum.
+        std: standard deviation over episodes of the whole return.
+        episodes: how many episodes were averaged.
+        first_seed: their reset seeds are first_seed, first_seed + 1, ...
+        length: mean episode length in steps.
+    """
+
+    cumulative: list[float]
+    std: float
+    episodes: int
+    first_seed: int
+    length: float
+
+    def at(self, horizon: int) -> float:
+        """Mean return of the first ``horizon`` steps. Raises StabError beyond the measured horizon."""
+        if not 1 <= horizon <= len(self.cumulative):
+            raise StabError(f"eval.horizon={horizon}: reference returns are known for 1 to {len(self.cumulative)} steps")
+        return self.cumulative[horizon - 1]
+
+
+@dataclass(frozen=True)
+class References:
+    """Returns of a random and of the expert policy: the 0 and the 1 of the normalised return."""
+
+    random: Curve
+    expert: Curve
+
+    def normalise(self, returns: np.ndarray, horizons: Sequence[int]) -> np.ndarray:
+        """(returns - random) / (expert - random), each horizon (last axis of ``returns``) by the references at it.
+
+        Raises StabError where expert and random cannot be told apart.
+        """
+        import numpy as np
+
+        low = np.array([self.random.at(h) for h in horizons])
+        high = np.array([self.expert.at(h) for h in horizons])
+        if high[-1] <= low[-1]:
+            raise StabError(
+                f"the expert's reference return ({high[-1]:.4g}) is not above the random policy's ({low[-1]:.4g})"
+                " at the horizon: returns cannot be normalised; check the dataset's reference scores"
+            )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray((returns - low) / (high - low))
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """A task's dataset, split by episode.
+
+    Attributes:
+        train, validation: what minibatches are drawn from.
+        references: 0 and 1 of the normalised return.
+        dataset: Minari id.
+        dataset_sha256: of the training and validation arrays; may differ between machines in the last bits.
+        expert_sha256: of the expert's weights, where the dataset names them.
+        environment: Gymnasium id.
+    """
+
+    train: Split
+    validation: Split
+    references: References
+    dataset: str
+    dataset_sha256: str
+    expert_sha256: str | None
+    environment: str
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """One imitation problem. Subclasses are frozen dataclasses; instances are cheap until ``dataset`` is called.
+
+    Attributes:
+        name: as registered.
+        dataset_id: Minari id, or None for the task's own.
+        train_episodes, validation_episodes: how many episodes of the dataset are used for each.
+        version: raised when numbers of this task can change.
+        horizon: steps of a full episode.
+    """
+
+    name: str
+    dataset_id: str | None = None
+    train_episodes: int = 20
+    validation_episodes: int = 5
+    version: int = field(default=1, init=False)
+    horizon: int = field(default=1000, init=False)
+
+    @abstractmethod
+    def dataset(self, progress: Progress = no_progress) -> Demonstrations:
+        """Load the demonstrations; collect them first where the task can. Raises StabError when there are none."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether ``dataset`` will find its demonstrations on disk (otherwise it collects them, or raises)."""
+
+    @abstractmethod
+    def policy(self, recipe: Recipe) -> nn.Module:
+        """Return a freshly initialised policy (drawing from torch's global generator) for the recipe.
+
+        Raises StabError when the recipe's policy string does not fit the task.
+        """
+
+    @abstractmethod
+    def loss(self, policy: nn.Module, batch: Any) -> Tensor:
+        """Return the scalar one-step loss of a batch from ``Split.batch``."""
+
+    @abstractmethod
+    def rollout(
+        self,
+        policy: nn.Module,
+        stacked: dict[str, Tensor],
+        starts: Sequence[int],
+        horizons: Sequence[int],
+        progress: Progress = no_progress,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Roll out every policy from every start, in the closed loop.
+
+        Args:
+            policy: gives the architecture.
+            stacked: its parameters and buffers with a leading axis (policies, ...).
+            starts: reset seeds.
+            horizons: increasing step counts; the last is where an episode ends at the latest.
+
+        Returns:
+            cumulative rewards (policies, starts, horizons), float64, not normalised, an ended episode keeping its sum;
+            lengths (policies, starts), int64.
+
+        A policy's numbers do not depend, bitwise, on the other policies in the call.
+        """
+
+
+TaskFactory = Callable[..., Task]
+
+tasks: Registry[TaskFactory] = Registry("task", "stab.tasks", callable)

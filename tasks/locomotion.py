@@ -1,0 +1,199 @@
+"""MuJoCo locomotion: a task is a catalogue record, a trained expert, and a dataset collected from it on first use."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from minari.data_collector import EpisodeBuffer
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from stab.recipe import Recipe
+from stab.registry import StabError
+from stab.tasks import datasets
+from stab.tasks.base import Curve, Demonstrations, Progress, References, Task, no_progress
+from stab.tasks.catalog import Record
+from stab.tasks.policies import Actor, Policy, build
+from stab.tasks.rollout import Environments, random_returns, rollout
+
+# Reset seeds: the dataset's episodes are the first of the expert's reference episodes.
+EXPERT_SEED, RANDOM_SEED, REFERENCE_EPISODES = 0, 30_000, 100
+COLLECT_ROWS = 25
+
+
+@dataclass(frozen=True)
+class Locomotion(Task):
+    """A MuJoCo environment with a shipped expert.
+
+    Args:
+        record: the catalogue's record.
+    Further arguments as for ``Task``. The loss is the mean squared error of the action; actions are clipped to the
+    action space in the closed loop.
+    """
+
+    record: Record = Record("hopper", "Hopper-v5")
+
+    @property
+    def demonstrations_id(self) -> str:
+        """The dataset in use: the one asked for, or the task's own."""
+        return self.dataset_id or self.record.dataset_id
+
+    def ready(self) -> bool:
+        return datasets.exists(self.demonstrations_id)
+
+    def collect(self, progress: Progress = no_progress, episodes: int | None = None) -> None:
+        """Write the task's own dataset into Minari's root from greedy episodes of the shipped expert.
+
+        Reference returns are measured on the way: the expert's over at least 100 episodes, of which the first are the
+        dataset's; the random policy's over 100.
+        """
+        episodes = episodes or self.record.episodes
+        expert, card, sha256 = self._expert()
+        count = max(REFERENCE_EPISODES, episodes)
+        seeds = list(range(EXPERT_SEED, EXPERT_SEED + count))
+        stacked = {name: value[None] for name, value in expert.state_dict().items()}
+        steps: list[list[tuple[Any, ...]]] = [[] for _ in seeds]
+        curves, lengths = [], []
+        for first in range(0, count, COLLECT_ROWS):
+            block = seeds[first : first + COLLECT_ROWS]
+            cumulative, length = rollout(
+                self._environments,
+                expert,
+                stacked,
+                block,
+                range(1, self.horizon + 1),
+                lambda fraction, first=first, block=block: progress((first + fraction * len(block)) / count),
+                record=lambda p, n, *step, first=first: steps[first + n].append(step),
+            )
+            curves.append(cumulative[0])
+            lengths.append(length[0])
+        random_curves, random_lengths = random_returns(
+            self._environments, range(RANDOM_SEED, RANDOM_SEED + REFERENCE_EPISODES), self.horizon
+        )
+        references = References(
+            random=_curve(random_curves, random_lengths, RANDOM_SEED),
+            expert=_curve(np.concatenate(curves), np.concatenate(lengths), EXPERT_SEED),
+        )
+        datasets.create(
+            self.record.dataset_id,
+            [_buffer(steps[i], seed) for i, seed in enumerate(seeds[:episodes])],
+            self._spec,
+            references,
+            {"expert_sha256": sha256, "expert": card, "versions": versions("gymnasium", "mujoco", "torch", "numpy")},
+            algorithm_name=f"{card['algorithm']} (greedy)",
+            author="stab",
+            description=f"{episodes} greedy episodes of stab's {self.name} expert in {self.record.environment}.",
+            requirements=[f"{name}=={version}" for name, version in versions("gymnasium", "mujoco").items()],
+        )
+
+    def dataset(self, progress: Progress = no_progress) -> Demonstrations:
+        if "_demonstrations" not in self.__dict__:
+            self.__dict__["_demonstrations"] = self._load(progress)
+        found: Demonstrations = self.__dict__["_demonstrations"]
+        return found
+
+    def _load(self, progress: Progress) -> Demonstrations:
+        if self.dataset_id is None and not self.ready():
+            self.collect(progress)
+        found = datasets.load(self.demonstrations_id)
+        environment = found.env_spec.id if found.env_spec else "no environment"
+        if environment != self.record.environment:
+            raise StabError(
+                f"dataset {found.id!r} was recorded in {environment}, task {self.name!r} is {self.record.environment}:"
+                " choose a dataset of the same environment"
+            )
+        about = datasets.stab_metadata(found)
+        if "references" not in about:
+            raise StabError(f"dataset {found.id!r} has no reference returns in its metadata (ref_min_score, ref_max_score)")
+        train, validation = datasets.split(found, self.train_episodes, self.validation_episodes)
+        return Demonstrations(
+            train,
+            validation,
+            datasets.references_from(about["references"]),
+            found.id,
+            datasets.digest(train, validation),
+            about.get("expert_sha256"),
+            environment,
+        )
+
+    def policy(self, recipe: Recipe) -> Policy:
+        mean, std = self._statistics
+        return build(recipe, mean, std, self._environments.take(1, self.horizon)[0].action_space)
+
+    def loss(self, policy: Any, batch: Any) -> Tensor:
+        loss: Tensor = policy.loss(batch)
+        return loss
+
+    def rollout(
+        self,
+        policy: Any,
+        stacked: dict[str, Tensor],
+        starts: Sequence[int],
+        horizons: Sequence[int],
+        progress: Progress = no_progress,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return rollout(self._environments, policy, stacked, starts, horizons, progress)
+
+    @functools.cached_property
+    def _spec(self) -> gym.envs.registration.EnvSpec:
+        return gym.spec(self.record.environment)
+
+    @functools.cached_property
+    def _environments(self) -> Environments:
+        gym.logger.min_level = gym.logger.ERROR
+        return Environments(self._spec)
+
+    @functools.cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        train = self.dataset().train
+        assert isinstance(train, datasets.Transitions)
+        std, mean = torch.std_mean(train.observations.double(), dim=0, correction=0)
+        # A constant observation carries nothing: leave its scale alone.
+        return mean.float(), torch.where(std > 1e-6, std, 1.0).float()
+
+    def _expert(self) -> tuple[Actor, dict[str, Any], str]:
+        """Return the shipped expert, its card and the SHA-256 of its weights."""
+        folder = resources.files("stab.tasks.experts")
+        weights = (folder / f"{self.name}.safetensors").read_bytes()
+        card = json.loads((folder / f"{self.name}.json").read_text())
+        space = self._environments.take(1, self.horizon)[0].action_space
+        assert isinstance(space, gym.spaces.Box)
+        return Actor(load_safetensors(weights), space), card, hashlib.sha256(weights).hexdigest()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the installed versions of packages."""
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def _curve(cumulative: np.ndarray, lengths: np.ndarray, first_seed: int) -> Curve:
+    return Curve(
+        cumulative=cumulative.mean(0).tolist(),
+        std=float(cumulative[:, -1].std(ddof=1)),
+        episodes=len(cumulative),
+        first_seed=first_seed,
+        length=float(lengths.mean()),
+    )
+
+
+def _buffer(steps: list[tuple[Any, ...]], seed: int) -> EpisodeBuffer:
+    observations, actions, rewards, terminations, truncations, following = zip(*steps, strict=True)
+    return EpisodeBuffer(
+        seed=seed,
+        observations=np.array([*observations, following[-1]]),
+        actions=np.array(actions),
+        rewards=np.array(rewards),
+        terminations=np.array(terminations),
+        truncations=np.array(truncations),
+    )

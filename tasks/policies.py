@@ -1,0 +1,213 @@
+"""Policy networks: from observations to actions, one step at a time."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stab.recipe import Recipe
+from stab.registry import StabError, suggest
+from stab.stabilizers.base import hyper, parse_arguments
+
+
+class Policy(nn.Module):
+    """A network that acts in an environment with Box observations and Box or Discrete actions.
+
+    Subclasses give ``forward`` (for the loss) and, when they read a history, ``memory`` and ``act``.
+    """
+
+    action_space: gym.Space[Any]
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the one-step loss of observations (batch, obs_dim) and the expert's actions.
+
+        Box: mean squared error over batch and dimensions. Discrete: cross-entropy in nats.
+        """
+        outputs = self(batch["observations"])
+        if isinstance(self.action_space, gym.spaces.Discrete):
+            return nn.functional.cross_entropy(outputs, batch["actions"])
+        return nn.functional.mse_loss(outputs, batch["actions"])
+
+    def memory(self, episodes: int) -> Any:
+        """Return what ``act`` carries along at the first step of this many episodes; None for a policy without."""
+        return None
+
+    def act(self, observations: Tensor, memory: Any) -> tuple[np.ndarray, Any]:
+        """Return greedy actions for observations (episodes, obs_dim), and the memory for the next step.
+
+        Box actions are clipped to the space; of Discrete ones the likeliest is taken.
+        """
+        return self.to_actions(self(observations)), memory
+
+    def stack(self, stacked: dict[str, Tensor]) -> Stack:
+        """Return policies of this architecture with parameters (policies, ...), to act side by side."""
+        return Stack(self, stacked)
+
+    def to_actions(self, outputs: Tensor) -> np.ndarray:
+        """Turn the network's outputs (..., out) into actions of the space."""
+        space = self.action_space
+        if isinstance(space, gym.spaces.Discrete):
+            return outputs.argmax(-1).numpy() + space.start
+        assert isinstance(space, gym.spaces.Box)
+        actions = outputs.numpy().reshape(*outputs.shape[:-1], *space.shape)
+        return np.clip(actions, space.low, space.high).astype(space.dtype, copy=False)
+
+
+class Stack:
+    """Policies that act side by side, each on its own block of episodes.
+
+    A policy's actions must not depend, bitwise, on its company. Here each policy is a module of its own, with weights in
+    storage of their own: a matrix product's last bits depend on the alignment of its operands and on the number of rows.
+    """
+
+    def __init__(self, policy: Policy, stacked: dict[str, Tensor]) -> None:
+        self.policies = []
+        for i in range(len(next(iter(stacked.values())))):
+            self.policies.append(copy.deepcopy(policy).eval().requires_grad_(False))
+            self.policies[-1].load_state_dict({name: value[i] for name, value in stacked.items()})
+        self.memories: list[Any] = []
+
+    def act(self, observations: np.ndarray, live: Sequence[int]) -> np.ndarray:
+        """Return actions (len(live), episodes, ...) for float32 observations (policies, episodes, obs_dim)."""
+        if not self.memories:
+            self.memories = [policy.memory(observations.shape[1]) for policy in self.policies]
+        actions = []
+        for i in live:
+            action, self.memories[i] = self.policies[i].act(torch.tensor(observations[i]), self.memories[i])
+            actions.append(action)
+        return np.stack(actions)
+
+
+class MLPStack(Stack):
+    """The same for MLPs, with one batched product a layer.
+
+    Every slice of every operand begins at a multiple of 64 bytes (rows are padded to multiples of 16, weights stored
+    with padding between policies): the batched product then gives each policy the bits it would get alone.
+    """
+
+    def __init__(self, policy: MLP, stacked: dict[str, Tensor]) -> None:
+        self.policy = policy
+        self.linear = [i for i, layer in enumerate(policy.layers) if isinstance(layer, nn.Linear)]
+        self.stacked = stacked
+        self.live: list[int] | None = None
+
+    def _keep(self, live: Sequence[int]) -> None:
+        self.live = list(live)
+        self.mean, self.std = self.stacked["mean"][self.live, None], self.stacked["std"][self.live, None]
+        self.layers = []
+        for i in self.linear:
+            weight = self.stacked[f"layers.{i}.weight"][self.live]
+            stride = -(-weight[0].numel() // 16) * 16
+            storage = torch.zeros(len(self.live) * stride)
+            aligned = storage.as_strided(weight.shape, (stride, weight.shape[2], 1)).copy_(weight)
+            self.layers.append((aligned.mT, self.stacked[f"layers.{i}.bias"][self.live, None]))
+
+    def act(self, observations: np.ndarray, live: Sequence[int]) -> np.ndarray:
+        if self.live != list(live):
+            self._keep(live)
+        rows = observations.shape[1]
+        out = torch.zeros(len(live), -(-rows // 16) * 16, observations.shape[2])
+        out[:, :rows] = torch.from_numpy(observations)[self.live]
+        out = (out - self.mean) / self.std
+        for i, (weight, bias) in enumerate(self.layers):
+            out = torch.baddbmm(bias, out, weight)
+            if i < len(self.layers) - 1:
+                out = out.relu_()
+        return self.policy.to_actions(out[:, :rows])
+
+
+class MLP(Policy):
+    """Normalisation, then ``depth`` hidden layers of ``width`` ReLU units with dropout, then a linear layer.
+
+    Observations are normalised with the training set's mean and standard deviation, kept as buffers.
+    """
+
+    def __init__(
+        self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], width: int, depth: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.action_space = action_space
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        sizes = [mean.numel()] + [width] * depth
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+        layers.append(nn.Linear(sizes[-1], output_size(action_space)))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        out: Tensor = self.layers((observations - self.mean) / self.std)
+        return out
+
+    def stack(self, stacked: dict[str, Tensor]) -> Stack:
+        return MLPStack(self, stacked)
+
+
+class Actor(Policy):
+    """The greedy actor of a soft actor-critic expert: two ReLU layers, tanh, scaled to the action space.
+
+    action = low + (tanh(mean(obs)) + 1) / 2 * (high - low), from raw observations.
+    """
+
+    def __init__(self, weights: dict[str, Tensor], action_space: gym.spaces.Box) -> None:
+        super().__init__()
+        self.action_space = action_space
+        self.layers = nn.Sequential()
+        for i, name in enumerate(("trunk.0", "trunk.1", "mean")):
+            outputs, inputs = weights[f"{name}.weight"].shape
+            linear = nn.Linear(inputs, outputs)
+            linear.load_state_dict({"weight": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]})
+            self.layers.append(linear)
+            if i < 2:
+                self.layers.append(nn.ReLU())
+        self.register_buffer("low", torch.as_tensor(action_space.low))
+        self.register_buffer("high", torch.as_tensor(action_space.high))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        low, high = self.get_buffer("low"), self.get_buffer("high")
+        out: Tensor = low + (self.layers(observations).tanh() + 1) / 2 * (high - low)
+        return out
+
+
+def output_size(space: gym.Space[Any]) -> int:
+    """Return how many outputs a policy for this action space has. Raises StabError for other than Box and Discrete."""
+    if isinstance(space, gym.spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return math.prod(space.shape)
+    raise StabError(f"actions {space} are not supported: expected a Box of floats or a Discrete space")
+
+
+@dataclass(frozen=True)
+class MLPArguments:
+    """Arguments of the policy string ``mlp``."""
+
+    width: int = hyper(256, "units a hidden layer", lambda v: v >= 1, "an integer >= 1")
+    depth: int = hyper(2, "hidden layers", lambda v: v >= 0, "an integer >= 0")
+
+    def build(self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], recipe: Recipe) -> Policy:
+        return MLP(mean, std, action_space, self.width, self.depth, recipe.dropout)
+
+
+POLICIES = {"mlp": MLPArguments}
+
+
+def build(recipe: Recipe, mean: Tensor, std: Tensor, action_space: gym.Space[Any]) -> Policy:
+    """Return the policy that ``recipe.policy`` spells, freshly initialised. Raises StabError if it does not parse."""
+    name, _, rest = recipe.policy.partition(":")
+    if name not in POLICIES:
+        raise StabError(f"unknown policy {name!r}.{suggest(name, POLICIES)} Known: {', '.join(POLICIES)}")
+    arguments = POLICIES[name]
+    made = arguments(**parse_arguments(rest, arguments, f"policy {name!r}"))
+    return made.build(mean, std, action_space, recipe)

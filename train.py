@@ -1,0 +1,198 @@
+"""The one training loop: a generator of checkpoints. It knows nothing of rollouts, rows or reports."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from stab.recipe import Recipe, load_object
+from stab.registry import StabError
+from stab.stabilizers.base import Average, averaged, clone
+from stab.tasks.base import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stab.stabilizers.base import Params
+
+# Draws of one update come from (seed, stream, update), so that they depend on nothing that happened before.
+INDICES, DROPOUT, GRADIENT = 0, 1, 2
+GRADIENT_SAMPLES = 4
+
+
+class Diverged(RuntimeError):
+    """Training reached a loss that is not finite."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The raw iterate and the read-out of every average riding on it, at one update.
+
+    Attributes:
+        update: completed optimizer steps.
+        raw: parameters and buffers of the live policy, as new tensors.
+        averages: the same for each average, by the caller's name for it.
+        gradient_variance: trace of the covariance of the gradient that one optimizer step takes (accumulation included),
+            estimated without bias from independent minibatches at this iterate; dropout's noise is part of it.
+        gradient_norm2: squared norm of the mean gradient, without bias (so it can come out negative).
+        lr: learning rate of the last step.
+        train_seconds: wall time spent training so far, averages and the gradient's variance not included.
+        average_seconds: wall time spent in each average so far.
+    """
+
+    update: int
+    raw: Params
+    averages: dict[str, Params]
+    gradient_variance: float
+    gradient_norm2: float
+    lr: float
+    train_seconds: float
+    average_seconds: dict[str, float]
+
+
+def train(
+    task: Task, recipe: Recipe, seed: int, averages: Mapping[str, Average], checkpoints: Collection[int]
+) -> Iterator[Checkpoint]:
+    """Train one trajectory and yield its checkpoints in order.
+
+    Initial weights, minibatches (drawn with replacement) and dropout masks are functions of the seed and the update:
+    attaching averages, asking for other checkpoints, or what the consumer does between two of them change nothing.
+    The global generators of torch are left as found.
+
+    Args:
+        task: gives demonstrations, policy and loss.
+        recipe: everything else that decides the trajectory.
+        seed: of the trajectory.
+        averages: what rides along, by a name of the caller's choice.
+        checkpoints: updates in 1..recipe.updates at which to yield.
+
+    Raises Diverged when the loss is not finite; StabError when the optimizer does not fit the recipe.
+    """
+    data = task.dataset().train
+    with _own_random_state():
+        torch.manual_seed(_entropy(seed, DROPOUT, 0))
+        policy = task.policy(recipe)
+    policy.train()
+    parameters = list(policy.parameters())
+    optimizer = make_optimizer(recipe, parameters)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
+    transforms = [load_object(call.object)(**call.args) for call in recipe.gradient_transforms]
+    states = {name: average.init(averaged(policy, average), recipe.updates) for name, average in averages.items()}
+    seconds = dict.fromkeys(averages, 0.0)
+    train_seconds = 0.0
+    for update in range(1, recipe.updates + 1):
+        began = time.perf_counter()
+        lr = optimizer.param_groups[0]["lr"]
+        indices = np.random.default_rng(_entropy(seed, INDICES, update)).integers(
+            len(data), size=(recipe.accumulation, recipe.batch_size)
+        )
+
+        def closure(update: int = update, indices: np.ndarray = indices) -> float:
+            # An optimizer that calls this more than once (SAM, LBFGS) sees the same minibatches and dropout masks.
+            torch.default_generator.manual_seed(_entropy(seed, DROPOUT, update))
+            optimizer.zero_grad()
+            total = 0.0
+            for micro in indices:
+                loss = task.loss(policy, data.batch(micro)) / len(indices)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+            for transform in transforms:
+                transform(parameters)
+            return total
+
+        with _own_random_state():
+            loss = optimizer.step(closure)
+        if not math.isfinite(loss):
+            raise Diverged(f"training diverged: loss is {loss} at update {update}")
+        schedule.step()
+        ended = time.perf_counter()
+        train_seconds += ended - began
+        live: dict[bool, Params] = {}
+        for name, average in averages.items():
+            if average.averages_buffers not in live:
+                live[average.averages_buffers] = averaged(policy, average)
+            average.update(states[name], live[average.averages_buffers], update)
+            began, ended = ended, time.perf_counter()
+            seconds[name] += ended - began
+        if update in checkpoints:
+            _switch(optimizer, "eval")
+            buffers = {name: b.detach() for name, b in policy.named_buffers()}
+            raw = clone(dict(policy.state_dict()))
+            read = {name: clone(buffers) | a.read(states[name]) for name, a in averages.items()}
+            _switch(optimizer, "train")
+            variance, norm2 = gradient_noise(task, policy, recipe, (seed, GRADIENT, update))
+            yield Checkpoint(update, raw, read, variance, norm2, lr, train_seconds, dict(seconds))
+
+
+def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer. Raises StabError when it does not exist or does not take the recipe's arguments."""
+    cls = load_object(recipe.optimizer)
+    accepted = inspect.signature(cls).parameters
+    args: dict[str, Any] = {"lr": recipe.lr}
+    if "weight_decay" in accepted:
+        args["weight_decay"] = recipe.weight_decay  # torch's defaults are not 0
+    elif recipe.weight_decay:
+        raise StabError(f"{recipe.optimizer} has no weight decay: set train.weight_decay=0 or choose another optimizer")
+    if "fused" in accepted:
+        args["fused"] = True
+    try:
+        optimizer: torch.optim.Optimizer = cls(parameters, **args | recipe.optimizer_args)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise StabError(f"{recipe.optimizer} does not take train.optimizer_args={recipe.optimizer_args}: {e}") from e
+    return optimizer
+
+
+def gradient_noise(task: Task, policy: nn.Module, recipe: Recipe, stream: tuple[int, ...]) -> tuple[float, float]:
+    """Return the trace of the covariance of a step's gradient and the squared norm of its mean, at these parameters.
+
+    From n = 4 independent minibatches with gradients g_i and mean m: the trace of the covariance of one minibatch's
+    gradient is sum_i |g_i - m|^2 / (n - 1), that of a step's is 1 / accumulation of it; |m|^2 - trace / n is free of bias.
+    """
+    data = task.dataset().train
+    rng = np.random.default_rng(_entropy(*stream))
+    gradients = []
+    with _own_random_state():
+        torch.default_generator.manual_seed(_entropy(*stream))
+        for _ in range(GRADIENT_SAMPLES):
+            loss = task.loss(policy, data.batch(rng.integers(len(data), size=recipe.batch_size)))
+            found = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
+            gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
+    stacked = torch.stack(gradients)
+    mean = stacked.mean(0)
+    trace = float((stacked - mean).square().sum() / (GRADIENT_SAMPLES - 1))
+    return trace / recipe.accumulation, float(mean.square().sum()) - trace / GRADIENT_SAMPLES
+
+
+def _entropy(*key: int) -> int:
+    """Mix a key of integers into 63 bits (splitmix64's finalizer over each), for seeding generators."""
+    mixed = 0x9E3779B97F4A7C15
+    for part in key:
+        mixed = (mixed ^ (part + 0x9E3779B97F4A7C15)) & 0xFFFFFFFFFFFFFFFF
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        mixed ^= mixed >> 31
+    return mixed >> 1
+
+
+def _switch(optimizer: torch.optim.Optimizer, mode: str) -> None:
+    """Call the optimizer's train() or eval() where it has one (schedule-free methods)."""
+    switch: Callable[[], Any] | None = getattr(optimizer, mode, None)
+    if switch:
+        switch()
+
+
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
