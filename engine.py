@@ -17,7 +17,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,6 @@ class _Worker:
     process: subprocess.Popen[str]
     log: Path
     job: int | None = None
-    seen: bool = field(default=False)
 
 
 def cores() -> int:

@@ -189,6 +189,11 @@ class Stabilizer:
         return recipe
 
     @property
+    def raw(self) -> str:
+        """The string without its average."""
+        return self.string.rpartition("+")[0] or "none" if self.average else self.string
+
+    @property
     def slug(self) -> str:
         """The string as a file name: no ``:`` and no ``+``."""
         return slug(self.string)

@@ -168,6 +168,14 @@ class Task(ABC):
         """
 
 
+    def speed(self, recipe: Recipe) -> tuple[float, float] | None:  # noqa: ARG002
+        """Return measured seconds of one micro-batch of training and of one environment step, for the plan.
+
+        Takes about a second and needs no demonstrations. None where the task cannot say.
+        """
+        return None
+
+
 TaskFactory = Callable[..., Task]
 
 tasks: Registry[TaskFactory] = Registry("task", "stab.tasks", callable)

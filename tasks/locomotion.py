@@ -6,8 +6,9 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -24,7 +25,7 @@ from stab.registry import StabError
 from stab.tasks import datasets
 from stab.tasks.base import Curve, Demonstrations, Progress, References, Task, no_progress
 from stab.tasks.catalog import Record
-from stab.tasks.policies import Actor, Policy, build
+from stab.tasks.policies import Actor, Policy, build, output_size
 from stab.tasks.rollout import Environments, random_returns, rollout
 
 # Reset seeds: the dataset's episodes are the first of the expert's reference episodes.
@@ -145,6 +146,28 @@ class Locomotion(Task):
     ) -> tuple[np.ndarray, np.ndarray]:
         return rollout(self._environments, policy, stacked, starts, horizons, progress)
 
+    def speed(self, recipe: Recipe) -> tuple[float, float]:
+        env = self._environments.take(1, self.horizon)[0]
+        assert isinstance(env.observation_space, gym.spaces.Box)
+        size = math.prod(env.observation_space.shape)
+        policy = build(recipe, torch.zeros(size), torch.ones(size), env.action_space)
+        outputs = output_size(env.action_space)
+        batch = {"observations": torch.randn(recipe.batch_size, size), "actions": torch.zeros(recipe.batch_size, outputs)}
+        optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
+
+        def update() -> None:
+            optimizer.zero_grad()
+            policy.loss(batch).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+        def step() -> None:
+            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            if terminated or truncated:
+                env.reset()
+
+        env.reset(seed=0)
+        return _seconds(update, 0.4), _seconds(step, 0.4)
+
     @functools.cached_property
     def _spec(self) -> gym.envs.registration.EnvSpec:
         return gym.spec(self.record.environment)
@@ -175,6 +198,17 @@ class Locomotion(Task):
 def versions(*packages: str) -> dict[str, str]:
     """Return the installed versions of packages."""
     return {name: importlib.metadata.version(name) for name in packages}
+
+
+def _seconds(function: Callable[[], None], budget: float) -> float:
+    """Return the mean wall seconds of a call, measured for about ``budget`` seconds after a short warm-up."""
+    for _ in range(10):
+        function()
+    began, calls = time.perf_counter(), 0
+    while time.perf_counter() - began < budget:
+        function()
+        calls += 1
+    return (time.perf_counter() - began) / calls
 
 
 def _curve(cumulative: np.ndarray, lengths: np.ndarray, first_seed: int) -> Curve:

@@ -1,0 +1,531 @@
+"""Plan and run the cross product of tasks, stabilizers and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stab import engine, gva
+from stab.config import Config, load
+from stab.recipe import Recipe
+from stab.registry import Incompatible, StabError
+from stab.reports import rows
+from stab.stabilizers import parse, split, stabilizers
+from stab.tasks import Task, tasks
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stab.reports.statistics import Results
+
+START_SEED = 50_000
+PACKAGES = {"stab": "stab-gva", "torch": "torch", "mujoco": "mujoco", "gymnasium": "gymnasium", "minari": "minari"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (task, recipe, seed): one training run and everything that rides on it.
+
+    Attributes:
+        stabilizers: canonical strings; those without an average read the raw iterate, and the first is one of them.
+    """
+
+    task: str
+    recipe: Recipe
+    seed: int
+    stabilizers: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Name of the cell's file."""
+        return f"{self.task}-{self.recipe.key}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run.
+
+    Attributes:
+        cells: the longest first.
+        skipped: (task, stabilizer) -> reason, for pairs that cannot run.
+        entries: rows of the leaderboard to come, skipped ones included.
+    """
+
+    config: Config
+    cells: list[Cell]
+    skipped: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> int:
+        return len(self.config.tasks) * len(self.config.stabilizers)
+
+    @property
+    def shared(self) -> int:
+        """Training runs saved by sharing: entries x seeds that ride on another's trajectory."""
+        return sum(len(cell.stabilizers) - 1 for cell in self.cells)
+
+    @property
+    def rollouts(self) -> int:
+        """Episodes to roll out, at most."""
+        per_rider = len(self.config.checkpoints) * self.config.eval.starts
+        return sum(len(cell.stabilizers) for cell in self.cells) * per_rider
+
+
+def make_config(  # noqa: PLR0913
+    task: str | Sequence[str] = "hopper",
+    stabilizers: str | Sequence[str] = "all",
+    *,
+    seeds: int | None = None,
+    updates: int | None = None,
+    dataset: str | None = None,
+    quick: bool = False,
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Config, dict[str, str]]:
+    """Return the settings of a comparison and the reasons of stabilizers that ``all`` had to leave out.
+
+    Later ones win: defaults, quick, file, arguments, overrides. Raises StabError for anything unknown or out of range.
+    """
+    from stab.config import QUICK
+
+    names = [task] if isinstance(task, str) else list(task)
+    broken: dict[str, str] = {}
+    layers: list[dict[str, Any] | Path] = [QUICK] if quick else []
+    layers += [file] if file else []
+    config = load(*layers)
+    if stabilizers == "all" and config.stabilizers:
+        strings = list(config.stabilizers)
+    else:
+        strings, broken = every_stabilizer() if stabilizers == "all" else (_listed(stabilizers), {})
+    arguments: dict[str, Any] = {"stabilizers": ["none", *(s for s in strings if s != "none")]}
+    if names:
+        arguments["tasks"] = names
+    if seeds is not None:
+        arguments["seeds"] = seeds
+    if updates is not None:
+        arguments["train"] = {"updates": updates}
+    if dataset is not None:
+        arguments["data"] = {"dataset": dataset}
+    config = load(*layers, arguments, overrides=overrides)
+    canonical = list(dict.fromkeys(s if s in broken else parse(s).string for s in config.stabilizers))
+    return dataclasses.replace(config, stabilizers=tuple(canonical)), broken
+
+
+def every_stabilizer() -> tuple[list[str], dict[str, str]]:
+    """Return the names behind ``--all`` (built-ins and installed plug-ins), and the reasons of the broken ones."""
+    listing = stabilizers.listing(load=True)
+    return [entry.name for entry in listing], {entry.name: entry.broken for entry in listing if entry.broken}
+
+
+def _listed(strings: str | Sequence[str]) -> list[str]:
+    return split(strings) if isinstance(strings, str) else list(strings)
+
+
+def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
+    """Group entries by the trajectory they ride on. Raises StabError for an unknown task or a setting that cannot be."""
+    import torch
+
+    from stab.train import make_optimizer
+
+    grouped: dict[tuple[str, str], tuple[Recipe, list[str]]] = {}
+    skipped: dict[tuple[str, str], str] = {}
+    for name in config.tasks:
+        make_task(config, name)
+        for string in config.stabilizers:
+            if broken and string in broken:
+                skipped[name, string] = f"broken plug-in: {broken[string]}"
+                continue
+            stabilizer = parse(string)
+            try:
+                recipe = stabilizer.apply(config.train)
+            except Incompatible as e:
+                skipped[name, string] = str(e)
+                continue
+            if stabilizer.average:
+                try:
+                    stabilizer.average.init({"w": torch.zeros(1)}, recipe.updates)
+                except StabError as e:
+                    raise StabError(f"stabilizer {string!r}: {e}") from e
+            make_optimizer(recipe, [torch.nn.Parameter(torch.zeros(1))])
+            riders = grouped.setdefault((name, recipe.key), (recipe, []))[1]
+            if not riders and stabilizer.average:
+                riders.append(stabilizer.raw)  # every trajectory's raw iterates are rolled out, first
+            riders.append(string)
+    planned = [
+        Cell(task, recipe, seed, tuple(riders))
+        for (task, _), (recipe, riders) in grouped.items()
+        for seed in range(config.seeds)
+    ]
+    planned.sort(key=lambda cell: -(cell.recipe.samples + 1000 * len(cell.stabilizers) * len(config.checkpoints)))
+    return Plan(config, planned, skipped)
+
+
+def make_task(config: Config, name: str) -> Task:
+    """Return the task with the settings of the comparison. Raises StabError if it is unknown."""
+    return tasks.get(name)(
+        dataset_id=config.data.dataset,
+        train_episodes=config.data.train_episodes,
+        validation_episodes=config.data.validation_episodes,
+    )
+
+
+def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
+    """Train one trajectory, roll out its checkpoints, and write the cell; what a worker does.
+
+    Args:
+        job: ``cell``, ``config`` and ``run`` (the folder), as plain data.
+        report: called with the phase and the fraction of it that is done.
+    """
+    import torch
+
+    from stab.train import train
+
+    torch.set_num_threads(1)
+    config = load(job["config"])
+    cell = Cell(**{**job["cell"], "recipe": Recipe.from_dict(job["cell"]["recipe"])})
+    run = Path(job["run"])
+    task = make_task(config, cell.task)
+    data = task.dataset()
+    averages = {s: a for s in cell.stabilizers if (a := parse(s).average)}
+    policy = task.policy(cell.recipe).eval()
+    validation = data.validation.batch(_everything(data.validation))
+    horizons = gva.horizon_grid(config.eval.horizon)
+    starts = [START_SEED + n for n in range(config.eval.starts)]
+
+    checkpoints: dict[str, list[dict[str, Any]]] = {s: [] for s in cell.stabilizers}
+    weights: dict[str, dict[str, torch.Tensor]] = {}  # by content: equal read-outs are rolled out once
+    latest: dict[str, dict[str, torch.Tensor]] = {}
+    trajectory = []
+    last = None
+    for point in train(task, cell.recipe, cell.seed, averages, config.checkpoints):
+        last = point
+        for string in cell.stabilizers:
+            latest[string] = point.averages.get(string, point.raw)
+            policy.load_state_dict(latest[string])
+            with torch.inference_mode():
+                val_loss = float(task.loss(policy, validation))
+            sha = _digest(latest[string])
+            weights.setdefault(sha, latest[string])
+            checkpoints[string].append({"update": point.update, "val_loss": val_loss, "weights": sha})
+        trajectory.append(
+            {
+                "update": point.update,
+                "lr": point.lr,
+                "gradient_variance": point.gradient_variance,
+                "gradient_norm2": point.gradient_norm2,
+            }
+        )
+        report("training", point.update / cell.recipe.updates)
+    assert last is not None
+
+    began = time.perf_counter()
+    names = list(weights)
+    stacked = {name: torch.stack([weights[sha][name] for sha in names]) for name in weights[names[0]]}
+    cumulative, lengths = task.rollout(policy, stacked, starts, horizons, lambda done: report("rollouts", done))
+    rollout_seconds = time.perf_counter() - began
+    J = data.references.normalise(cumulative, horizons)
+    index = {sha: i for i, sha in enumerate(names)}
+    found = [
+        {
+            "stabilizer": string,
+            "update": point["update"],
+            "start": start,
+            "return": J[index[point["weights"]], n, -1].item(),
+            "length": lengths[index[point["weights"]], n].item(),
+            "cumulative": cumulative[index[point["weights"]], n].tolist(),
+        }
+        for string, points in checkpoints.items()
+        for point in points
+        for n, start in enumerate(starts)
+    ]
+    _save_weights(run, cell, latest)
+    rows.write_json(
+        run / "timings" / f"{cell.key}.json",
+        {
+            "train_seconds": last.train_seconds,
+            "average_seconds": last.average_seconds,
+            "average_bytes": {s: sum(t.nbytes for t in last.averages[s].values()) for s in averages},
+            "rollout_seconds": rollout_seconds,
+            "rollout_steps": int(lengths.sum()),
+        },
+    )
+    references = {
+        "random": [data.references.random.at(h) for h in horizons],
+        "expert": [data.references.expert.at(h) for h in horizons],
+    }
+    rows.write_json(
+        run / "cells" / f"{cell.key}.json",
+        {
+            "schema": rows.SCHEMA,
+            "protocol": gva.PROTOCOL,
+            "smoke": config.smoke,
+            "task": cell.task,
+            "task_version": task.version,
+            "environment": data.environment,
+            "dataset": data.dataset,
+            "dataset_sha256": data.dataset_sha256,
+            "expert_sha256": data.expert_sha256,
+            "train_episodes": config.data.train_episodes,
+            "validation_episodes": config.data.validation_episodes,
+            "recipe": cell.recipe.to_dict(),
+            "seed": cell.seed,
+            "versions": versions(),
+            "horizons": horizons,
+            "starts": starts,
+            "references": references,
+            "window": config.window,
+            "stabilizers": list(cell.stabilizers),
+            "raw": cell.stabilizers[0],
+            "trajectory": trajectory,
+            "checkpoints": checkpoints,
+            "rows": found,
+        },
+    )
+
+
+def _everything(part: Any) -> np.ndarray:
+    import numpy as np
+
+    return np.arange(len(part))
+
+
+def _digest(weights: dict[str, Any]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(weights):
+        sha.update(weights[name].numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _save_weights(run: Path, cell: Cell, latest: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    folder = run / "weights"
+    folder.mkdir(parents=True, exist_ok=True)
+    for string, tensors in latest.items():
+        path = folder / f"{cell.task}-{parse(string).slug}-seed{cell.seed}.safetensors"
+        about = {"task": cell.task, "stabilizer": string, "recipe": json.dumps(cell.recipe.to_dict())}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path.with_suffix(".tmp"), about)
+        os.replace(path.with_suffix(".tmp"), path)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide the numbers."""
+    return {name: version(package) for name, package in PACKAGES.items()} | {"python": platform.python_version()}
+
+
+def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool = False) -> Config:
+    """Look whether the run folder can be used, writing nothing; return the settings (on resume: old and new together).
+
+    Raises StabError when the folder exists and neither flag is given, when it cannot be written, or when resuming would
+    mix settings, naming those that differ.
+    """
+    parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise StabError(f"cannot write to {out}: {parent} is {'read-only' if parent.is_dir() else 'no folder'}; choose another --out")
+    if not out.exists() or not any(out.iterdir()):
+        return config
+    if not (resume or overwrite):
+        raise StabError(f"{out} already exists: add --resume to go on, --overwrite to start again, or choose another --out")
+    if not (out / "config.yaml").exists():
+        raise StabError(f"{out} is no run folder (no config.yaml): choose another --out")
+    if overwrite:
+        return config
+    before = load(out / "config.yaml")
+    old, new = _flat(before.to_dict()), _flat(config.to_dict())
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if differing:
+        said = "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in differing)
+        raise StabError(f"--resume: {out} was made with other settings ({said}): choose another --out")
+    return dataclasses.replace(
+        config,
+        tasks=tuple(dict.fromkeys(before.tasks + config.tasks)),
+        stabilizers=tuple(dict.fromkeys(before.stabilizers + config.stabilizers)),
+        seeds=max(before.seeds, config.seeds),
+    )
+
+
+def make_out(out: Path, plan: Plan, overwrite: bool = False) -> None:
+    """Make the run folder, or clear it, and write the settings into it."""
+    from omegaconf import OmegaConf
+
+    if overwrite and out.exists():
+        shutil.rmtree(out)
+    rows.write_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plan.config.to_dict())))
+    rows.write_json(
+        out / "skipped.json",
+        [{"task": t, "stabilizer": s, "reason": why} for (t, s), why in plan.skipped.items()],
+    )
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """What must be equal for two runs to share a folder, by dotted key."""
+    flat: dict[str, str] = {}
+    for key, value in data.items():
+        if prefix or key not in ("tasks", "stabilizers", "seeds"):
+            flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: repr(value)}
+    return flat
+
+
+def unfinished(plan: Plan, run: Path) -> list[Cell]:
+    """Return the cells of the plan that the run folder does not hold yet."""
+    done = {}
+    if (run / "cells").exists():
+        for path in (run / "cells").glob("*.json"):
+            done[path.stem] = rows.read_json(path).get("stabilizers", [])
+    return [cell for cell in plan.cells if not set(cell.stabilizers) <= set(done.get(cell.key, []))]
+
+
+def execute(plan: Plan, run: Path, workers: int) -> Iterator[tuple[Cell, engine.Event]]:
+    """Run the unfinished cells; yield events as they come. A cell that fails leaves its reason in ``failures/``."""
+    todo = unfinished(plan, run)
+    jobs = [
+        {"cell": dataclasses.asdict(cell), "config": plan.config.to_dict(), "run": str(run.resolve())} for cell in todo
+    ]
+    for event in engine.run("stab.comparison:run_cell", jobs, workers):
+        cell = todo[event.job]
+        failure = run / "failures" / f"{cell.key}.json"
+        if event.kind == "failed":
+            rows.write_json(
+                failure,
+                {"task": cell.task, "stabilizers": list(cell.stabilizers), "seed": cell.seed, "reason": event.reason},
+            )
+        elif event.kind == "done":
+            failure.unlink(missing_ok=True)
+        yield cell, event
+
+
+def estimate(plan: Plan, cells: Sequence[Cell], workers: int) -> float | None:
+    """Return the expected wall seconds of these cells, from a measurement of about a second; None where a task has none.
+
+    Every episode is taken to last the whole horizon, so policies that fail early end sooner.
+    """
+    seconds = []
+    speeds: dict[str, tuple[float, float] | None] = {}
+    config = plan.config
+    for cell in cells:
+        if cell.task not in speeds:
+            speeds[cell.task] = make_task(config, cell.task).speed(config.train)
+        speed = speeds[cell.task]
+        if speed is None:
+            return None
+        steps = len(cell.stabilizers) * len(config.checkpoints) * config.eval.starts * config.eval.horizon
+        seconds.append(cell.recipe.updates * cell.recipe.accumulation * speed[0] + steps * speed[1])
+    return max(sum(seconds) / workers, max(seconds)) if seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        run: the run folder.
+        entries: the leaderboard's entries, in its order, with the keys of ``leaderboard.json``.
+        leaderboard: the whole of ``leaderboard.json``.
+        results: arrays behind it: ``results.series[task, stabilizer].returns`` is (seeds, checkpoints, starts).
+    """
+
+    run: Path
+    entries: list[dict[str, Any]]
+    leaderboard: dict[str, Any]
+    results: Results
+
+
+def compare(  # noqa: PLR0913
+    task: str | Sequence[str] = "hopper",
+    stabilizers: str | Sequence[str] = "all",
+    *,
+    seeds: int | None = None,
+    updates: int | None = None,
+    dataset: str | None = None,
+    quick: bool = False,
+    workers: int | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    overrides: Sequence[str] = (),
+) -> Comparison:
+    """Compare stabilizers on tasks: train, roll out, score, write the run folder.
+
+    Args:
+        task: name or names of registered tasks.
+        stabilizers: "all", a comma-separated string, or a list of stabilizer strings; ``none`` is always run.
+        seeds, updates, dataset, quick: shorthands for the settings of the same names; see ``stab.config.Config``.
+        workers: processes; by default as many as cores. Does not change a number.
+        out: run folder; by default a dated one under ``runs/``.
+        resume: keep the finished cells of an existing folder.
+        overwrite: delete an existing run folder first.
+        overrides: dotted settings, ``["train.lr=3e-4"]``.
+
+    Raises StabError for anything that cannot be done.
+
+    >>> result = stab.compare("hopper", ["none", "ema"], seeds=3)      # doctest: +SKIP
+    """
+    from stab.reports import render
+    from stab.reports.statistics import read
+
+    config, broken = make_config(
+        task, stabilizers, seeds=seeds, updates=updates, dataset=dataset, quick=quick, overrides=overrides
+    )
+    run = Path(out) if out is not None else default_out(config)
+    plan = make_plan(check_out(run, config, resume, overwrite), broken)
+    prepare(plan)
+    make_out(run, plan, overwrite)
+    began = time.monotonic()
+    for _ in execute(plan, run, check_workers(workers)):
+        pass
+    about_run(run, sys.argv, time.monotonic() - began)
+    leaderboard = render(run)
+    return Comparison(run, leaderboard["entries"], leaderboard, read(run))
+
+
+def check_workers(workers: int | None) -> int:
+    """Return the number of worker processes: as asked, or as many as cores. Raises StabError below 1."""
+    if workers is not None and workers < 1:
+        raise StabError(f"workers={workers}: expected an integer >= 1")
+    return workers or engine.cores()
+
+
+def default_out(config: Config) -> Path:
+    """Return a dated folder under ``runs/``."""
+    kind = "-smoke" if config.smoke else ""
+    return Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{'-'.join(config.tasks)}{kind}"
+
+
+def prepare(plan: Plan, progress: Callable[[str, float], None] = lambda task, fraction: None) -> None:
+    """Load every task's demonstrations, collecting them where need be, and try its policy on the recipes.
+
+    Raises StabError where a dataset is missing or a recipe does not fit the task, before anything is trained.
+    """
+    for name in plan.config.tasks:
+        task = make_task(plan.config, name)
+        data = task.dataset(lambda fraction, name=name: progress(name, fraction))
+        data.references.expert.at(plan.config.eval.horizon)
+        data.references.normalise(_everything([0]).astype(float), [plan.config.eval.horizon])
+        for recipe in {c.recipe.key: c.recipe for c in plan.cells if c.task == name}.values():
+            task.policy(recipe)
+
+
+def about_run(run: Path, command: Sequence[str], seconds: float) -> None:
+    """Write down how the run was made: the command, when, how long, on what. Kept apart from rows."""
+    rows.write_json(
+        run / "run.json",
+        {
+            "command": " ".join([Path(command[0]).name, *command[1:]]) if command else "",
+            "created": f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
+            "seconds": round(seconds, 1),
+            "cores": engine.cores(),
+            "machine": f"{platform.system()} {platform.machine()}",
+        },
+    )

@@ -1,0 +1,309 @@
+"""From rows to the leaderboard: arrays of one task and stabilizer, then the score and everything reported beside it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stab import gva
+from stab.config import Config, load
+from stab.recipe import Recipe
+from stab.registry import StabError
+from stab.reports import rows
+from stab.stabilizers import parse
+from stab.stabilizers.base import effective_half_life, memory
+
+BUDGET = (
+    "Budget: every recipe takes the same number of optimizer steps; accumulation by k draws k times the samples,"
+    " shown under cost."
+)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Everything rolled out for one task and stabilizer.
+
+    Attributes:
+        seeds: (S,) training seeds.
+        updates: (K,) checkpoints, early ones first.
+        window: (K,) whether a checkpoint is scored.
+        returns: (S, K, N) normalised returns.
+        by_horizon: (S, K, N, H) the same at each horizon.
+        horizons: (H,) steps.
+        lengths: (S, K, N) episode lengths in steps.
+        val_loss: (S, K).
+        static: (S,) whether the read-out does not change in the window.
+        recipe: the trajectory's recipe.
+    """
+
+    task: str
+    stabilizer: str
+    seeds: list[int]
+    updates: np.ndarray
+    window: np.ndarray
+    returns: np.ndarray
+    by_horizon: np.ndarray
+    horizons: list[int]
+    lengths: np.ndarray
+    val_loss: np.ndarray
+    static: np.ndarray
+    recipe: Recipe
+    cells: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run folder, read.
+
+    Attributes:
+        series: by (task, stabilizer), for what has finished on every seed of the run.
+        raw: by (task, recipe key): the raw iterates of every trajectory, also those that no entry reads.
+        failures: (task, stabilizer) -> reason.
+    """
+
+    run: Path
+    config: Config
+    about: dict[str, Any]
+    series: dict[tuple[str, str], Series]
+    timings: dict[str, dict[str, Any]]
+    failures: dict[tuple[str, str], str]
+    skipped: dict[tuple[str, str], str]
+
+
+def read(run: Path) -> Results:
+    """Read a run folder. Raises StabError when it is none, or holds rows of another protocol."""
+    if not (run / "config.yaml").exists():
+        raise StabError(f"{run} is no run folder: it has no config.yaml")
+    config = load(run / "config.yaml")
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    timings = {}
+    for cell in rows.cells(run):
+        if cell["protocol"] != gva.PROTOCOL:
+            raise StabError(f"{run} holds rows of protocol {cell['protocol']}, this stab scores protocol {gva.PROTOCOL}")
+        if cell["task"] not in config.tasks or cell["seed"] >= config.seeds:
+            continue
+        for string in cell["stabilizers"]:
+            grouped.setdefault((cell["task"], string), []).append(cell)
+        key = f"{cell['task']}-{Recipe.from_dict(cell['recipe']).key}-seed{cell['seed']}"
+        path = run / "timings" / f"{key}.json"
+        timings[key] = rows.read_json(path) if path.exists() else {}
+    failures = {}
+    for path in sorted((run / "failures").glob("*.json")):
+        failed = rows.read_json(path)
+        for string in failed["stabilizers"]:
+            failures.setdefault((failed["task"], string), f"seed {failed['seed']}: {failed['reason']}")
+    skipped = {}
+    if (run / "skipped.json").exists():
+        skipped = {(s["task"], s["stabilizer"]): s["reason"] for s in rows.read_json(run / "skipped.json")}
+    for task in config.tasks:
+        for string in config.stabilizers:
+            there = len(grouped.get((task, string), []))
+            if there < config.seeds and (task, string) not in failures and (task, string) not in skipped:
+                failures[task, string] = f"{there} of {config.seeds} seeds have finished; go on with --resume"
+    about = rows.read_json(run / "run.json") if (run / "run.json").exists() else {}
+    series = {
+        (task, string): _series(task, string, found)
+        for (task, string), found in grouped.items()
+        if (task, string) not in failures and len(found) == config.seeds
+    }
+    return Results(run, config, about, series, timings, failures, skipped)
+
+
+def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
+    cells = sorted(cells, key=lambda cell: int(cell["seed"]))
+    first = cells[0]
+    points = [p["update"] for p in first["checkpoints"][string]]
+    column = {update: k for k, update in enumerate(points)}
+    row = {start: n for n, start in enumerate(first["starts"])}
+    horizons = first["horizons"]
+    shape = (len(cells), len(points), len(row))
+    returns, lengths = np.full(shape, np.nan), np.zeros(shape, dtype=np.int64)
+    by_horizon = np.full((*shape, len(horizons)), np.nan)
+    val_loss = np.array([[p["val_loss"] for p in cell["checkpoints"][string]] for cell in cells])
+    for s, cell in enumerate(cells):
+        low, high = np.array(cell["references"]["random"]), np.array(cell["references"]["expert"])
+        for r in cell["rows"]:
+            if r["stabilizer"] == string:
+                at = (s, column[r["update"]], row[r["start"]])
+                returns[at], lengths[at] = r["return"], r["length"]
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    by_horizon[at] = (np.array(r["cumulative"]) - low) / (high - low)
+    window = np.isin(points, first["window"])
+    digests = [[p["weights"] for p in cell["checkpoints"][string]] for cell in cells]
+    static = np.array([len({sha for sha, scored in zip(d, window, strict=True) if scored}) == 1 for d in digests])
+    return Series(
+        task=task,
+        stabilizer=string,
+        seeds=[cell["seed"] for cell in cells],
+        updates=np.array(points),
+        window=window,
+        returns=returns,
+        by_horizon=by_horizon,
+        horizons=horizons,
+        lengths=lengths,
+        val_loss=val_loss,
+        static=static,
+        recipe=Recipe.from_dict(first["recipe"]),
+        cells=cells,
+    )
+
+
+def leaderboard(results: Results) -> dict[str, Any]:
+    """Return the content of ``leaderboard.json``: schema, protocol, run, entries (ranked ones first, task by task)."""
+    config = results.config
+    entries: list[dict[str, Any]] = []
+    about: dict[str, Any] = {}
+    for task in config.tasks:
+        found = [_entry(results, task, string) for string in config.stabilizers]
+        ranked = sorted((e for e in found if e["status"] in ("sound", "undecided")), key=lambda e: e["gva"])
+        for rank, entry in enumerate(ranked, 1):
+            entry["rank"] = rank
+        order = ["static", "unsound", "failed", "skipped"]
+        others = sorted((e for e in found if e not in ranked), key=lambda e: (order.index(e["status"]), e["gva"] or 0))
+        entries += ranked + others
+        about[task] = _about_task(results, task)
+    return {
+        "schema": rows.SCHEMA,
+        "protocol": gva.PROTOCOL,
+        "run": {
+            "smoke": config.smoke,
+            "budget": BUDGET,
+            **results.about,
+            "settings": config.to_dict(),
+            "tasks": about,
+        },
+        "entries": entries,
+    }
+
+
+FIGURES = (
+    "gva gva_low gva_high gva_per_seed gva_adjacent gva_by_lag gva_mean checkpoint_variance gva_late gva_by_horizon"
+    " return return_low return_high return_difference return_difference_low return_difference_high worst final"
+    " final_spread val_loss amplification correlation gradient_variance gradient_norm2 half_life"
+    " train_seconds average_seconds average_bytes"
+).split()
+
+
+def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
+    """Return one entry of the leaderboard; figures are null where there are none."""
+    config = results.config
+    recipe = config.train
+    entry: dict[str, Any] = {"task": task, "stabilizer": string, "rank": None, "status": "failed", "reason": None}
+    entry |= dict.fromkeys(FIGURES)
+    if (task, string) not in results.skipped:
+        recipe = parse(string).apply(config.train)
+    entry |= {
+        "samples": recipe.samples,
+        "updates": recipe.updates,
+        "seeds": config.seeds,
+        "checkpoints": len(config.window),
+        "starts": config.eval.starts,
+    }
+    if (task, string) in results.skipped:
+        return entry | {"status": "skipped", "reason": results.skipped[task, string]}
+    if (task, string) not in results.series:
+        return entry | {"reason": results.failures[task, string]}
+    series = results.series[task, string]
+    scored = series.returns[:, series.window]
+    updates = series.updates[series.window]
+    score = gva.interval([gva.gva(J) for J in scored])
+    mean = gva.interval(scored.mean((1, 2)))
+    base = results.series.get((task, "none"))
+    if base is None:
+        difference = gva.Interval(math.nan, math.nan, math.nan)
+    else:
+        difference = gva.interval((scored - base.returns[:, base.window]).mean((1, 2)))
+    final = scored[:, -1].mean(1)
+    by_lag = [gva.gva_by_lag(J) for J in scored]
+    by_horizon = [gva.gva_by_horizon(J) for J in series.by_horizon[:, series.window]]
+    raw = results.series[task, series.cells[0]["raw"]]
+    raw_returns, raw_loss = raw.returns[:, raw.window], raw.val_loss[:, raw.window]
+    noise = [[p for p in cell["trajectory"] if p["update"] in set(cell["window"])] for cell in series.cells]
+    timings = [results.timings[f"{task}-{series.recipe.key}-seed{seed}"] for seed in series.seeds]
+    average = parse(string).average
+    half_life = None
+    if average is not None and average.convex:
+        weights = memory(average, recipe.updates, [int(updates[0]), int(updates[-1])])
+        half_life = [effective_half_life(weights[int(t)]) for t in (updates[0], updates[-1])]
+    figures = {
+        "gva": score.mean,
+        "gva_low": score.low,
+        "gva_high": score.high,
+        "gva_per_seed": [gva.gva(J) for J in scored],
+        "gva_adjacent": np.mean([gva.gva_adjacent(J) for J in scored]),
+        "gva_by_lag": {str(lag): np.mean([lags[lag] for lags in by_lag]) for lag in by_lag[0]},
+        "gva_mean": np.mean([gva.gva_mean(J) for J in scored]),
+        "checkpoint_variance": np.mean([gva.checkpoint_variance(J) for J in scored]),
+        "gva_late": np.mean([gva.gva_late(J, updates.tolist(), recipe.updates) for J in scored]),
+        "gva_by_horizon": dict(zip(map(str, series.horizons), np.mean(by_horizon, axis=0), strict=True)),
+        "return": mean.mean,
+        "return_low": mean.low,
+        "return_high": mean.high,
+        "return_difference": difference.mean,
+        "return_difference_low": difference.low,
+        "return_difference_high": difference.high,
+        "worst": scored.mean(2).min(),
+        "final": final.mean(),
+        "final_spread": final.std(ddof=1) if len(final) > 1 else math.nan,
+        "val_loss": series.val_loss[:, series.window].mean(),
+        "amplification": np.mean([gva.amplification(*pair) for pair in zip(raw_returns, raw_loss, strict=True)]),
+        "correlation": np.mean([gva.correlation(*pair) for pair in zip(raw_returns, raw_loss, strict=True)]),
+        "gradient_variance": np.mean([[p["gradient_variance"] for p in seed] for seed in noise]),
+        "gradient_norm2": np.mean([[p["gradient_norm2"] for p in seed] for seed in noise]),
+        "half_life": half_life,
+        "train_seconds": _mean([t.get("train_seconds") for t in timings]),
+        "average_seconds": _mean([t.get("average_seconds", {}).get(string, 0.0) for t in timings]),
+        "average_bytes": _mean([t.get("average_bytes", {}).get(string, 0) for t in timings]),
+        "status": gva.status(difference, bool(series.static.all())),
+    }
+    return entry | _plain(figures)
+
+
+def _about_task(results: Results, task: str) -> dict[str, Any]:
+    """Return what the report says of a task besides its entries."""
+    base = results.series.get((task, "none"))
+    if base is None:
+        return {"learned": None, "noise_floor": None, "warnings": ["none has not finished: nothing can be compared"]}
+    scored = base.returns[:, base.window]
+    cells = [cell for (t, _), series in results.series.items() if t == task for cell in series.cells]
+    warnings = []
+    learned = float(scored.mean()) >= gva.NOT_LEARNED
+    if not learned:
+        warnings.append(
+            f"The raw policy returns {scored.mean():.2f} (below {gva.NOT_LEARNED}): it has not learned, and this ranking"
+            " says nothing."
+        )
+    if len(base.seeds) < 3:
+        warnings.append(f"{len(base.seeds)} seed{'s' * (len(base.seeds) > 1)}: scores without intervals (3 are needed).")
+    if len({cell["dataset_sha256"] for cell in cells}) > 1:
+        warnings.append("The dataset's content differs between cells of this run.")
+    if len({str(cell["versions"]) for cell in cells}) > 1:
+        warnings.append("Cells of this run were made with different versions of the libraries.")
+    first = base.cells[0]
+    keys = ("task_version", "environment", "dataset", "dataset_sha256", "expert_sha256", "horizons", "references",
+            "starts", "versions")  # fmt: skip
+    return {key: first[key] for key in keys} | {
+        "window": [int(u) for u in base.updates[base.window]],
+        "noise_floor": _plain(float(np.mean([gva.noise_floor(J) for J in scored]))),
+        "learned": learned,
+        "warnings": warnings,
+    }
+
+
+def _mean(values: list[Any]) -> float:
+    return float(np.mean(values)) if all(v is not None for v in values) else math.nan
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of Python's own types, and None for what does not exist (NaN)."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(v) for v in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
