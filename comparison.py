@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stab import engine, gva
-from stab.config import Config, load
+from stab.config import QUICK, Config, load
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError
 from stab.reports import rows
@@ -83,9 +83,9 @@ class Plan:
         return sum(len(cell.stabilizers) for cell in self.cells) * per_rider
 
 
-def make_config(  # noqa: PLR0913
-    task: str | Sequence[str] = "hopper",
-    stabilizers: str | Sequence[str] = "all",
+def make_config(
+    task: str | Sequence[str] = (),
+    stabilizers: str | Sequence[str] | None = None,
     *,
     seeds: int | None = None,
     updates: int | None = None,
@@ -96,22 +96,19 @@ def make_config(  # noqa: PLR0913
 ) -> tuple[Config, dict[str, str]]:
     """Return the settings of a comparison and the reasons of stabilizers that ``all`` had to leave out.
 
-    Later ones win: defaults, quick, file, arguments, overrides. Raises StabError for anything unknown or out of range.
+    Later ones win: defaults, quick, file, arguments, overrides. ``stabilizers`` is "all", a list, or a comma-separated
+    string. Raises StabError for anything unknown or out of range, and when no task or no stabilizer is named.
     """
-    from stab.config import QUICK
-
-    names = [task] if isinstance(task, str) else list(task)
-    broken: dict[str, str] = {}
     layers: list[dict[str, Any] | Path] = [QUICK] if quick else []
     layers += [file] if file else []
-    config = load(*layers)
-    if stabilizers == "all" and config.stabilizers:
-        strings = list(config.stabilizers)
-    else:
-        strings, broken = every_stabilizer() if stabilizers == "all" else (_listed(stabilizers), {})
-    arguments: dict[str, Any] = {"stabilizers": ["none", *(s for s in strings if s != "none")]}
-    if names:
-        arguments["tasks"] = names
+    arguments: dict[str, Any] = {}
+    broken: dict[str, str] = {}
+    if task:
+        arguments["tasks"] = [task] if isinstance(task, str) else list(task)
+    if stabilizers == "all":
+        arguments["stabilizers"], broken = every_stabilizer()
+    elif stabilizers:
+        arguments["stabilizers"] = split(stabilizers) if isinstance(stabilizers, str) else list(stabilizers)
     if seeds is not None:
         arguments["seeds"] = seeds
     if updates is not None:
@@ -119,18 +116,18 @@ def make_config(  # noqa: PLR0913
     if dataset is not None:
         arguments["data"] = {"dataset": dataset}
     config = load(*layers, arguments, overrides=overrides)
-    canonical = list(dict.fromkeys(s if s in broken else parse(s).string for s in config.stabilizers))
-    return dataclasses.replace(config, stabilizers=tuple(canonical)), broken
+    if not config.tasks:
+        raise StabError(f"no task: give --task NAME. Known: {', '.join(tasks.names())}")
+    if not config.stabilizers:
+        raise StabError("no stabilizers: give --all, or --stabilizers with a list such as ema,swa,lr_decay+ema")
+    strings = [s if s in broken else parse(s).string for s in config.stabilizers]
+    return dataclasses.replace(config, stabilizers=tuple(dict.fromkeys(["none", *strings]))), broken
 
 
 def every_stabilizer() -> tuple[list[str], dict[str, str]]:
     """Return the names behind ``--all`` (built-ins and installed plug-ins), and the reasons of the broken ones."""
     listing = stabilizers.listing(load=True)
     return [entry.name for entry in listing], {entry.name: entry.broken for entry in listing if entry.broken}
-
-
-def _listed(strings: str | Sequence[str]) -> list[str]:
-    return split(strings) if isinstance(strings, str) else list(strings)
 
 
 def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
@@ -406,12 +403,12 @@ def execute(plan: Plan, run: Path, workers: int) -> Iterator[tuple[Cell, engine.
         yield cell, event
 
 
-def estimate(plan: Plan, cells: Sequence[Cell], workers: int) -> float | None:
-    """Return the expected wall seconds of these cells, from a measurement of about a second; None where a task has none.
+def costs(plan: Plan, cells: Sequence[Cell]) -> list[tuple[float, float]] | None:
+    """Return the expected seconds of training and of rollouts of each cell, from a measurement of about a second a task.
 
-    Every episode is taken to last the whole horizon, so policies that fail early end sooner.
+    Every episode is taken to last the whole horizon, so policies that fail early end sooner. None where a task cannot say.
     """
-    seconds = []
+    found = []
     speeds: dict[str, tuple[float, float] | None] = {}
     config = plan.config
     for cell in cells:
@@ -421,8 +418,14 @@ def estimate(plan: Plan, cells: Sequence[Cell], workers: int) -> float | None:
         if speed is None:
             return None
         steps = len(cell.stabilizers) * len(config.checkpoints) * config.eval.starts * config.eval.horizon
-        seconds.append(cell.recipe.updates * cell.recipe.accumulation * speed[0] + steps * speed[1])
-    return max(sum(seconds) / workers, max(seconds)) if seconds else 0.0
+        found.append((cell.recipe.updates * cell.recipe.accumulation * speed[0], steps * speed[1]))
+    return found
+
+
+def wall_seconds(expected: Sequence[tuple[float, float]], workers: int) -> float:
+    """Return the wall seconds that cells of these costs take: the work shared evenly, at least the longest cell."""
+    seconds = [sum(cost) for cost in expected]
+    return max(sum(seconds) / workers, *seconds) if seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -442,8 +445,8 @@ class Comparison:
     results: Results
 
 
-def compare(  # noqa: PLR0913
-    task: str | Sequence[str] = "hopper",
+def compare(
+    task: str | Sequence[str],
     stabilizers: str | Sequence[str] = "all",
     *,
     seeds: int | None = None,

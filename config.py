@@ -58,7 +58,7 @@ class Config:
     Raises StabError when a value is out of range, or the window holds fewer than two checkpoints.
     """
 
-    tasks: tuple[str, ...] = ("hopper",)
+    tasks: tuple[str, ...] = ()
     stabilizers: tuple[str, ...] = ()
     seeds: int = 3
     smoke: bool = False

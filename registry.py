@@ -119,6 +119,10 @@ class Registry(Generic[T]):
         self._registered[name] = (obj, origins[0])
         return obj  # type: ignore[no-any-return]
 
+    def peek(self, name: str) -> T | None:
+        """Return the object if it is loaded already; imports nothing."""
+        return self._registered[name][0] if name in self._registered else None
+
     def _entry_points(self) -> dict[str, list[importlib.metadata.EntryPoint]]:
         if self._plugins is None:
             self._plugins = {}

@@ -23,6 +23,11 @@ class Record:
     def dataset_id(self) -> str:
         return f"stab/{self.name}/expert-v0"
 
+    @property
+    def summary(self) -> str:
+        """One line for lists."""
+        return f"{self.environment}, demonstrations {self.dataset_id} (collected on first use)"
+
     def __call__(self, **settings: Any) -> Task:
         """Return the task with other than default settings (see ``Task``)."""
         from stab.tasks.locomotion import Locomotion

@@ -1,0 +1,188 @@
+"""``stab compare``: run the cross product, show the leaderboard."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stab.cli.progress import bars
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stab.comparison import Plan
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "stab compare --task hopper --all\n\n"
+    "stab compare --task hopper --all --quick\n\n"
+    "stab compare --task hopper --stabilizers ema,ema:half_life=700,lr_decay+ema --seeds 5\n\n"
+    "stab compare --task hopper --stabilizers swa train.lr=3e-4 eval.starts=16 --dry-run"
+)
+
+
+def compare(
+    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Task; repeat for several. See: stab list tasks")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every registered stabilizer, plug-ins included.")] = False,
+    stabilizers: Annotated[
+        str | None, typer.Option("--stabilizers", "-s", help="Comma-separated: ema,ema:half_life=500,lr_decay+ema")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Training seeds (default 3).")] = None,
+    updates: Annotated[int | None, typer.Option(help="Optimizer steps (default 6000); same as train.updates=N.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Minari dataset to use instead of the task's own.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Smoke run: the whole pipeline in about a minute.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Worker processes (default: as many as cores).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder (default: a dated folder under runs/).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in an existing run folder; keep finished cells.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an existing run folder first.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost; do nothing.")] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings, such as a run's config.yaml.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings by dotted name: train.lr=3e-4 eval.starts=16")] = None,
+) -> None:
+    """Compare stabilizers on tasks: train, roll out every checkpoint, score, and print the leaderboard."""
+    from rich.console import Console
+
+    from stab import comparison
+    from stab.registry import StabError
+
+    if every and stabilizers:
+        raise StabError("--all and --stabilizers exclude each other")
+    if resume and overwrite:
+        raise StabError("--resume and --overwrite exclude each other")
+    talk = Console(stderr=True, highlight=False)
+    settings, broken = comparison.make_config(
+        task or (),
+        "all" if every else stabilizers,
+        seeds=seeds,
+        updates=updates,
+        dataset=dataset,
+        quick=quick,
+        file=config,
+        overrides=overrides or (),
+    )
+    processes = comparison.check_workers(workers)
+    run = out or comparison.default_out(settings)
+    plan = comparison.make_plan(comparison.check_out(run, settings, resume, overwrite), broken)
+    todo = plan.cells if overwrite or not run.exists() else comparison.unfinished(plan, run)
+    expected = comparison.costs(plan, todo)
+    _show_plan(talk, plan, run, len(plan.cells) - len(todo), expected, processes)
+    if dry_run:
+        return
+    try:
+        _prepare(talk, plan)
+        comparison.make_out(run, plan, overwrite)
+        began = time.monotonic()
+        _execute(talk, plan, run, processes, expected)
+    except KeyboardInterrupt:
+        kept = len(list((run / "cells").glob("*.json"))) if (run / "cells").exists() else 0
+        where = f"in {run}; go on with the same command and --out {run} --resume" if run.exists() else "; nothing was written"
+        talk.print(f"Interrupted. {kept} finished cells are kept {where}")
+        raise typer.Exit(130) from None
+    comparison.about_run(run, sys.argv, time.monotonic() - began)
+    _show_results(talk, plan, run)
+    if any((run / "failures").glob("*.json")):
+        raise typer.Exit(1)
+
+
+def _show_plan(
+    talk: Console, plan: Plan, run: Path, done: int, expected: list[tuple[float, float]] | None, workers: int
+) -> None:
+    from stab import comparison
+
+    config = plan.config
+    cells, entries = len(plan.cells), plan.entries
+    if config.smoke:
+        talk.print("[bold]SMOKE RUN[/]: sizes are cut down to see the pipeline work; its numbers say nothing.")
+    talk.print(
+        f"{entries} entries on {', '.join(config.tasks)}: {', '.join(config.stabilizers)}", soft_wrap=False
+    )
+    talk.print(
+        f"{cells} cells (training runs) of {config.train.updates} updates, {config.seeds} seeds; sharing trajectories saves"
+        f" {plan.shared} training runs; up to {plan.rollouts} episodes of {config.eval.horizon} steps"
+    )
+    for (task, string), reason in plan.skipped.items():
+        talk.print(f"skipped: {task} x {string}: {reason}", markup=False)
+    if done:
+        talk.print(f"{done} cells are finished already and kept")
+    ready = all(comparison.make_task(config, name).ready() for name in config.tasks)
+    collecting = "" if ready else ", after collecting the demonstrations (well under a minute)"
+    if expected is not None:
+        wall = comparison.wall_seconds(expected, workers)
+        talk.print(f"about {_duration(wall)} with {workers} workers{collecting}")
+    talk.print(f"run folder: {run}", markup=False, soft_wrap=True)
+
+
+def _prepare(talk: Console, plan: Plan) -> None:
+    from stab import comparison
+
+    with bars(talk) as progress:
+        running: dict[str, Any] = {}
+
+        def report(task: str, fraction: float) -> None:
+            if task not in running:
+                running[task] = progress.add_task(f"Collecting {task}", total=1.0)
+            progress.update(running[task], completed=fraction)
+
+        comparison.prepare(plan, report)
+
+
+def _execute(talk: Console, plan: Plan, run: Path, workers: int, expected: list[tuple[float, float]] | None) -> None:
+    from stab import comparison
+
+    todo = comparison.unfinished(plan, run)
+    cost = dict(zip((c.key for c in todo), expected or [(1.0, 1.0)] * len(todo), strict=True))
+    finished = 0
+    spent = 0.0
+    with bars(talk) as progress:
+        total = progress.add_task(f"Cells 0/{len(todo)}", total=sum(map(sum, cost.values())))
+        running: dict[str, Any] = {}
+        at: dict[str, float] = {}
+        for cell, event in comparison.execute(plan, run, workers):
+            train, rollouts = cost[cell.key]
+            label = f"{cell.task} {'+'.join(cell.stabilizers) if len(cell.stabilizers) == 1 else '/'.join(cell.stabilizers)}"
+            if event.kind == "progress":
+                if cell.key not in running:
+                    running[cell.key] = progress.add_task(label, total=train + rollouts)
+                at[cell.key] = train * event.fraction if event.phase == "training" else train + rollouts * event.fraction
+                progress.update(
+                    running[cell.key], completed=at[cell.key], description=f"  {_shorten(label)} #{cell.seed} {event.phase}"
+                )
+            else:
+                finished += 1
+                spent += train + rollouts
+                at.pop(cell.key, None)
+                if cell.key in running:
+                    progress.remove_task(running.pop(cell.key))
+                if event.kind == "failed":
+                    progress.console.print(f"failed: {label} seed {cell.seed}: {event.reason}", markup=False)
+                elif not progress.console.is_terminal:
+                    progress.console.print(f"{finished}/{len(todo)} {label} seed {cell.seed}", markup=False)
+            progress.update(total, completed=spent + sum(at.values()), description=f"Cells {finished}/{len(todo)}")
+
+
+def _show_results(talk: Console, plan: Plan, run: Path) -> None:
+    from rich.console import Console
+
+    from stab.reports import render
+    from stab.reports.table import table
+
+    with talk.status("Writing tables, figures and TensorBoard"):
+        leaderboard = render(run)
+    console = Console()
+    for task in plan.config.tasks:
+        console.print(table(leaderboard, task))
+    talk.print(f"Written to {run}; look at it with: tensorboard --logdir {run / 'tensorboard'}", markup=False, soft_wrap=True)
+
+
+def _shorten(label: str, width: int = 24) -> str:
+    return label if len(label) <= width else label[: width - 1] + "…"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

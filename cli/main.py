@@ -1,0 +1,50 @@
+"""The command ``stab``: sub-commands, and how errors reach the user."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import stab
+from stab.cli import compare, data, listing, report
+from stab.registry import StabError
+
+app = typer.Typer(
+    name="stab",
+    help="Which training stabilizer keeps a network in a feedback loop steady from one checkpoint to the next?",
+    epilog="Start here:  stab compare --task hopper --all --quick",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
+app.command("list", epilog=listing.EXAMPLES)(listing.list_)
+app.add_typer(data.app, name="data")
+app.command("report", epilog=report.EXAMPLES)(report.report)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"stab {stab.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None: ...
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 some entries failed, 2 the request cannot be done, 130 interrupted."""
+    try:
+        app()
+    except StabError as e:
+        print(f"stab: {e}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone (stab list | head)
+        sys.exit(1)
