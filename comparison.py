@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from stab.registry import Incompatible, StabError
 from stab.reports import rows
 from stab.stabilizers import parse, split, stabilizers
 from stab.tasks import Task, tasks
+from stab.tasks.base import no_progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -330,11 +332,15 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
     """
     parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise StabError(f"cannot write to {out}: {parent} is {'read-only' if parent.is_dir() else 'no folder'}; choose another --out")
+        raise StabError(
+            f"cannot write to {out}: {parent} is {'read-only' if parent.is_dir() else 'no folder'}; choose another --out"
+        )
     if not out.exists() or not any(out.iterdir()):
         return config
     if not (resume or overwrite):
-        raise StabError(f"{out} already exists: add --resume to go on, --overwrite to start again, or choose another --out")
+        raise StabError(
+            f"{out} already exists: add --resume to go on, --overwrite to start again, or choose another --out"
+        )
     if not (out / "config.yaml").exists():
         raise StabError(f"{out} is no run folder (no config.yaml): choose another --out")
     if overwrite:
@@ -371,7 +377,9 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in data.items():
         if prefix or key not in ("tasks", "stabilizers", "seeds"):
-            flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: repr(value)}
+            flat |= (
+                _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: repr(value)}
+            )
     return flat
 
 
@@ -506,14 +514,14 @@ def default_out(config: Config) -> Path:
     return Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{'-'.join(config.tasks)}{kind}"
 
 
-def prepare(plan: Plan, progress: Callable[[str, float], None] = lambda task, fraction: None) -> None:
+def prepare(plan: Plan, progress: Callable[[str, float], None] | None = None) -> None:
     """Load every task's demonstrations, collecting them where need be, and try its policy on the recipes.
 
     Raises StabError where a dataset is missing or a recipe does not fit the task, before anything is trained.
     """
     for name in plan.config.tasks:
         task = make_task(plan.config, name)
-        data = task.dataset(lambda fraction, name=name: progress(name, fraction))
+        data = task.dataset(functools.partial(progress, name) if progress else no_progress)
         data.references.expert.at(plan.config.eval.horizon)
         data.references.normalise(_everything([0]).astype(float), [plan.config.eval.horizon])
         for recipe in {c.recipe.key: c.recipe for c in plan.cells if c.task == name}.values():

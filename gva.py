@@ -82,7 +82,8 @@ def checkpoint_variance(J: ArrayLike) -> float:
     if N < 2:
         return math.nan
     rest = J - J.mean(axis=0) - J.mean(axis=1, keepdims=True) + J.mean()
-    return gva_mean(J) ** 2 - float(np.square(rest).sum()) / ((M - 1) * (N - 1)) / N
+    residual = float(np.square(rest).sum()) / ((M - 1) * (N - 1))
+    return float(gva_mean(J) ** 2 - residual / N)
 
 
 def gva_by_horizon(J: ArrayLike) -> list[float]:
@@ -110,7 +111,7 @@ def amplification(J: ArrayLike, val_loss: ArrayLike) -> float:
     or the loss's swing is 0.
     """
     losses = np.asarray(val_loss, dtype=np.float64)
-    mean, swing = float(np.mean(J)), float(losses.std(ddof=1))
+    mean, swing = float(_window(J).mean()), float(losses.std(ddof=1))
     if mean == 0 or swing == 0 or losses.mean() == 0:
         return math.nan
     return (gva_mean(J) / mean) / (swing / float(losses.mean()))

@@ -92,7 +92,7 @@ class Recipe:
     def lr_factor(self, update: int) -> float:
         """The factor of ``lr`` in force at the given number of completed updates."""
         s = min(update / self.updates, 1.0)
-        rest = {
+        rest: float = {
             "constant": 1.0,
             "linear": 1 - s,
             "cosine": (1 + math.cos(math.pi * s)) / 2,

@@ -66,7 +66,9 @@ class Registry(Generic[T]):
         def add(obj: T) -> T:
             origin = _origin(obj)
             if not NAME.fullmatch(name):
-                raise StabError(f"{name!r} is no {self.noun} name: expected lower-case letters, digits and _ ({origin})")
+                raise StabError(
+                    f"{name!r} is no {self.noun} name: expected lower-case letters, digits and _ ({origin})"
+                )
             if name in self._registered:
                 raise StabError(f"{self.noun} {name!r} is registered twice: {self._registered[name][1]} and {origin}")
             self._registered[name] = (obj, origin)
@@ -108,7 +110,7 @@ class Registry(Generic[T]):
         if name in self._registered:
             return self._registered[name][0]
         try:
-            obj = self._entry_points()[name][0].load()
+            obj: T = self._entry_points()[name][0].load()
             if not NAME.fullmatch(name):
                 raise TypeError(f"{name!r} is no {self.noun} name: expected lower-case letters, digits and _")
             if not self._valid(obj):
@@ -117,7 +119,7 @@ class Registry(Generic[T]):
             self._failures[name] = f"{type(e).__name__}: {e}"
             raise StabError(f"{self.noun} {name!r} ({origins[0]}) is broken: {self._failures[name]}") from e
         self._registered[name] = (obj, origins[0])
-        return obj  # type: ignore[no-any-return]
+        return obj
 
     def peek(self, name: str) -> T | None:
         """Return the object if it is loaded already; imports nothing."""

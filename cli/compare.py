@@ -26,22 +26,30 @@ EXAMPLES = (
 
 
 def compare(
-    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Task; repeat for several. See: stab list tasks")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="Task; repeat for several. See: stab list tasks")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every registered stabilizer, plug-ins included.")] = False,
     stabilizers: Annotated[
         str | None, typer.Option("--stabilizers", "-s", help="Comma-separated: ema,ema:half_life=500,lr_decay+ema")
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Training seeds (default 3).")] = None,
-    updates: Annotated[int | None, typer.Option(help="Optimizer steps (default 6000); same as train.updates=N.")] = None,
+    updates: Annotated[
+        int | None, typer.Option(help="Optimizer steps (default 6000); same as train.updates=N.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="Minari dataset to use instead of the task's own.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smoke run: the whole pipeline in about a minute.")] = False,
     workers: Annotated[int | None, typer.Option(help="Worker processes (default: as many as cores).")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder (default: a dated folder under runs/).")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on in an existing run folder; keep finished cells.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on in an existing run folder; keep finished cells.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an existing run folder first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost; do nothing.")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings, such as a run's config.yaml.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings by dotted name: train.lr=3e-4 eval.starts=16")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings by dotted name: train.lr=3e-4 eval.starts=16")
+    ] = None,
 ) -> None:
     """Compare stabilizers on tasks: train, roll out every checkpoint, score, and print the leaderboard."""
     from rich.console import Console
@@ -79,7 +87,11 @@ def compare(
         _execute(talk, plan, run, processes, expected)
     except KeyboardInterrupt:
         kept = len(list((run / "cells").glob("*.json"))) if (run / "cells").exists() else 0
-        where = f"in {run}; go on with the same command and --out {run} --resume" if run.exists() else "; nothing was written"
+        where = (
+            f"in {run}; go on with the same command and --out {run} --resume"
+            if run.exists()
+            else "; nothing was written"
+        )
         talk.print(f"Interrupted. {kept} finished cells are kept {where}")
         raise typer.Exit(130) from None
     comparison.about_run(run, sys.argv, time.monotonic() - began)
@@ -97,9 +109,7 @@ def _show_plan(
     cells, entries = len(plan.cells), plan.entries
     if config.smoke:
         talk.print("[bold]SMOKE RUN[/]: sizes are cut down to see the pipeline work; its numbers say nothing.")
-    talk.print(
-        f"{entries} entries on {', '.join(config.tasks)}: {', '.join(config.stabilizers)}", soft_wrap=False
-    )
+    talk.print(f"{entries} entries on {', '.join(config.tasks)}: {', '.join(config.stabilizers)}", soft_wrap=False)
     talk.print(
         f"{cells} cells (training runs) of {config.train.updates} updates, {config.seeds} seeds; sharing trajectories saves"
         f" {plan.shared} training runs; up to {plan.rollouts} episodes of {config.eval.horizon} steps"
@@ -143,13 +153,17 @@ def _execute(talk: Console, plan: Plan, run: Path, workers: int, expected: list[
         at: dict[str, float] = {}
         for cell, event in comparison.execute(plan, run, workers):
             train, rollouts = cost[cell.key]
-            label = f"{cell.task} {'+'.join(cell.stabilizers) if len(cell.stabilizers) == 1 else '/'.join(cell.stabilizers)}"
+            label = f"{cell.task} {'/'.join(cell.stabilizers)}"
             if event.kind == "progress":
                 if cell.key not in running:
                     running[cell.key] = progress.add_task(label, total=train + rollouts)
-                at[cell.key] = train * event.fraction if event.phase == "training" else train + rollouts * event.fraction
+                at[cell.key] = (
+                    train * event.fraction if event.phase == "training" else train + rollouts * event.fraction
+                )
                 progress.update(
-                    running[cell.key], completed=at[cell.key], description=f"  {_shorten(label)} #{cell.seed} {event.phase}"
+                    running[cell.key],
+                    completed=at[cell.key],
+                    description=f"  {_shorten(label)} #{cell.seed} {event.phase}",
                 )
             else:
                 finished += 1
@@ -175,7 +189,9 @@ def _show_results(talk: Console, plan: Plan, run: Path) -> None:
     console = Console()
     for task in plan.config.tasks:
         console.print(table(leaderboard, task))
-    talk.print(f"Written to {run}; look at it with: tensorboard --logdir {run / 'tensorboard'}", markup=False, soft_wrap=True)
+    talk.print(
+        f"Written to {run}; look at it with: tensorboard --logdir {run / 'tensorboard'}", markup=False, soft_wrap=True
+    )
 
 
 def _shorten(label: str, width: int = 24) -> str:

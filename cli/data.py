@@ -15,7 +15,9 @@ DatasetId = Annotated[str | None, typer.Option("--dataset", help="Minari dataset
 @app.command(epilog="Example:\n\nstab data prepare hopper")
 def prepare(
     task: TaskName,
-    episodes: Annotated[int | None, typer.Option(help="Episodes to collect (default: as many as the task uses).")] = None,
+    episodes: Annotated[
+        int | None, typer.Option(help="Episodes to collect (default: as many as the task uses).")
+    ] = None,
 ) -> None:
     """Collect a task's own dataset from its shipped expert, if it is not there yet."""
     from rich.console import Console

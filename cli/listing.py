@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +12,7 @@ import typer
 EXAMPLES = "Examples:\n\nstab list\n\nstab list stabilizers -v\n\nstab list tasks"
 
 
-class Family(str, Enum):
+class Family(StrEnum):
     """What to list."""
 
     stabilizers = "stabilizers"
@@ -22,7 +22,8 @@ class Family(str, Enum):
 def list_(
     family: Annotated[Family | None, typer.Argument(help="One of the two; both by default.")] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Arguments with their ranges; loads plug-ins and says which are broken.")
+        bool,
+        typer.Option("--verbose", "-v", help="Arguments with their ranges; loads plug-ins and says which are broken."),
     ] = False,
 ) -> None:
     """List stabilizers and tasks, built in and found through entry points."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import typer
 EXAMPLES = "Examples:\n\nstab report runs/2026-11-22-101500-hopper\n\nstab report RUN --format json | jq '.entries[0]'"
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """What is printed."""
 
     table = "table"

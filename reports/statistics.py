@@ -83,7 +83,9 @@ def read(run: Path) -> Results:
     timings = {}
     for cell in rows.cells(run):
         if cell["protocol"] != gva.PROTOCOL:
-            raise StabError(f"{run} holds rows of protocol {cell['protocol']}, this stab scores protocol {gva.PROTOCOL}")
+            raise StabError(
+                f"{run} holds rows of protocol {cell['protocol']}, this stab scores protocol {gva.PROTOCOL}"
+            )
         if cell["task"] not in config.tasks or cell["seed"] >= config.seeds:
             continue
         for string in cell["stabilizers"]:
@@ -91,7 +93,7 @@ def read(run: Path) -> Results:
         key = f"{cell['task']}-{Recipe.from_dict(cell['recipe']).key}-seed{cell['seed']}"
         path = run / "timings" / f"{key}.json"
         timings[key] = rows.read_json(path) if path.exists() else {}
-    failures = {}
+    failures: dict[tuple[str, str], str] = {}
     for path in sorted((run / "failures").glob("*.json")):
         failed = rows.read_json(path)
         for string in failed["stabilizers"]:
@@ -180,12 +182,36 @@ def leaderboard(results: Results) -> dict[str, Any]:
     }
 
 
-FIGURES = (
-    "gva gva_low gva_high gva_per_seed gva_adjacent gva_by_lag gva_mean checkpoint_variance gva_late gva_by_horizon"
-    " return return_low return_high return_difference return_difference_low return_difference_high worst final"
-    " final_spread val_loss amplification correlation gradient_variance gradient_norm2 half_life"
-    " train_seconds average_seconds average_bytes"
-).split()
+FIGURES = [
+    "gva",
+    "gva_low",
+    "gva_high",
+    "gva_per_seed",
+    "gva_adjacent",
+    "gva_by_lag",
+    "gva_mean",
+    "checkpoint_variance",
+    "gva_late",
+    "gva_by_horizon",
+    "return",
+    "return_low",
+    "return_high",
+    "return_difference",
+    "return_difference_low",
+    "return_difference_high",
+    "worst",
+    "final",
+    "final_spread",
+    "val_loss",
+    "amplification",
+    "correlation",
+    "gradient_variance",
+    "gradient_norm2",
+    "half_life",
+    "train_seconds",
+    "average_seconds",
+    "average_bytes",
+]
 
 
 def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
@@ -260,7 +286,8 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
         "average_bytes": _mean([t.get("average_bytes", {}).get(string, 0) for t in timings]),
         "status": gva.status(difference, bool(series.static.all())),
     }
-    return entry | _plain(figures)
+    entry |= _plain(figures)
+    return entry
 
 
 def _about_task(results: Results, task: str) -> dict[str, Any]:
@@ -278,7 +305,9 @@ def _about_task(results: Results, task: str) -> dict[str, Any]:
             " says nothing."
         )
     if len(base.seeds) < 3:
-        warnings.append(f"{len(base.seeds)} seed{'s' * (len(base.seeds) > 1)}: scores without intervals (3 are needed).")
+        warnings.append(
+            f"{len(base.seeds)} seed{'s' * (len(base.seeds) > 1)}: scores without intervals (3 are needed)."
+        )
     if len({cell["dataset_sha256"] for cell in cells}) > 1:
         warnings.append("The dataset's content differs between cells of this run.")
     if len({str(cell["versions"]) for cell in cells}) > 1:

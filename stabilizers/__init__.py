@@ -3,6 +3,7 @@
 # The order of import is the order of every list and table.
 # ruff: isort: off
 from stab.stabilizers import none, ema, polyak, swa, accumulation, lr_decay, weight_decay, dropout
+
 # ruff: isort: on
 from stab.stabilizers.attach import Attached, attach
 from stab.stabilizers.base import Average, Intervention, Stabilizer, hyper, parse, split, stabilizers

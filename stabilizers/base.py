@@ -125,7 +125,7 @@ def averaged(module: nn.Module, average: Average) -> Params:
 
 def is_moment(value: object) -> bool:
     """A moment or length of training: an integer >= 0 (updates) or a fraction in [0, 1)."""
-    return isinstance(value, int) and value >= 0 or isinstance(value, float) and 0 <= value < 1
+    return (isinstance(value, int) and value >= 0) or (isinstance(value, float) and 0 <= value < 1)
 
 
 MOMENT = "an integer >= 0 (updates) or a fraction of training in [0, 1)"

@@ -54,7 +54,9 @@ class Curve:
     def at(self, horizon: int) -> float:
         """Mean return of the first ``horizon`` steps. Raises StabError beyond the measured horizon."""
         if not 1 <= horizon <= len(self.cumulative):
-            raise StabError(f"eval.horizon={horizon}: reference returns are known for 1 to {len(self.cumulative)} steps")
+            raise StabError(
+                f"eval.horizon={horizon}: reference returns are known for 1 to {len(self.cumulative)} steps"
+            )
         return self.cumulative[horizon - 1]
 
 
@@ -167,8 +169,7 @@ class Task(ABC):
         A policy's numbers do not depend, bitwise, on the other policies in the call.
         """
 
-
-    def speed(self, recipe: Recipe) -> tuple[float, float] | None:  # noqa: ARG002
+    def speed(self, recipe: Recipe) -> tuple[float, float] | None:
         """Return measured seconds of one micro-batch of training and of one environment step, for the plan.
 
         Takes about a second and needs no demonstrations. None where the task cannot say.

@@ -93,7 +93,9 @@ def load(dataset_id: str) -> minari.MinariDataset:
 def read(dataset: minari.MinariDataset, episodes: Sequence[int]) -> Transitions:
     """Read whole episodes. Raises StabError when they are truncated, not finite, or of unsupported spaces."""
     space = dataset.action_space
-    observations, actions, index = [], [], []
+    observations: list[np.ndarray] = []
+    actions: list[np.ndarray] = []
+    index: list[np.ndarray] = []
     try:
         for number, episode in zip(episodes, dataset.iterate_episodes(episodes), strict=True):
             steps = len(episode.actions)

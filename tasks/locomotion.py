@@ -24,9 +24,9 @@ from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks import datasets
 from stab.tasks.base import Curve, Demonstrations, Progress, References, Task, no_progress
-from stab.tasks.catalog import Record
+from stab.tasks.catalog import CATALOG, Record
 from stab.tasks.policies import Actor, Policy, build, output_size
-from stab.tasks.rollout import Environments, random_returns, rollout
+from stab.tasks.rollout import Environments, part, random_returns, rollout
 
 # Reset seeds: the dataset's episodes are the first of the expert's reference episodes.
 EXPERT_SEED, RANDOM_SEED, REFERENCE_EPISODES = 0, 30_000, 100
@@ -43,7 +43,7 @@ class Locomotion(Task):
     action space in the closed loop.
     """
 
-    record: Record = Record("hopper", "Hopper-v5")
+    record: Record = CATALOG[0]
 
     @property
     def demonstrations_id(self) -> str:
@@ -74,8 +74,8 @@ class Locomotion(Task):
                 stacked,
                 block,
                 range(1, self.horizon + 1),
-                lambda fraction, first=first, block=block: progress((first + fraction * len(block)) / count),
-                record=lambda p, n, *step, first=first: steps[first + n].append(step),
+                part(progress, first / count, len(block) / count),
+                record=lambda _, n, *step, first=first: steps[first + n].append(step),
             )
             curves.append(cumulative[0])
             lengths.append(length[0])
@@ -116,7 +116,9 @@ class Locomotion(Task):
             )
         about = datasets.stab_metadata(found)
         if "references" not in about:
-            raise StabError(f"dataset {found.id!r} has no reference returns in its metadata (ref_min_score, ref_max_score)")
+            raise StabError(
+                f"dataset {found.id!r} has no reference returns in its metadata (ref_min_score, ref_max_score)"
+            )
         train, validation = datasets.split(found, self.train_episodes, self.validation_episodes)
         return Demonstrations(
             train,
@@ -152,7 +154,10 @@ class Locomotion(Task):
         size = math.prod(env.observation_space.shape)
         policy = build(recipe, torch.zeros(size), torch.ones(size), env.action_space)
         outputs = output_size(env.action_space)
-        batch = {"observations": torch.randn(recipe.batch_size, size), "actions": torch.zeros(recipe.batch_size, outputs)}
+        batch = {
+            "observations": torch.randn(recipe.batch_size, size),
+            "actions": torch.zeros(recipe.batch_size, outputs),
+        }
         optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
 
         def update() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,10 +56,10 @@ class Policy(nn.Module):
         """Turn the network's outputs (..., out) into actions of the space."""
         space = self.action_space
         if isinstance(space, gym.spaces.Discrete):
-            return outputs.argmax(-1).numpy() + space.start
+            return np.asarray(outputs.argmax(-1).numpy() + space.start)
         assert isinstance(space, gym.spaces.Box)
-        actions = outputs.numpy().reshape(*outputs.shape[:-1], *space.shape)
-        return np.clip(actions, space.low, space.high).astype(space.dtype, copy=False)
+        actions: np.ndarray = outputs.numpy().reshape(*outputs.shape[:-1], *space.shape)
+        return np.asarray(np.clip(actions, space.low, space.high), dtype=space.dtype)
 
 
 class Stack:
@@ -141,7 +142,7 @@ class MLP(Policy):
         self.register_buffer("std", std)
         sizes = [mean.numel()] + [width] * depth
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
         layers.append(nn.Linear(sizes[-1], output_size(action_space)))
         self.layers = nn.Sequential(*layers)

@@ -62,7 +62,7 @@ def rollout(
             size,
             starts,
             horizons,
-            lambda fraction, first=first, size=size: progress((first + fraction * size) / count),
+            part(progress, first / count, size / count),
             record,
         )
     return cumulative, lengths
@@ -114,6 +114,11 @@ def _block(
     cumulative[:, :, column:] = totals[:, :, None]
     progress(1.0)
     return cumulative, lengths
+
+
+def part(progress: Progress, begin: float, share: float) -> Progress:
+    """Return a progress for one part of the work, which begins at ``begin`` and makes up ``share`` of it."""
+    return lambda fraction: progress(begin + fraction * share)
 
 
 def random_returns(environments: Environments, starts: Sequence[int], horizon: int) -> tuple[np.ndarray, np.ndarray]:

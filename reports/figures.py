@@ -1,0 +1,163 @@
+"""The figures of a task: reward and loss against updates, and the scores. Matplotlib without its global state."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stab import gva
+from stab.reports.statistics import Results
+from stab.reports.table import SMOKE, entries
+from stab.stabilizers import parse
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers; every use is also told by position, shape or label.
+BLUE, VERMILION, GREY, SHADE = "#0072B2", "#D55E00", "#8c8c8c", "#efefef"
+WIDTH = 7.0  # inches: two columns of a paper
+SIZE = 7.5  # points
+
+
+def draw(results: Results, leaderboard: dict[str, Any]) -> dict[str, Figure]:
+    """Return every figure of a run by its name, ``<task>-curves`` and ``<task>-scores``.
+
+    A task whose raw iterates have not finished has no curves.
+    """
+    drawn = {}
+    for task in results.config.tasks:
+        if (task, "none") in results.series:
+            drawn[f"{task}-curves"] = curves(results, task)
+        drawn[f"{task}-scores"] = scores(leaderboard, task)
+    return drawn
+
+
+def save(drawn: dict[str, Figure], folder: Path) -> None:
+    """Write each figure as PNG (150 dpi) and SVG."""
+    for name, figure in drawn.items():
+        for kind in ("png", "svg"):
+            figure.savefig(folder / f"{name}.{kind}", dpi=150)
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """Return a figure as an image, (height, width, 4) of uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(150)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def curves(results: Results, task: str) -> Figure:
+    """Draw reward and validation loss against updates: the raw iterates of the base recipe and every average of them.
+
+    One row a stabilizer, reward on the left and loss on the right, thin lines the seeds (mean over starts), the bold one
+    their mean, the raw iterates in grey behind, the window shaded.
+    """
+    base = results.series[task, "none"]
+    rows = [base] + [
+        series
+        for (name, string), series in results.series.items()
+        if name == task and series.recipe == base.recipe and parse(string).average is not None
+    ]
+    figure = _figure(0.75 + 1.05 * len(rows))
+    grid = figure.subplots(len(rows), 2, sharex=True, sharey="col", squeeze=False)
+    for (left, right), series in zip(grid, rows, strict=True):
+        score = np.mean([gva.gva(J) for J in series.returns[:, series.window]])
+        for axes, behind, values in (
+            (left, base.returns.mean(2), series.returns.mean(2)),
+            (right, base.val_loss, series.val_loss),
+        ):
+            _style(axes)
+            axes.axvspan(base.updates[base.window][0], base.updates[-1], color=SHADE, zorder=0)
+            if series is not base:
+                axes.plot(base.updates, behind.T, color=GREY, linewidth=0.6, alpha=0.6)
+            colour = VERMILION if series is base else BLUE
+            axes.plot(series.updates, values.T, color=colour, linewidth=0.6, alpha=0.6)
+            axes.plot(series.updates, values.mean(0), color=colour, linewidth=1.6, marker="o", markersize=2)
+            axes.margins(x=0.02)
+        label = f"{_fold(series.stabilizer, 16)}\nGVA {score:.3f}"
+        left.set_ylabel(label, fontsize=SIZE, rotation=0, ha="right", va="center")
+    for axes, name in zip(grid[0], ("return (random 0, expert 1)", "validation loss"), strict=True):
+        axes.set_title(name, fontsize=SIZE + 0.5)
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    for axes in grid[-1]:
+        axes.set_xlabel("updates (the window that is scored is shaded)", fontsize=SIZE)
+    _title(figure, results.config.smoke, f"{task}: return and validation loss of the same checkpoints")
+    return figure
+
+
+def scores(leaderboard: dict[str, Any], task: str) -> Figure:
+    """Draw GVA and return of every entry, in the order of the leaderboard, unranked ones below a line.
+
+    A large dot is the mean over seeds with its 95 % interval, small ones are the seeds; the band around ``none`` is the
+    noise floor.
+    """
+    found = entries(leaderboard, task)
+    figure = _figure(1.05 + 0.27 * len(found))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for axes in (left, right):
+        _style(axes)
+        axes.grid(axis="x", color=SHADE)
+        axes.tick_params(axis="y", length=0)
+        axes.set_axisbelow(True)
+    floor = leaderboard["run"]["tasks"][task]["noise_floor"]
+    for y, entry in enumerate(found):
+        if entry["gva"] is None:
+            left.text(0.01, y, entry["status"], transform=left.get_yaxis_transform(), va="center", fontsize=SIZE)
+            continue
+        colour = VERMILION if entry["stabilizer"] == "none" else BLUE
+        if entry["stabilizer"] == "none" and floor is not None:
+            left.axvspan(entry["gva"] - floor, entry["gva"] + floor, color=SHADE, zorder=0)
+        _dot(left, y, entry, "gva", colour)
+        left.plot(entry["gva_per_seed"], [y] * entry["seeds"], "o", color=colour, markersize=2.5, alpha=0.6)
+        _dot(right, y, entry, "return", colour)
+        right.plot(entry["worst"], y, "|", color=colour, markersize=7)
+    labels = [_fold(e["stabilizer"], 24) + ("" if e["status"] == "sound" else f"\n({e['status']})") for e in found]
+    left.set_yticks(range(len(found)), labels, fontsize=SIZE)
+    left.set_ylim(len(found) - 0.5, -0.5)
+    ranked = sum(entry["rank"] is not None for entry in found)
+    if 0 < ranked < len(found):
+        for axes in (left, right):
+            axes.axhline(ranked - 0.5, color="black", linewidth=0.6)
+    left.set_xlim(left=0)
+    left.set_xlabel("GVA (lower is steadier; band: none ± noise floor)", fontsize=SIZE)
+    right.set_xlabel("return (tick: worst checkpoint)", fontsize=SIZE)
+    _title(figure, leaderboard["run"]["smoke"], f"{task}: how much the return changes between checkpoints")
+    return figure
+
+
+def _figure(height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def _style(axes: Axes) -> None:
+    axes.tick_params(labelsize=SIZE - 0.5, length=2.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _title(figure: Figure, smoke: bool, text: str) -> None:
+    figure.suptitle(f"{SMOKE}\n{text}" if smoke else text, fontsize=SIZE + 1.5, fontweight="bold")
+
+
+def _dot(axes: Axes, y: float, entry: dict[str, Any], key: str, colour: str) -> None:
+    axes.plot(entry[key], y, "o", color=colour, markersize=5.5)
+    if entry[f"{key}_low"] is not None:
+        axes.plot([entry[f"{key}_low"], entry[f"{key}_high"]], [y, y], color=colour, linewidth=1.4)
+
+
+def _fold(string: str, width: int) -> str:
+    """Break a stabilizer string into lines of about ``width`` characters, behind its punctuation."""
+    lines = [""]
+    for piece in re.findall(r"[^+:,]*[+:,]?", string):
+        if lines[-1] and len(lines[-1]) + len(piece) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)

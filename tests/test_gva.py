@@ -1,0 +1,358 @@
+"""The score against hand-expanded cases, simulated processes of known variance, and scipy."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from stab import gva
+
+SQRT = math.sqrt
+# Three checkpoints, two starts.
+J = np.array([[0.1, 1.0], [0.4, 0.0], [0.1, 0.5]])
+BAD_WINDOWS = [np.zeros(4), np.zeros((1, 4)), np.zeros((4, 0)), np.zeros((4, 2, 3)), 1.0]
+
+
+# Hand-expanded
+
+
+def test_gva_by_hand():
+    # Start 1: mean 0.2, deviations -0.1, 0.2, -0.1; start 2: mean 0.5, deviations 0.5, -0.5, 0.
+    first = (0.1**2 + 0.2**2 + 0.1**2) / 2
+    second = (0.5**2 + 0.5**2 + 0.0**2) / 2
+    assert gva.gva(J) == pytest.approx(SQRT((first + second) / 2), rel=1e-14)
+
+
+def test_gva_is_the_standard_deviation_between_two_checkpoints_of_one_start():
+    pairs = [0.5 * (J[a, n] - J[b, n]) ** 2 for n in range(2) for a in range(3) for b in range(3) if a != b]
+    assert gva.gva(J) == pytest.approx(SQRT(sum(pairs) / len(pairs)), rel=1e-14)
+
+
+def test_by_lag_by_hand():
+    one = (0.3**2 + 1.0**2 + 0.3**2 + 0.5**2) / 4
+    two = (0.0**2 + 0.5**2) / 2
+    found = gva.gva_by_lag(J)
+    assert list(found) == [1, 2]  # lags 4 and 8 have no pair
+    assert found[1] == pytest.approx(SQRT(one / 2), rel=1e-14)
+    assert found[2] == pytest.approx(SQRT(two / 2), rel=1e-14)
+    assert gva.gva_adjacent(J) == found[1]
+
+
+def test_by_lag_takes_the_lags_below_the_number_of_checkpoints():
+    J9 = np.arange(9.0)[:, None]
+    assert gva.gva_by_lag(J9) == pytest.approx({lag: lag / SQRT(2) for lag in (1, 2, 4, 8)}, rel=1e-14)
+    assert list(gva.gva_by_lag(J9[:8])) == [1, 2, 4]
+    assert gva.gva_by_lag(J9, [3]) == pytest.approx({3: 3 / SQRT(2)}, rel=1e-14)
+
+
+def test_mean_by_hand():
+    means = [(0.1 + 1.0) / 2, (0.4 + 0.0) / 2, (0.1 + 0.5) / 2]
+    centre = sum(means) / 3
+    assert gva.gva_mean(J) == pytest.approx(SQRT(sum((m - centre) ** 2 for m in means) / 2), rel=1e-14)
+
+
+def test_checkpoint_variance_by_hand():
+    # Additive: no rest, so all of the variance of the mean is the checkpoints' own.
+    additive = np.array([1.0, 2.0, 4.0])[:, None] + np.array([0.0, 10.0])
+    assert gva.checkpoint_variance(additive) == pytest.approx(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2, rel=1e-12)
+    # Nothing shared: rows +1, -1 and -1, +1 have mean 0; the residuals are the entries, with (2-1)(2-1) = 1 freedom.
+    opposed = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    assert gva.checkpoint_variance(opposed) == pytest.approx(0 - (4 / 1) / 2, rel=1e-14)
+    assert math.isnan(gva.checkpoint_variance(J[:, :1]))
+
+
+def test_by_horizon_is_gva_at_each():
+    J3 = np.stack([J, 10 * J, np.full_like(J, np.nan), J], axis=2)
+    J3[1, 1, 3] = np.inf
+    found = gva.gva_by_horizon(J3)
+    assert found[:2] == pytest.approx([gva.gva(J), 10 * gva.gva(J)], rel=1e-14)
+    assert math.isnan(found[2])
+    assert math.isnan(found[3])
+
+
+def test_late_is_the_last_quarter():
+    J5 = np.array([[9.0], [7.0], [3.0], [1.0], [2.0]])
+    # 3/4 of 8 is 6, which belongs to the last quarter.
+    assert gva.gva_late(J5, [4, 5, 6, 7, 8], 8) == pytest.approx(SQRT((1**2 + 1**2 + 0) / 2), rel=1e-14)
+    assert gva.gva_late(J5, [1, 2, 3, 7, 8], 8) == pytest.approx(SQRT((0.5**2 + 0.5**2) / 1), rel=1e-14)
+    assert math.isnan(gva.gva_late(J5, [1, 2, 3, 4, 8], 8))
+
+
+def test_jumps_by_hand():
+    expected = [SQRT((0.3**2 + 1.0**2) / 2), SQRT((0.3**2 + 0.5**2) / 2)]
+    assert gva.jumps(J) == pytest.approx(expected, rel=1e-14)
+
+
+def test_amplification_by_hand():
+    losses = [1.0, 2.0, 3.0]  # standard deviation 1, mean 2
+    mean = (0.1 + 1.0 + 0.4 + 0.0 + 0.1 + 0.5) / 6
+    assert gva.amplification(J, losses) == pytest.approx((gva.gva_mean(J) / mean) / (1 / 2), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("returns", "losses"),
+    [(J - J.mean(), [1.0, 2.0, 3.0]), (J, [2.0, 2.0, 2.0]), (J, [-1.0, 0.0, 1.0])],
+    ids=["mean return 0", "constant loss", "mean loss 0"],
+)
+def test_amplification_is_nan_where_it_has_no_meaning(returns, losses):
+    returns = np.round(returns, 12)
+    if abs(returns.mean()) < 1e-12:
+        returns = np.array([[1.0, -1.0], [0.5, -0.5], [0.0, 0.0]])
+    assert math.isnan(gva.amplification(returns, losses))
+
+
+def test_correlation_by_hand_and_by_scipy():
+    line = np.array([[1.0, 3.0], [2.0, 4.0], [3.0, 5.0]])
+    assert gva.correlation(line, [5.0, 3.0, 1.0]) == pytest.approx(-1)
+    losses = [0.3, 0.9, 0.2]
+    assert gva.correlation(J, losses) == pytest.approx(stats.pearsonr(J.mean(1), losses).statistic)
+
+
+@pytest.mark.parametrize(
+    ("returns", "losses"), [(np.ones((3, 2)), [1.0, 2.0, 3.0]), (J, [1.0, 1.0, 1.0]), (J[:2], [1.0, 2.0])]
+)
+def test_correlation_is_nan_for_a_constant_or_two_points(returns, losses):
+    assert math.isnan(gva.correlation(returns, losses))
+
+
+def test_noise_floor_by_hand():
+    J3 = np.array([[0.0, 5.0, 1.0], [2.0, 5.0, 1.0]])
+    even = SQRT(((1**2 + 1**2) + 0) / 2)  # starts 0 and 2: variances 2 and 0
+    assert gva.noise_floor(J3) == pytest.approx(abs(even - 0), rel=1e-14)
+    assert gva.noise_floor(J3[:, ::-1][:, :2]) == pytest.approx(0)
+    assert math.isnan(gva.noise_floor(J3[:, :1]))
+
+
+# Which checkpoints
+
+
+def test_window_defaults():
+    assert gva.window(6000, 200) == list(range(3000, 6001, 200))
+    assert len(gva.window(6000, 200)) == 16
+    assert gva.curve_only(6000, 200) == [600, 1200, 1800, 2400]
+
+
+@pytest.mark.parametrize(
+    ("updates", "every", "scored", "early"),
+    [
+        (1000, 300, [700, 1000], [100, 400]),
+        (7, 2, [5, 7], [1, 3]),
+        (8, 2, [4, 6, 8], [2]),
+        (5, 9, [5], []),
+        (1, 1, [1], []),
+        (400, 50, [200, 250, 300, 350, 400], [50, 100, 150]),
+    ],
+)
+def test_window_odd_values(updates, every, scored, early):
+    assert gva.window(updates, every) == scored
+    assert gva.curve_only(updates, every) == early
+
+
+@given(st.integers(1, 3000), st.integers(1, 500))
+def test_window_and_curve_lie_on_one_grid(updates, every):
+    scored, early = gva.window(updates, every), gva.curve_only(updates, every)
+    grid = [t for t in range(1, updates + 1) if (updates - t) % every == 0]
+    assert scored == [t for t in grid if t >= updates / 2]
+    assert scored[-1] == updates
+    assert set(early) <= {t for t in grid if t < updates / 2}
+    assert len(early) <= 4
+    assert early == sorted(set(early))
+
+
+def test_horizon_grid():
+    assert gva.horizon_grid(1000) == list(range(50, 1001, 50))
+    assert gva.horizon_grid(7) == [1, 2, 3, 4, 5, 6, 7]
+    assert gva.horizon_grid(1) == [1]
+    assert gva.horizon_grid(21)[-1] == 21
+    assert len(gva.horizon_grid(21)) == 20
+
+
+# Simulated processes. Seeds are fixed, tolerances are five standard errors of the simulation itself.
+
+
+def mean_of(samples):
+    """Mean of samples and five standard errors of it."""
+    return np.mean(samples), 5 * np.std(samples, ddof=1) / SQRT(len(samples))
+
+
+def close(samples, expected):
+    mean, error = mean_of(samples)
+    assert error < 0.2 * abs(expected), "the simulation is too small to tell"
+    assert abs(mean - expected) < error
+
+
+@pytest.mark.parametrize("starts", [1, 2, 8])
+def test_iid_returns_score_their_variance_whatever_the_number_of_starts(starts):
+    rng = np.random.default_rng(starts)
+    close([gva.gva(0.3 * rng.standard_normal((16, starts))) ** 2 for _ in range(3000)], 0.3**2)
+
+
+def test_iid_returns_score_the_same_at_every_lag():
+    rng = np.random.default_rng(0)
+    found = [gva.gva_by_lag(0.3 * rng.standard_normal((16, 2))) for _ in range(3000)]
+    for lag in gva.LAGS:
+        close([f[lag] ** 2 for f in found], 0.3**2)
+
+
+def ar1(rng, rho, sigma, M, N):
+    """Stationary AR(1) over checkpoints with standard deviation sigma: (M, N)."""
+    J = np.empty((M, N))
+    J[0] = sigma * rng.standard_normal(N)
+    for m in range(1, M):
+        J[m] = rho * J[m - 1] + sigma * SQRT(1 - rho**2) * rng.standard_normal(N)
+    return J
+
+
+@pytest.mark.parametrize("rho", [0.5, 0.9, -0.6])
+def test_ar1_returns_by_lag_and_over_the_window(rho):
+    rng = np.random.default_rng(1)
+    sigma, M = 0.5, 16
+    runs = [ar1(rng, rho, sigma, M, 8) for _ in range(1500)]
+    for lag in gva.LAGS:
+        close([gva.gva_by_lag(J)[lag] ** 2 for J in runs], sigma**2 * (1 - rho**lag))
+    bias = sum((M - lag) * rho**lag for lag in range(1, M)) * 2 / (M * (M - 1))
+    close([gva.gva(J) ** 2 for J in runs], sigma**2 * (1 - bias))
+
+
+def test_two_way_model():
+    shared, specific, noise, M, N = 0.3, 0.4, 0.2, 16, 8
+    rng = np.random.default_rng(2)
+    runs = [
+        shared * rng.standard_normal((M, 1))
+        + 10 * rng.standard_normal(N)
+        + specific * rng.standard_normal((M, N))
+        + noise * rng.standard_normal((M, N))
+        for _ in range(4000)
+    ]
+    close([gva.gva(J) ** 2 for J in runs], shared**2 + specific**2 + noise**2)
+    close([gva.gva_mean(J) ** 2 for J in runs], shared**2 + (specific**2 + noise**2) / N)
+    close([gva.checkpoint_variance(J) for J in runs], shared**2)
+
+
+def test_checkpoint_variance_is_without_bias_where_nothing_is_shared():
+    rng = np.random.default_rng(3)
+    found = [gva.checkpoint_variance(rng.standard_normal((8, 3))) for _ in range(3000)]
+    mean, error = mean_of(found)
+    assert abs(mean) < error < 0.05
+    assert min(found) < 0
+
+
+windows = arrays(np.float64, st.tuples(st.integers(2, 6), st.integers(2, 5)), elements=st.integers(-50, 50).map(float))
+
+
+@settings(max_examples=60, deadline=None)
+@given(windows, st.floats(-4, 4), st.floats(-100, 100))
+def test_affine_equivariance(J, scale, shift):
+    moved = scale * J + shift
+    for score in (gva.gva, gva.gva_adjacent, gva.gva_mean, gva.noise_floor):
+        assert score(moved) == pytest.approx(abs(scale) * score(J), rel=1e-9, abs=1e-9)
+    assert gva.checkpoint_variance(moved) == pytest.approx(scale**2 * gva.checkpoint_variance(J), rel=1e-9, abs=1e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(windows, st.data())
+def test_offsets_of_the_starts_do_not_matter(J, data):
+    offsets = data.draw(arrays(np.float64, J.shape[1], elements=st.integers(-1000, 1000).map(float)))
+    for score in (gva.gva, gva.gva_adjacent, gva.gva_mean, gva.checkpoint_variance):
+        assert score(J + offsets) == pytest.approx(score(J), rel=1e-9, abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(windows)
+def test_the_order_of_the_checkpoints_matters_only_by_lag(J):
+    assert gva.gva(J[::-1]) == pytest.approx(gva.gva(J), rel=1e-12)
+    assert gva.gva_by_lag(J[::-1]) == pytest.approx(gva.gva_by_lag(J), rel=1e-12)  # time runs either way
+    order = np.random.default_rng(len(J)).permutation(len(J))
+    assert gva.gva(J[order]) == pytest.approx(gva.gva(J), rel=1e-12)
+    assert gva.gva_mean(J[order]) == pytest.approx(gva.gva_mean(J), rel=1e-12, abs=1e-12)
+
+
+# Interval and status
+
+
+def test_interval_by_hand():
+    values = [1.0, 2.0, 6.0]
+    found = gva.interval(values)
+    deviation = SQRT((2**2 + 1**2 + 3**2) / 2)
+    quantile = 4.302652729696142  # t of 2 degrees of freedom at 0.975, from a printed table: 4.303
+    assert found.mean == 3
+    assert found.high == pytest.approx(3 + quantile * deviation / SQRT(3), rel=1e-9)
+    assert found.low == pytest.approx(3 - quantile * deviation / SQRT(3), rel=1e-9)
+
+
+def test_interval_is_scipys():
+    values = np.random.default_rng(0).standard_normal(7)
+    low, high = stats.t.interval(0.95, 6, loc=values.mean(), scale=stats.sem(values))
+    found = gva.interval(values)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
+
+
+def test_interval_covers_the_mean_in_95_of_100_cases():
+    rng = np.random.default_rng(4)
+    covered = [abs(i.mean) < i.high - i.mean for i in (gva.interval(rng.standard_normal(3)) for _ in range(2000))]
+    assert abs(np.mean(covered) - 0.95) < 5 * SQRT(0.95 * 0.05 / 2000)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.7]])
+def test_no_interval_below_three_seeds(values):
+    found = gva.interval(values)
+    assert found.mean == sum(values) / len(values)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "expected"),
+    [
+        (0.0, -0.04, 0.04, "sound"),
+        (0.2, 0.1, 0.3, "sound"),
+        (-0.04, -0.06, -0.02, "undecided"),
+        (0.3, -0.4, 1.0, "undecided"),
+        (-0.06, -0.07, -0.055, "unsound"),
+        (-0.06, -0.2, 0.08, "unsound"),
+        (-0.05, -0.05, -0.05, "sound"),
+        (0.0, math.nan, math.nan, "sound"),
+        (-0.06, math.nan, math.nan, "unsound"),
+    ],
+)
+def test_status(mean, low, high, expected):
+    assert gva.status(gva.Interval(mean, low, high), False) == expected
+
+
+def test_a_freeze_control_scores_nothing_and_is_static():
+    """A frozen policy returns the same from every start at every checkpoint: no GVA, and no standing either."""
+    frozen = np.tile(np.random.default_rng(5).standard_normal(8), (16, 1))
+    assert gva.gva(frozen) == 0
+    assert gva.gva_adjacent(frozen) == 0
+    for difference in (gva.Interval(0.3, 0.2, 0.4), gva.Interval(-0.5, -0.6, -0.4), gva.Interval(0, -1, 1)):
+        assert gva.status(difference, True) == "static"
+
+
+# Not a number, not a window
+
+
+@pytest.mark.parametrize("bad", BAD_WINDOWS, ids=lambda b: str(np.shape(b)))
+@pytest.mark.parametrize(
+    "score", [gva.gva, gva.gva_by_lag, gva.gva_adjacent, gva.gva_mean, gva.checkpoint_variance, gva.noise_floor]
+)
+def test_wrong_shapes_raise(score, bad):
+    with pytest.raises(ValueError, match="checkpoints"):
+        score(bad)
+
+
+def test_nan_is_never_swallowed():
+    bad = J.copy()
+    bad[1, 1] = np.nan
+    for score in (gva.gva, gva.gva_adjacent, gva.gva_mean, gva.checkpoint_variance, gva.noise_floor):
+        assert math.isnan(score(bad))
+    assert math.isnan(gva.amplification(bad, [1.0, 2.0, 3.0]))
+    assert math.isnan(gva.correlation(bad, [1.0, 2.0, 3.0]))
+    assert math.isnan(gva.interval([0.1, np.nan, 0.2]).mean)
+
+
+def test_lists_and_integers_are_taken_as_they_are():
+    assert gva.gva([[0, 0], [1, 3]]) == pytest.approx(SQRT((1 / 2 + 9 / 2) / 2), rel=1e-14)
