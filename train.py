@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import time
@@ -63,9 +64,9 @@ def train(
 ) -> Iterator[Checkpoint]:
     """Train one trajectory and yield its checkpoints in order.
 
-    Initial weights, minibatches (drawn with replacement) and dropout masks are functions of the seed and the update:
-    attaching averages, asking for other checkpoints, or what the consumer does between two of them change nothing.
-    The global generators of torch are left as found.
+    Initial weights, minibatches and dropout masks are functions of the seed and the update: attaching averages, asking
+    for other checkpoints, or what the consumer does between two of them change nothing. The global generators of torch
+    are left as found.
 
     Args:
         task: gives demonstrations, policy and loss.
@@ -91,9 +92,7 @@ def train(
     for update in range(1, recipe.updates + 1):
         began = time.perf_counter()
         lr = optimizer.param_groups[0]["lr"]
-        indices = np.random.default_rng(_entropy(seed, INDICES, update)).integers(
-            len(data), size=(recipe.accumulation, recipe.batch_size)
-        )
+        indices = minibatches(len(data), recipe, seed, update)
 
         def closure(update: int = update, indices: np.ndarray = indices) -> float:
             # An optimizer that calls this more than once (SAM, LBFGS) sees the same minibatches and dropout masks.
@@ -132,6 +131,25 @@ def train(
             yield Checkpoint(update, raw, read, variance, norm2, lr, train_seconds, dict(seconds))
 
 
+def minibatches(transitions: int, recipe: Recipe, seed: int, update: int) -> np.ndarray:
+    """Return the indices (accumulation, batch_size) of one update's micro-batches.
+
+    Training reads epoch after epoch, each a permutation of all transitions (a minibatch may straddle two). Epochs are
+    functions of seed and number, so that any update's minibatches are known without the ones before.
+    """
+    size = recipe.accumulation * recipe.batch_size
+    first, last = (update - 1) * size, update * size
+    epochs = range(first // transitions, -(-last // transitions))
+    stream = np.concatenate([_epoch(transitions, seed, epoch) for epoch in epochs])
+    first -= epochs[0] * transitions
+    return stream[first : first + size].reshape(recipe.accumulation, recipe.batch_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(transitions: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng(_entropy(seed, INDICES, epoch)).permutation(transitions)
+
+
 def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """Return the recipe's optimizer. Raises StabError when it does not exist or does not take the recipe's arguments."""
     cls = load_object(recipe.optimizer)
@@ -153,7 +171,7 @@ def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opti
 def gradient_noise(task: Task, policy: nn.Module, recipe: Recipe, stream: tuple[int, ...]) -> tuple[float, float]:
     """Return the trace of the covariance of a step's gradient and the squared norm of its mean, at these parameters.
 
-    From n = 4 independent minibatches with gradients g_i and mean m: the trace of the covariance of one minibatch's
+    From n = 4 independent minibatches (drawn with replacement) with gradients g_i and mean m: the trace of the covariance of one minibatch's
     gradient is sum_i |g_i - m|^2 / (n - 1), that of a step's is 1 / accumulation of it; |m|^2 - trace / n is free of bias.
     """
     data = task.dataset().train

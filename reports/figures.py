@@ -49,8 +49,8 @@ def pixels(figure: Figure) -> np.ndarray:
 
     figure.set_dpi(150)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
 
 
 def curves(results: Results, task: str) -> Figure:
@@ -76,10 +76,10 @@ def curves(results: Results, task: str) -> Figure:
             _style(axes)
             axes.axvspan(base.updates[base.window][0], base.updates[-1], color=SHADE, zorder=0)
             if series is not base:
-                axes.plot(base.updates, behind.T, color=GREY, linewidth=0.6, alpha=0.6)
+                axes.plot(base.updates, behind.T, color=GREY, linewidth=0.7, alpha=0.7)
             colour = VERMILION if series is base else BLUE
-            axes.plot(series.updates, values.T, color=colour, linewidth=0.6, alpha=0.6)
-            axes.plot(series.updates, values.mean(0), color=colour, linewidth=1.6, marker="o", markersize=2)
+            axes.plot(series.updates, values.T, color=colour, linewidth=0.8, alpha=0.8)
+            axes.plot(series.updates, values.mean(0), color=colour, linewidth=1.5, marker="o", markersize=2)
             axes.margins(x=0.02)
         label = f"{_fold(series.stabilizer, 16)}\nGVA {score:.3f}"
         left.set_ylabel(label, fontsize=SIZE, rotation=0, ha="right", va="center")
@@ -87,7 +87,9 @@ def curves(results: Results, task: str) -> Figure:
         axes.set_title(name, fontsize=SIZE + 0.5)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     for axes in grid[-1]:
-        axes.set_xlabel("updates (the window that is scored is shaded)", fontsize=SIZE)
+        axes.set_xlabel("updates", fontsize=SIZE)
+    legend = "thin: each seed, mean over starts; bold: mean over seeds; grey: none; shaded: the window that is scored"
+    figure.supxlabel(legend, fontsize=SIZE)
     _title(figure, results.config.smoke, f"{task}: return and validation loss of the same checkpoints")
     return figure
 
@@ -95,11 +97,14 @@ def curves(results: Results, task: str) -> Figure:
 def scores(leaderboard: dict[str, Any], task: str) -> Figure:
     """Draw GVA and return of every entry, in the order of the leaderboard, unranked ones below a line.
 
-    A large dot is the mean over seeds with its 95 % interval, small ones are the seeds; the band around ``none`` is the
-    noise floor.
+    A filled dot is the mean over seeds with its 95 % interval, hollow ones are the seeds; the band around ``none`` is
+    the noise floor.
     """
     found = entries(leaderboard, task)
-    figure = _figure(1.05 + 0.27 * len(found))
+    labels = [_fold(e["stabilizer"], 24) + ("" if e["status"] == "sound" else f"\n({e['status']})") for e in found]
+    edges = np.cumsum([0.0, *(0.12 + 0.12 * len(label.splitlines()) for label in labels)])  # inches from the top
+    centres = ((edges[:-1] + edges[1:]) / 2).tolist()
+    figure = _figure(1.1 + edges[-1])
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for axes in (left, right):
         _style(axes)
@@ -107,27 +112,28 @@ def scores(leaderboard: dict[str, Any], task: str) -> Figure:
         axes.tick_params(axis="y", length=0)
         axes.set_axisbelow(True)
     floor = leaderboard["run"]["tasks"][task]["noise_floor"]
-    for y, entry in enumerate(found):
+    for y, entry in zip(centres, found, strict=True):
         if entry["gva"] is None:
-            left.text(0.01, y, entry["status"], transform=left.get_yaxis_transform(), va="center", fontsize=SIZE)
             continue
         colour = VERMILION if entry["stabilizer"] == "none" else BLUE
         if entry["stabilizer"] == "none" and floor is not None:
             left.axvspan(entry["gva"] - floor, entry["gva"] + floor, color=SHADE, zorder=0)
+        per_seed = entry["gva_per_seed"]
         _dot(left, y, entry, "gva", colour)
-        left.plot(entry["gva_per_seed"], [y] * entry["seeds"], "o", color=colour, markersize=2.5, alpha=0.6)
+        left.plot(per_seed, [y] * len(per_seed), "o", color=colour, markerfacecolor="white", markersize=3.5)
         _dot(right, y, entry, "return", colour)
         right.plot(entry["worst"], y, "|", color=colour, markersize=7)
-    labels = [_fold(e["stabilizer"], 24) + ("" if e["status"] == "sound" else f"\n({e['status']})") for e in found]
-    left.set_yticks(range(len(found)), labels, fontsize=SIZE)
-    left.set_ylim(len(found) - 0.5, -0.5)
+    left.set_yticks(centres, labels, fontsize=SIZE)
+    left.set_ylim(edges[-1], 0)
     ranked = sum(entry["rank"] is not None for entry in found)
     if 0 < ranked < len(found):
         for axes in (left, right):
-            axes.axhline(ranked - 0.5, color="black", linewidth=0.6)
+            axes.axhline(edges[ranked], color="black", linewidth=0.6)
     left.set_xlim(left=0)
-    left.set_xlabel("GVA (lower is steadier; band: none ± noise floor)", fontsize=SIZE)
-    right.set_xlabel("return (tick: worst checkpoint)", fontsize=SIZE)
+    left.set_xlabel("GVA (lower is steadier)", fontsize=SIZE)
+    right.set_xlabel("return (random 0, expert 1)", fontsize=SIZE)
+    legend = "filled: mean and 95 % interval; hollow: each seed; band: none ± noise floor; tick: worst checkpoint"
+    figure.supxlabel(legend, fontsize=SIZE)
     _title(figure, leaderboard["run"]["smoke"], f"{task}: how much the return changes between checkpoints")
     return figure
 

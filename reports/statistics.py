@@ -243,6 +243,9 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
         difference = gva.Interval(math.nan, math.nan, math.nan)
     else:
         difference = gva.interval((scored - base.returns[:, base.window]).mean((1, 2)))
+    status = gva.status(difference, bool(series.static.all()))
+    if base is None and status == "sound":
+        status = "undecided"  # nobody has seen whether it returns less than none
     final = scored[:, -1].mean(1)
     by_lag = [gva.gva_by_lag(J) for J in scored]
     by_horizon = [gva.gva_by_horizon(J) for J in series.by_horizon[:, series.window]]
@@ -284,7 +287,7 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
         "train_seconds": _mean([t.get("train_seconds") for t in timings]),
         "average_seconds": _mean([t.get("average_seconds", {}).get(string, 0.0) for t in timings]),
         "average_bytes": _mean([t.get("average_bytes", {}).get(string, 0) for t in timings]),
-        "status": gva.status(difference, bool(series.static.all())),
+        "status": status,
     }
     entry |= _plain(figures)
     return entry

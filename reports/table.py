@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from stab import gva
@@ -17,7 +18,7 @@ NESTED = ("gva_per_seed", "gva_by_lag", "gva_by_horizon", "half_life")
 STATUS = {
     "undecided": f"the 95 % interval of its return difference to none straddles {gva.SOUND_MARGIN}.",
     "static": "its read-out does not change in the window, so there is nothing to score.",
-    "unsound": f"its return falls short of none's by more than {-gva.SOUND_MARGIN}: steady, but worse.",
+    "unsound": f"its return falls short of none's by more than {-gva.SOUND_MARGIN}.",
 }
 
 
@@ -34,7 +35,7 @@ def table(leaderboard: dict[str, Any], task: str) -> RenderableType:
     from rich.text import Text
 
     # Text everywhere, never markup: a name or a reason may hold square brackets.
-    drawn = Table(title=Text(title(leaderboard, task)), box=box.SIMPLE_HEAD, show_edge=False, title_style="bold")
+    drawn = Table(title=Text(title(leaderboard, task)), box=box.HORIZONTALS, show_edge=False, title_style="bold")
     if leaderboard["run"]["smoke"]:
         drawn.title = Text(f"*** {SMOKE} ***\n", style="reverse") + Text(title(leaderboard, task))
     for name in COLUMNS:
@@ -46,9 +47,10 @@ def table(leaderboard: dict[str, Any], task: str) -> RenderableType:
     for entry, following in zip(found, [*found[1:], None], strict=True):
         last_ranked = entry["rank"] is not None and following is not None and following["rank"] is None
         drawn.add_row(*map(Text, _cells(leaderboard, entry)), end_section=last_ranked)
-    return Group(
-        drawn, *(Padding(Text(note), (1 if i == 0 else 0, 1)) for i, note in enumerate(notes(leaderboard, task)))
-    )
+    below = Table.grid(padding=(0, 1))
+    for note in notes(leaderboard, task):
+        below.add_row(" -", Text(note))
+    return Group(drawn, Text(), below)
 
 
 def markdown(leaderboard: dict[str, Any]) -> str:
@@ -102,7 +104,7 @@ def notes(leaderboard: dict[str, Any], task: str) -> list[str]:
     if about["noise_floor"] is not None:
         lines.append(
             f"Differences in GVA below {about['noise_floor']:.3f} are within the A/A noise floor (none on half of the"
-            " starts against none on the other half)."
+            " starts against none on the other half, same seeds)."
         )
     lines += [f"{status}: {said}" for status, said in STATUS.items() if status in {e["status"] for e in found}]
     lives = [f"{e['stabilizer']} {' to '.join(map(str, e['half_life']))}" for e in found if e["half_life"]]
@@ -132,7 +134,7 @@ def _cells(leaderboard: dict[str, Any], entry: dict[str, Any]) -> list[str]:
     ]
 
 
-def _line(cells: Any) -> str:
+def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(_escape(cell.strip()) for cell in cells)} |"
 
 

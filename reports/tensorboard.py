@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
-RECIPE = "policy optimizer lr schedule weight_decay dropout batch_size accumulation updates".split()
+RECIPE = ("policy", "optimizer", "lr", "schedule", "weight_decay", "dropout", "batch_size", "accumulation", "updates")
 METRICS = ("gva", "return", "worst", "val_loss")
 
 
@@ -62,8 +62,8 @@ def _hyper_parameters(writer: SummaryWriter, series: Series, entry: dict[str, An
 
     values = {"task": series.task, "stabilizer": series.stabilizer}
     values |= {name: getattr(series.recipe, name) for name in RECIPE}
-    for summary in hparams(values, {f"hparam/{name}": entry[name] for name in METRICS}):
-        writer.file_writer.add_summary(summary)
-    for name in METRICS:
-        if entry[name] is not None:
-            writer.add_scalar(f"hparam/{name}", entry[name], entry["updates"])
+    scores = {f"hparam/{name}": entry[name] for name in METRICS}
+    for summary in hparams(values, scores):  # type: ignore[no-untyped-call]
+        writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
+    for tag, score in scores.items():
+        writer.add_scalar(tag, score, entry["updates"])

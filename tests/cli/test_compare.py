@@ -1,0 +1,194 @@
+"""``stab compare`` from outside: what a user types, sees and finds on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+TINY = ("train.updates=40", "eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=60")
+BUILT_INS = {"none", "ema", "polyak", "swa", "accumulation", "lr_decay", "weight_decay", "dropout"}
+
+
+def cells(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((run / "cells").iterdir())}
+
+
+def test_run_folder_holds_what_the_design_says(tiny_run):
+    found = {path.name for path in tiny_run.iterdir()}
+    assert {"config.yaml", "cells", "weights", "leaderboard.json", "leaderboard.csv", "leaderboard.md", "tensorboard",
+            "figures"} <= found  # fmt: skip
+    assert len(list((tiny_run / "weights").glob("*.safetensors"))) == 8 * 2
+    assert not [path for path in tiny_run.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+
+
+def test_leaderboard_validates_and_covers_all(tiny_run):
+    leaderboard = json.loads((tiny_run / "leaderboard.json").read_text())
+    schema = json.loads((resources.files("stab.reports") / "leaderboard.schema.json").read_text())
+    jsonschema.validate(leaderboard, schema)
+    assert BUILT_INS <= {entry["stabilizer"] for entry in leaderboard["entries"]}
+    by_name = {entry["stabilizer"]: entry for entry in leaderboard["entries"]}
+    assert by_name["accumulation"]["samples"] == 4 * by_name["none"]["samples"] == 4 * 40 * 256
+    assert by_name["none"]["gva_low"] is None  # two seeds: no interval
+    assert {e["updates"] for e in leaderboard["entries"]} == {40}
+
+
+def test_table_fits_80_columns_and_names_everything(tiny_run):
+    out = (tiny_run.parent / "stdout.txt").read_text()
+    assert max(map(len, out.splitlines())) <= 80
+    for name in BUILT_INS:
+        assert name in out
+
+
+def test_equal_recipes_train_once(tiny_run):
+    riders = [set(json.loads(text)["stabilizers"]) for text in cells(tiny_run).values()]
+    shared = {"none", "ema", "polyak", "swa"}
+    assert sum(shared <= found for found in riders) == 2  # one trajectory a seed
+    assert len(riders) == 2 * (len(BUILT_INS) - len(shared) + 1)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_one_worker_gives_the_rows_of_two(stab, tiny_run, tmp_path):
+    done = stab("compare", "-t", "hopper", "--all", "--seeds", 2, "--workers", 1, "--out", "run", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert cells(tmp_path / "run") == cells(tiny_run)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_other_riders_and_checkpoints_change_no_row(stab, tiny_run, tmp_path):
+    done = stab("compare", "-t", "hopper", "-s", "polyak", "--seeds", 1, "--out", "run", *TINY)
+    assert done.returncode == 0, done.stderr
+    (name, text), = cells(tmp_path / "run").items()
+    alone = {(r["stabilizer"], r["update"], r["start"]): r for r in json.loads(text)["rows"]}
+    company = {(r["stabilizer"], r["update"], r["start"]): r for r in json.loads(cells(tiny_run)[name])["rows"]}
+    assert alone
+    assert alone.items() <= company.items()
+
+
+@pytest.mark.usefixtures("hopper")
+def test_resume_keeps_finished_cells_and_gives_the_same_rows(stab, tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    lost = sorted((run / "cells").iterdir())[0]
+    lost.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (run / "cells").iterdir()}
+    command = ("compare", "-t", "hopper", "--all", "--seeds", 2, "--out", run, *TINY)
+    refused = stab(*command)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    done = stab(*command, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert cells(run) == cells(tiny_run)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
+
+
+def test_resume_refuses_other_settings_by_name(stab, tiny_run):
+    done = stab("compare", "-t", "hopper", "--all", "--seeds", 2, "--out", tiny_run, *TINY, "eval.starts=3", "--resume")
+    assert done.returncode == 2
+    assert "eval.starts was 2, is 3" in done.stderr
+
+
+@pytest.mark.usefixtures("hopper")
+def test_overwrite_starts_again_but_only_run_folders(stab, tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    done = stab("compare", "-t", "hopper", "-s", "ema", "--seeds", 1, "--out", run, *TINY, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert len(cells(run)) == 1
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("dear")
+    refused = stab("compare", "-t", "hopper", "-s", "ema", "--out", "thesis", *TINY, "--overwrite")
+    assert refused.returncode == 2
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "dear"
+
+
+@pytest.mark.usefixtures("hopper")
+def test_one_seed_is_scored_without_interval_and_said_so(stab, tmp_path):
+    done = stab("compare", "-t", "hopper", "-s", "ema", "--seeds", 1, "--out", "run", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "1 seed: scores without intervals" in " ".join(done.stdout.split())
+    assert json.loads((tmp_path / "run" / "leaderboard.json").read_text())["entries"][0]["gva_high"] is None
+
+
+@pytest.mark.usefixtures("hopper")
+def test_dry_run_shows_the_plan_and_writes_nothing(stab, tmp_path):
+    done = stab("compare", "-t", "hopper", "--all", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "15 cells" in said
+    assert "saves 9 training runs" in said
+    assert "with 2 workers" in said or "workers" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("hopper")
+def test_ctrl_c_ends_within_two_seconds_and_says_what_is_kept(tmp_path):
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "stab"), "compare", "-t", "hopper", "--all", "--out", "run"],
+        cwd=tmp_path, env={**os.environ, "COLUMNS": "80"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "config.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(4)  # workers are at work
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert time.monotonic() - began < 2
+    assert process.returncode == 130
+    assert "Interrupted" in err
+    assert "--resume" in err
+    assert "Traceback" not in out + err
+    children = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout
+    assert children == ""
+
+
+BAD = {
+    "unknown task": (["-t", "hoper", "--all"], "Did you mean 'hopper'?"),
+    "no task": (["--all"], "--task"),
+    "no stabilizers": (["-t", "hopper"], "--all"),
+    "unknown stabilizer": (["-t", "hopper", "-s", "emma"], "Did you mean 'ema'?"),
+    "unknown hyper-parameter": (["-t", "hopper", "-s", "ema:halflife=3"], "Did you mean 'half_life'?"),
+    "hyper-parameter out of range": (["-t", "hopper", "-s", "ema:alpha=2"], "a number in (0, 1]"),
+    "beyond training": (["-t", "hopper", "-s", "polyak:start=9000"], "6000 updates"),
+    "unknown override": (["-t", "hopper", "--all", "train.lrr=1"], "Did you mean: 'lr'?"),
+    "override out of range": (["-t", "hopper", "--all", "train.lr=-1"], "train.lr=-1"),
+    "override of wrong type": (["-t", "hopper", "--all", "train.updates=many"], "train.updates"),
+    "unknown optimizer": (["-t", "hopper", "--all", "train.optimizer=Adamm"], "Adamm"),
+    "one checkpoint": (["-t", "hopper", "--all", "eval.checkpoint_every=6000"], "at least two checkpoints"),
+    "no seeds": (["-t", "hopper", "--all", "--seeds", "0"], "seeds=0"),
+    "no workers": (["-t", "hopper", "--all", "--workers", "0"], "workers=0"),
+    "missing dataset": (["-t", "hopper", "--all", "--dataset", "my/own-v0"], "my/own-v0"),
+    "malformed dataset id": (["-t", "hopper", "--all", "--dataset", "../../etc-v0"], "no Minari dataset id"),
+    "too many episodes": (["-t", "hopper", "--all", "data.train_episodes=100"], "25 episodes, 105 are asked for"),
+    "too long a horizon": (["-t", "hopper", "--all", "eval.horizon=5000"], "eval.horizon=5000"),
+    "unknown policy": (["-t", "hopper", "--all", "train.policy=mpl"], "Did you mean 'mlp'?"),
+    "missing config": (["-t", "hopper", "--all", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    "out is a file's child": (["-t", "hopper", "--all", "--out", "/dev/null/run"], "/dev/null"),
+    "read-only out": (["-t", "hopper", "--all", "--out", "/proc/run"], "cannot write"),
+    "contradicting flags": (["-t", "hopper", "--all", "-s", "ema"], "exclude each other"),
+}
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_and_exit_code_2(stab, tmp_path, case):
+    arguments, said = BAD[case]
+    done = stab("compare", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    *_, line = done.stderr.strip().splitlines()
+    assert line.startswith("stab: ")
+    assert said in line
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []  # nothing left behind

@@ -1,0 +1,70 @@
+"""Shared by all tests: a Minari root of their own, hopper's demonstrations collected once, the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Sizes at which a whole comparison takes seconds.
+TINY = (
+    "train.updates=40",
+    "eval.checkpoint_every=10",
+    "eval.starts=2",
+    "eval.horizon=60",
+)
+
+Stab = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def minari_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Minari's root for the whole session."""
+    root = tmp_path_factory.mktemp("minari")
+    os.environ["MINARI_DATASETS_PATH"] = str(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def hopper(minari_root: Path) -> Path:
+    """Folder of hopper's own dataset, collected by the command a user would type."""
+    done = run_stab("data", "prepare", "hopper")
+    assert done.returncode == 0, done.stderr
+    return minari_root / "stab" / "hopper" / "expert-v0"
+
+
+def run_stab(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 180):
+    """Run ``stab`` as a user would, at 80 columns."""
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "stab"), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "80", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.fixture
+def stab(tmp_path: Path) -> Stab:
+    """The command line, in an empty folder."""
+
+    def run(*arguments: object, **options):
+        return run_stab(*arguments, cwd=options.pop("cwd", tmp_path), **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(hopper: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run folder: every built-in stabilizer, two seeds, two workers."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    done = run_stab("compare", "-t", "hopper", "--all", "--seeds", 2, "--workers", 2, "--out", out, *TINY)
+    assert done.returncode == 0, done.stderr
+    (out.parent / "stdout.txt").write_text(done.stdout)
+    return out

@@ -1,0 +1,86 @@
+"""Event files, read back with TensorBoard's own reader, hold the numbers of the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from stab import gva
+from stab.reports import figures, statistics, tensorboard
+
+
+@pytest.fixture
+def written(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> tuple[statistics.Results, Path]:
+    results = statistics.read(run)
+    leaderboard = statistics.leaderboard(results)
+    drawn = figures.draw(results, leaderboard)
+    tensorboard.write(results, leaderboard, drawn, tmp_path / "events")
+    said = capfd.readouterr()
+    assert said.out + said.err == "", "writing events is silent"
+    return results, tmp_path / "events"
+
+
+def opened(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0, "images": 0})
+    return events.Reload()
+
+
+def scalars(events: EventAccumulator, tag: str) -> dict[int, float]:
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def test_one_run_a_task_and_stabilizer_and_one_for_the_leaderboard(written: tuple[statistics.Results, Path]) -> None:
+    _, folder = written
+    runs = {path.parent.relative_to(folder).as_posix() for path in folder.rglob("events.*")}
+    assert runs == {"toy/none", "toy/ema", "toy/lr_decay", "leaderboard"}
+    assert len(list(folder.rglob("events.*"))) == len(runs), "hyper-parameters make no runs of their own"
+
+
+@pytest.mark.parametrize("string", ["none", "ema", "lr_decay"])
+def test_scalars_equal_the_statistics(written: tuple[statistics.Results, Path], string: str) -> None:
+    results, folder = written
+    series, events = results.series["toy", string], opened(folder / "toy" / string)
+    updates = series.updates.tolist()
+    expected = dict(zip(updates, series.returns.mean((0, 2)), strict=True))
+    assert scalars(events, "return") == pytest.approx(expected, rel=1e-6)
+    expected = dict(zip(updates, series.val_loss.mean(0), strict=True))
+    assert scalars(events, "val_loss") == pytest.approx(expected, rel=1e-6)
+    window = series.updates[series.window].tolist()
+    jumps = np.mean([gva.jumps(J) for J in series.returns[:, series.window]], axis=0)
+    assert scalars(events, "return_jump") == pytest.approx(dict(zip(window[1:], jumps, strict=True)), rel=1e-6)
+
+
+def test_hyper_parameters_and_scores(written: tuple[statistics.Results, Path]) -> None:
+    results, folder = written
+    (entry,) = (e for e in statistics.leaderboard(results)["entries"] if e["stabilizer"] == "lr_decay")
+    events = opened(folder / "toy" / "lr_decay")
+    for name in ("gva", "return", "worst", "val_loss"):
+        assert scalars(events, f"hparam/{name}") == pytest.approx({entry["updates"]: entry[name]}, rel=1e-6)
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert values["stabilizer"].string_value == "lr_decay"
+    assert values["schedule"].string_value == "linear"
+    assert values["updates"].number_value == 80
+
+
+def test_the_leaderboard_is_text_and_images(written: tuple[statistics.Results, Path]) -> None:
+    _, folder = written
+    events = opened(folder / "leaderboard")
+    (text,) = events.Tensors("toy/leaderboard/text_summary")
+    assert "| 1 | ema |" in text.tensor_proto.string_val[0].decode()
+    assert events.Tags()["images"] == ["toy/curves", "toy/scores"]
+
+
+def test_slugs_name_the_runs(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    results = statistics.read(make_run())
+    leaderboard = statistics.leaderboard(results)
+    string = "lr_decay:power=2.0,shape=polynomial+ema"
+    leaderboard["entries"] = [leaderboard["entries"][0] | {"stabilizer": string}]
+    results.series["toy", string] = results.series["toy", "ema"]
+    tensorboard.write(results, leaderboard, {}, tmp_path)
+    assert (tmp_path / "toy" / "lr_decay-power=2.0,shape=polynomial--ema").is_dir()

@@ -1,0 +1,189 @@
+"""Workers from outside: what jobs do to them, and what is heard of it."""
+
+import os
+import time
+
+import pytest
+
+from stab import engine
+
+JOBS = '''
+import os, pathlib, signal, sys, time
+
+def work(job, report):
+    folder = pathlib.Path(job["folder"])
+    (folder / f"began-{job['n']}").write_text(f"{os.getpid()} {time.time()}")
+    report("first", 0.5)
+    what = job.get("what", "")
+    if what == "raise":
+        raise ValueError("two\\nlines   of it")
+    if what == "raise nothing":
+        raise KeyError
+    if what == "exit":
+        sys.exit("gone")
+    if what == "interrupt":
+        raise KeyboardInterrupt
+    if what == "kill":
+        print("my last words", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "os exit":
+        os._exit(3)
+    if what == "print":
+        print('{"kind": "done"}')
+        print("not json", flush=True)
+        os.write(1, b'{"kind": "failed", "reason": "a lie"}\\n')
+        os.system("echo from a child")
+        sys.stdout.flush()
+    if what == "sleep":
+        time.sleep(60)
+    if what == "nap":
+        time.sleep(0.3)
+    if what == "environment":
+        text = " ".join(os.environ[k] for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"))
+        (folder / "environment").write_text(text + " " + os.getcwd())
+    report("second", 1.0)
+    (folder / f"done-{job['n']}").write_text("")
+'''
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Return a function that runs one job for each word; ``start("", "raise", workers=1)``."""
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    source.mkdir()
+    folder.mkdir()
+    (source / "engine_test_jobs.py").write_text(JOBS)
+    monkeypatch.syspath_prepend(str(source))
+
+    def run(*words, workers=2, target="engine_test_jobs:work"):
+        jobs = [{"n": n, "what": word, "folder": str(folder)} for n, word in enumerate(words)]
+        return engine.run(target, jobs, workers)
+
+    run.folder = folder
+    return run
+
+
+def ends(events):
+    return {e.job: e for e in events if e.kind != "progress"}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_every_job_is_done_once(start, workers):
+    events = list(start("", "", "", workers=workers))
+    assert sorted(e.job for e in events if e.kind == "done") == [0, 1, 2]
+    assert {e.kind for e in events} == {"done", "progress"}
+    for job in range(3):
+        mine = [e for e in events if e.job == job]
+        assert [(e.kind, e.phase, e.fraction) for e in mine] == [
+            ("progress", "first", 0.5),
+            ("progress", "second", 1.0),
+            ("done", "", 0.0),
+        ]
+        assert (start.folder / f"done-{job}").exists()
+
+
+def test_no_jobs_no_events(start):
+    assert list(start()) == []
+
+
+def test_one_worker_takes_the_jobs_in_order_and_one_process_serves_them_all(start):
+    events = list(start("", "raise", "", "", workers=1))
+    assert [e.job for e in events if e.kind != "progress"] == [0, 1, 2, 3]
+    began = [(start.folder / f"began-{n}").read_text().split() for n in range(4)]
+    assert len({pid for pid, _ in began}) == 1
+    assert [float(t) for _, t in began] == sorted(float(t) for _, t in began)
+
+
+def test_two_workers_are_two_processes_at_once(start):
+    list(start("nap", "nap", workers=2))
+    began = [(start.folder / f"began-{n}").read_text().split() for n in range(2)]
+    assert len({pid for pid, _ in began}) == 2
+
+
+REASONS = {
+    "raise": "ValueError: two lines of it",
+    "raise nothing": "KeyError",
+    "exit": "SystemExit: gone",
+    "interrupt": "KeyboardInterrupt",
+    "kill": "killed",
+    "segfault": "signal 11",
+    "os exit": "exit code 3",
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_that_fails_takes_nobody_with_it(start, workers):
+    words = ["", *REASONS, ""]
+    found = ends(start(*words, workers=workers))
+    assert sorted(found) == list(range(len(words)))
+    for n, word in enumerate(words):
+        event = found[n]
+        assert event.kind == ("failed" if word else "done")
+        assert REASONS.get(word, "") in event.reason
+        assert "\n" not in event.reason
+        assert (start.folder / f"done-{n}").exists() == (not word)
+
+
+def test_a_killed_worker_says_its_last_words(start):
+    reason = ends(start("kill"))[0].reason
+    assert "SIGKILL" in reason
+    assert "my last words" in reason
+
+
+def test_what_a_job_prints_does_not_break_the_protocol(start):
+    events = list(start("print", "", workers=1))
+    assert [(e.job, e.kind) for e in events if e.kind != "progress"] == [(0, "done"), (1, "done")]
+    assert len(events) == 6
+
+
+def test_a_target_that_cannot_be_loaded_fails_every_job(start):
+    for target in ("no_such_module:work", "engine_test_jobs:no_such_function"):
+        found = ends(start("", "", workers=1, target=target))
+        assert {e.kind for e in found.values()} == {"failed"}
+        assert all(target in e.reason for e in found.values())
+
+
+def test_workers_have_one_thread_and_a_folder_of_their_own(start):
+    list(start("environment"))
+    *threads, folder = (start.folder / "environment").read_text().split()
+    assert threads == ["1", "1", "1"]
+    assert folder != os.getcwd()
+    assert not os.path.exists(folder)  # it goes with the run
+
+
+def gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("how", ["close", "throw"])
+def test_stopping_early_kills_the_workers_at_once(start, how):
+    events = start("sleep", "sleep", "", workers=2)
+    seen = {next(events).job, next(events).job}
+    assert seen == {0, 1}
+    pids = [int((start.folder / f"began-{n}").read_text().split()[0]) for n in range(2)]
+    assert not any(gone(pid) for pid in pids)
+    before = time.monotonic()
+    if how == "close":
+        events.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            events.throw(KeyboardInterrupt)
+    assert time.monotonic() - before < 5
+    assert all(gone(pid) for pid in pids)
+    assert not (start.folder / "began-2").exists()
+
+
+def test_no_worker_outlives_a_run(start):
+    list(start("", "raise", "", workers=2))
+    pids = {int((start.folder / f"began-{n}").read_text().split()[0]) for n in range(3)}
+    assert all(gone(pid) for pid in pids)
+
+
+def test_cores():
+    assert 1 <= engine.cores() <= (os.cpu_count() or 1)
