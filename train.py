@@ -123,9 +123,9 @@ def train(
             seconds[name] += ended - began
         if update in checkpoints:
             _switch(optimizer, "eval")
-            buffers = {name: b.detach() for name, b in policy.named_buffers()}
-            raw = clone(dict(policy.state_dict()))
-            read = {name: clone(buffers) | a.read(states[name]) for name, a in averages.items()}
+            raw = clone(policy.state_dict())
+            # What an average does not hold (buffers, unless it declares otherwise) is the live policy's.
+            read = {name: clone(raw) | a.read(states[name]) for name, a in averages.items()}
             _switch(optimizer, "train")
             variance, norm2 = gradient_noise(task, policy, recipe, (seed, GRADIENT, update))
             yield Checkpoint(update, raw, read, variance, norm2, lr, train_seconds, dict(seconds))

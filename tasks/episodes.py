@@ -15,9 +15,7 @@ class Episodes(Protocol):
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """Begin one episode a seed; return observations (episodes, obs_dim) in the environment's dtype."""
 
-    def step(
-        self, which: Sequence[int], actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, which: Sequence[int], actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Step the episodes ``which`` (k,) by actions (k, ...).
 
         Returns observations (k, obs_dim), rewards (k,) float64, terminated (k,) and truncated (k,).
@@ -36,12 +34,15 @@ class GymEpisodes:
             self.envs.append(make(self.spec))
         return np.array([np.ravel(env.reset(seed=int(s))[0]) for env, s in zip(self.envs, seeds, strict=False)])
 
-    def step(
-        self, which: Sequence[int], actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, which: Sequence[int], actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         steps = [self.envs[i].step(action) for i, action in zip(which, actions, strict=True)]
         observations, rewards, terminated, truncated, _ = zip(*steps, strict=True)
-        return np.array([np.ravel(o) for o in observations]), np.array(rewards), np.array(terminated), np.array(truncated)
+        return (
+            np.array([np.ravel(o) for o in observations]),
+            np.array(rewards),
+            np.array(terminated),
+            np.array(truncated),
+        )
 
 
 class HopperEpisodes:
@@ -71,9 +72,7 @@ class HopperEpisodes:
             self.mj_copy(self.data[i], self.model, self.env.data)
         return np.array(observations)
 
-    def step(
-        self, which: Sequence[int], actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, which: Sequence[int], actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         env, model, mj_step = self.env, self.model, self.mj_step
         state = np.empty((len(which), model.nq + model.nv))
         before = np.empty(len(which))

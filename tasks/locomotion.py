@@ -40,8 +40,8 @@ class Locomotion(Task):
 
     Args:
         record: the catalogue's record.
-    Further arguments as for ``Task``. The loss is the mean squared error of the action; actions are clipped to the
-    action space in the closed loop.
+    Further arguments as for ``Task``. The loss is the mean squared error of the action; Box actions stay
+    within the action space.
     """
 
     record: Record = CATALOG[0]

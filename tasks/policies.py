@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stab.recipe import Recipe
 from stab.registry import StabError, suggest
-from stab.stabilizers.base import hyper, parse_arguments
+from stab.stabilizers.base import Method, hyper, parse_arguments
 
 
 class Policy(nn.Module):
@@ -122,20 +122,47 @@ class MLPStack(Stack):
             out = torch.baddbmm(bias, out, weight)
             if i < len(self.layers) - 1:
                 out = out.relu_()
-        return self.policy.to_actions(out[:, :rows])
+        # Squashed with the padding on, so that every policy's part begins at a full vector of the tanh.
+        return self.policy.to_actions(self.policy.squash(out)[:, :rows])
+
+
+class Squash(nn.Module):
+    """low + (tanh(x) + 1) / 2 * (high - low), elementwise: into the bounds of a Box."""
+
+    def __init__(self, space: gym.Space[Any]) -> None:
+        super().__init__()
+        if not (isinstance(space, gym.spaces.Box) and np.isfinite([space.low, space.high]).all()):
+            raise StabError(f"actions {space} have no bounds to squash into: use train.policy=mlp:actions=clipped")
+        self.low: Tensor
+        self.size: Tensor
+        self.register_buffer("low", torch.as_tensor(space.low).flatten(), persistent=False)
+        self.register_buffer("size", torch.as_tensor(space.high - space.low).flatten(), persistent=False)
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        return self.low + (outputs.tanh() + 1) / 2 * self.size
 
 
 class MLP(Policy):
     """Normalisation, then ``depth`` hidden layers of ``width`` ReLU units with dropout, then a linear layer.
 
-    Observations are normalised with the training set's mean and standard deviation, kept as buffers.
+    Observations are normalised with the training set's mean and standard deviation, kept as buffers. With ``squashed``
+    a Box action is low + (tanh(out) + 1) / 2 * (high - low), otherwise it is the linear output, clipped in the closed loop.
     """
 
     def __init__(
-        self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], width: int, depth: int, dropout: float
+        self,
+        mean: Tensor,
+        std: Tensor,
+        action_space: gym.Space[Any],
+        *,
+        width: int,
+        depth: int,
+        dropout: float,
+        squashed: bool,
     ) -> None:
         super().__init__()
         self.action_space = action_space
+        self.squash: Callable[[Tensor], Tensor] = Squash(action_space) if squashed else nn.Identity()
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", mean)
@@ -148,8 +175,7 @@ class MLP(Policy):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, observations: Tensor) -> Tensor:
-        out: Tensor = self.layers((observations - self.mean) / self.std)
-        return out
+        return self.squash(self.layers((observations - self.mean) / self.std))
 
     def stack(self, stacked: dict[str, Tensor]) -> Stack:
         return MLPStack(self, stacked)
@@ -172,12 +198,10 @@ class Actor(Policy):
             self.layers.append(linear)
             if i < 2:
                 self.layers.append(nn.ReLU())
-        self.register_buffer("low", torch.as_tensor(action_space.low))
-        self.register_buffer("high", torch.as_tensor(action_space.high))
+        self.squash = Squash(action_space)
 
     def forward(self, observations: Tensor) -> Tensor:
-        low, high = self.get_buffer("low"), self.get_buffer("high")
-        out: Tensor = low + (self.layers(observations).tanh() + 1) / 2 * (high - low)
+        out: Tensor = self.squash(self.layers(observations))
         return out
 
 
@@ -191,14 +215,23 @@ def output_size(space: gym.Space[Any]) -> int:
 
 
 @dataclass(frozen=True)
-class MLPArguments:
+class MLPArguments(Method):
     """Arguments of the policy string ``mlp``."""
 
     width: int = hyper(256, "units a hidden layer", lambda v: v >= 1, "an integer >= 1")
     depth: int = hyper(2, "hidden layers", lambda v: v >= 0, "an integer >= 0")
+    actions: str = hyper(
+        "squashed",
+        "Box actions: tanh into the bounds, or linear and clipped in the closed loop",
+        lambda v: v in ("squashed", "clipped"),
+        "squashed or clipped",
+    )
 
     def build(self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], recipe: Recipe) -> Policy:
-        return MLP(mean, std, action_space, self.width, self.depth, recipe.dropout)
+        squashed = self.actions == "squashed" and isinstance(action_space, gym.spaces.Box)
+        return MLP(
+            mean, std, action_space, width=self.width, depth=self.depth, dropout=recipe.dropout, squashed=squashed
+        )
 
 
 POLICIES = {"mlp": MLPArguments}
@@ -210,5 +243,8 @@ def build(recipe: Recipe, mean: Tensor, std: Tensor, action_space: gym.Space[Any
     if name not in POLICIES:
         raise StabError(f"unknown policy {name!r}.{suggest(name, POLICIES)} Known: {', '.join(POLICIES)}")
     arguments = POLICIES[name]
-    made = arguments(**parse_arguments(rest, arguments, f"policy {name!r}"))
+    try:
+        made = arguments(**parse_arguments(rest, arguments, f"policy {name!r}"))
+    except StabError as e:
+        raise StabError(f"train.policy={recipe.policy!r}: {e}") from e
     return made.build(mean, std, action_space, recipe)

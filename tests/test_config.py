@@ -21,7 +21,9 @@ def test_the_defaults():
 def test_later_layers_win(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("seeds: 5\ntrain:\n  lr: 1e-4\n  batch_size: 64\neval: {starts: 3}\ntasks: [hopper, other]\n")
-    config = load({"seeds": 4, "train": {"lr": 0.5, "updates": 3000}}, file, {"eval": {"starts": 2}}, overrides=["seeds=7"])
+    config = load(
+        {"seeds": 4, "train": {"lr": 0.5, "updates": 3000}}, file, {"eval": {"starts": 2}}, overrides=["seeds=7"]
+    )
     assert config.seeds == 7
     assert config.train == Recipe(lr=1e-4, batch_size=64, updates=3000)
     assert config.eval == Evaluation(starts=2)

@@ -7,7 +7,7 @@ import pytest
 
 from stab import engine
 
-JOBS = '''
+JOBS = """
 import os, pathlib, signal, sys, time
 
 def work(job, report):
@@ -45,7 +45,7 @@ def work(job, report):
         (folder / "environment").write_text(text + " " + os.getcwd())
     report("second", 1.0)
     (folder / f"done-{job['n']}").write_text("")
-'''
+"""
 
 
 @pytest.fixture

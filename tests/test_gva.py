@@ -58,7 +58,9 @@ def test_mean_by_hand():
 def test_checkpoint_variance_by_hand():
     # Additive: no rest, so all of the variance of the mean is the checkpoints' own.
     additive = np.array([1.0, 2.0, 4.0])[:, None] + np.array([0.0, 10.0])
-    assert gva.checkpoint_variance(additive) == pytest.approx(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2, rel=1e-12)
+    assert gva.checkpoint_variance(additive) == pytest.approx(
+        ((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2, rel=1e-12
+    )
     # Nothing shared: rows +1, -1 and -1, +1 have mean 0; the residuals are the entries, with (2-1)(2-1) = 1 freedom.
     opposed = np.array([[1.0, -1.0], [-1.0, 1.0]])
     assert gva.checkpoint_variance(opposed) == pytest.approx(0 - (4 / 1) / 2, rel=1e-14)

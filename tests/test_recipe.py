@@ -140,7 +140,9 @@ def test_equal_recipes_have_equal_keys(one, other):
 
 
 def test_transforms_may_be_plain_data():
-    assert Recipe(gradient_transforms=({"object": CALL.object, "args": CALL.args},)) == Recipe(gradient_transforms=(CALL,))
+    assert Recipe(gradient_transforms=({"object": CALL.object, "args": CALL.args},)) == Recipe(
+        gradient_transforms=(CALL,)
+    )
 
 
 # Schedules
@@ -170,9 +172,7 @@ def test_lr_factor_is_torchs_schedule(case):
         scheduler.step()
 
 
-@given(
-    st.sampled_from(SCHEDULES), st.floats(0, 1), st.floats(0.1, 5), st.integers(1, 200), st.integers(0, 400)
-)
+@given(st.sampled_from(SCHEDULES), st.floats(0, 1), st.floats(0.1, 5), st.integers(1, 200), st.integers(0, 400))
 def test_lr_factor_falls_from_one_to_the_final_fraction(schedule, final, power, updates, update):
     recipe = Recipe(schedule=schedule, schedule_final=final, schedule_power=power, updates=updates)
     end = 1.0 if schedule == "constant" else final
@@ -190,7 +190,9 @@ def test_load_object():
     assert load_object("torch.optim:SGD") is torch.optim.SGD
 
 
-@pytest.mark.parametrize("path", ["nowhere.at.all:X", "torch.optim:Nope", "torch.optim", "torch.optim:", ":SGD", "", "a b:c"])
+@pytest.mark.parametrize(
+    "path", ["nowhere.at.all:X", "torch.optim:Nope", "torch.optim", "torch.optim:", ":SGD", "", "a b:c"]
+)
 def test_load_object_says_what_is_wrong(path):
     with pytest.raises(StabError, match="expected module:Object"):
         load_object(path)

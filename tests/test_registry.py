@@ -272,7 +272,10 @@ ROOT = Path(stab.__file__).parent
 
 def sources():
     """Every module of the package, by dotted name without ``stab.``; the package itself is ''."""
-    files = [*ROOT.glob("*.py"), *(f for p in ("stabilizers", "tasks", "reports", "cli") for f in (ROOT / p).rglob("*.py"))]
+    files = [
+        *ROOT.glob("*.py"),
+        *(f for p in ("stabilizers", "tasks", "reports", "cli") for f in (ROOT / p).rglob("*.py")),
+    ]
     return {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): f for f in files}
 
 

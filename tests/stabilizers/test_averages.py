@@ -21,6 +21,16 @@ from stab.stabilizers.ema import EMA
 from stab.stabilizers.polyak import Polyak
 from stab.stabilizers.swa import SWA
 
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Tiny products on many threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 NAMES = [n for n in stabilizers.names() if issubclass(stabilizers.get(n), Average)]
 TOTAL = 240
 F64 = torch.float64
@@ -454,7 +464,8 @@ def test_memory_of_polyak_is_flat_and_of_swa_a_comb():
 
 
 @pytest.mark.parametrize(
-    ("weights", "expected"), [([1.0], 1), ([0.5, 0.5], 1), ([0.6, 0.4], 2), ([0, 0, 1], 1), ([1, 0, 0], 3), ([0.1] * 10, 5)]
+    ("weights", "expected"),
+    [([1.0], 1), ([0.5, 0.5], 1), ([0.6, 0.4], 2), ([0, 0, 1], 1), ([1, 0, 0], 3), ([0.1] * 10, 5)],
 )
 def test_effective_half_life_by_hand(weights, expected):
     assert effective_half_life(np.array(weights)) == expected
