@@ -233,13 +233,13 @@ def parse(text: str) -> Stabilizer:
     strings: list[str] = []
     for atom in _atoms(text):
         method, string = _parse_atom(atom, text)
-        methods.append(method)
-        if string != "none":
+        if string != "none":  # in a composition it says nothing
+            methods.append(method)
             strings.append(string)
     for method in methods[:-1]:
         if isinstance(method, Average):
             raise StabError(f"{text!r}: an average comes last and there is at most one (interventions+average)")
-    average = methods[-1] if isinstance(methods[-1], Average) else None
+    average = methods[-1] if methods and isinstance(methods[-1], Average) else None
     interventions = tuple(m for m in methods if isinstance(m, Intervention))
     return Stabilizer("+".join(strings) or "none", interventions, average)
 

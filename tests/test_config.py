@@ -137,7 +137,7 @@ def test_an_override_is_key_equals_value(override):
 
 @pytest.mark.parametrize(("updates", "every"), [(200, 200), (100, 200), (200, 101), (1, 1)])
 def test_one_checkpoint_is_refused(updates, every):
-    with pytest.raises(StabError, match="at least two checkpoints.*these settings give 1"):
+    with pytest.raises(StabError, match=r"at least two checkpoints.*these settings give 1"):
         load({"train": {"updates": updates}, "eval": {"checkpoint_every": every}})
 
 

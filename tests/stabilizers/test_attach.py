@@ -38,10 +38,10 @@ class BufferMean(Average):
 
     averages_buffers: ClassVar[bool] = True
 
-    def init(self, params, total):  # noqa: ARG002
+    def init(self, params, total):
         return MeanOfAll(clone(params))
 
-    def update(self, state, params, step):  # noqa: ARG002
+    def update(self, state, params, step):
         state.count += 1
         for name, value in params.items():
             state.sums[name] += (value - state.sums[name]) / state.count
@@ -126,10 +126,15 @@ def test_swapped_holds_the_average_and_gives_the_raw_weights_back():
 def test_swapped_gives_back_after_an_exception_and_after_meddling():
     loop, attached = trained()
     raw, average = snapshot(loop.model), attached.read()
-    with pytest.raises(RuntimeError, match="evaluation failed"), attached.swapped() as model:
-        with torch.no_grad():
-            model[0].weight.fill_(7)
-        raise RuntimeError("evaluation failed")
+
+    def evaluate():
+        with attached.swapped() as model:
+            with torch.no_grad():
+                model[0].weight.fill_(7)
+            raise RuntimeError("evaluation failed")
+
+    with pytest.raises(RuntimeError, match="evaluation failed"):
+        evaluate()
     assert equal(snapshot(loop.model), raw)
     assert equal(attached.read(), average)
 
@@ -249,7 +254,7 @@ def test_frozen_and_tied_parameters():
 
 @pytest.mark.parametrize("average", ["lr_decay", "lr_decay+ema", "none", "dropout+swa"])
 def test_only_an_average_alone(average):
-    with pytest.raises(stab.StabError, match="edits the recipe|takes an average alone"):
+    with pytest.raises(stab.StabError, match=r"edits the recipe|takes an average alone"):
         stab.attach(make(), average, TOTAL)
 
 

@@ -192,7 +192,6 @@ def test_slugs_are_file_names_and_differ_where_strings_do(text, other):
         ("ema:half_life=5,half_life=5", ["'half_life' is given twice"]),
         ("ema+lr_decay", ["an average comes last"]),
         ("ema+swa", ["at most one"]),
-        ("ema+none", ["an average comes last"]),
         ("ema:half_life", ["is not key=value", "half_life"]),
         ("ema:half_life=", ["is not key=value", "half_life"]),
         ("ema:5", ["is not key=value", "half_life"]),
@@ -221,10 +220,12 @@ alphabet = st.text(alphabet="ema:=+,. _0159-swlr_decay\t\né%", max_size=30)
 
 def never_another_error(text):
     for function in (parse, split):
+        said = "parsed"
         try:
             function(text)
         except StabError as e:
-            assert str(e).strip()
+            said = str(e)
+        assert said.strip()
 
 
 @settings(max_examples=300, deadline=None)

@@ -25,9 +25,15 @@ def _one_thread():
 BOX = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
 
 
-def mlp(width=33, depth=2, obs=11, space=BOX, dropout=0.0, seed=0):
+WIDE = gym.spaces.Box(-100.0, 100.0, (3,), np.float32)  # nothing is clipped
+ONE = gym.spaces.Box(-100.0, 100.0, (1,), np.float32)
+SPACES = {"box": WIDE, "discrete": gym.spaces.Discrete(5), "one action": ONE, "two choices": gym.spaces.Discrete(2)}
+
+
+def mlp(width=33, depth=2, obs=11, space=BOX, dropout=0.0, squashed=False, seed=0):
     torch.manual_seed(seed)
-    return MLP(torch.randn(obs), torch.rand(obs) + 0.5, space, width, depth, dropout).eval()
+    mean, std = torch.randn(obs), torch.rand(obs) + 0.5
+    return MLP(mean, std, space, width=width, depth=depth, dropout=dropout, squashed=squashed).eval()
 
 
 def family(count, **settings):
@@ -61,6 +67,21 @@ def test_mlp_by_hand(width, depth):
     np.testing.assert_allclose(policy(obs).detach().numpy(), out, rtol=1e-4, atol=1e-5)
 
 
+def test_squashed_by_hand():
+    """low + (tanh(out) + 1) / 2 * (high - low): in the loss too, so that training and acting agree."""
+    space = gym.spaces.Box(np.array([-2.0, 0.0, 5.0], np.float32), np.array([2.0, 1.0, 6.0], np.float32))
+    linear, squashed = mlp(space=space), mlp(space=space, squashed=True)
+    obs = 3 * torch.randn(50, 11)
+    out = linear(obs).detach().double().numpy()
+    expected = space.low + (np.tanh(out) + 1) / 2 * (space.high - space.low)
+    np.testing.assert_allclose(squashed(obs).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+    with torch.inference_mode():
+        actions = squashed.act(obs, None)[0]
+    assert ((actions >= space.low) & (actions <= space.high)).all()
+    with pytest.raises(StabError, match="no bounds"):
+        mlp(space=gym.spaces.Box(-np.inf, np.inf, (3,)), squashed=True)
+
+
 def test_dropout_acts_in_training_only():
     policy = mlp(dropout=0.5)
     obs = torch.randn(4, 11)
@@ -74,6 +95,7 @@ def test_mean_and_std_are_buffers_not_parameters():
     policy = mlp()
     assert {"mean", "std"} == {name for name, _ in policy.named_buffers()}
     assert {"mean", "std"} < set(policy.state_dict())
+    assert mlp(squashed=True).state_dict().keys() == policy.state_dict().keys()
 
 
 def test_loss_by_hand():
@@ -89,7 +111,8 @@ def test_loss_by_hand():
 
 
 def test_box_actions_are_clipped_and_shaped_to_the_space():
-    space = gym.spaces.Box(np.array([[-1, -2], [-3, 0]], np.float64), np.array([[1, 2], [3, 0.5]], np.float64))
+    low, high = np.array([[-1.0, -2.0], [-3.0, 0.0]]), np.array([[1.0, 2.0], [3.0, 0.5]])
+    space = gym.spaces.Box(low, high, dtype=np.float64)
     policy = mlp(space=space)
     out = torch.tensor([[5.0, -5, 1, 0.25], [-5, 5, -5, -5]])
     actions = policy.to_actions(out)
@@ -150,6 +173,10 @@ def test_build():
     assert policy.layers[0].weight.shape == (12, 4)
     assert policy.layers[2].p == 0.25
     default = build(Recipe(), torch.zeros(4), torch.ones(4), BOX)
+    far = torch.full((1, 4), 1e6)
+    assert default(far).abs().max() <= 1  # squashed into the bounds
+    assert build(Recipe(policy="mlp:actions=clipped"), torch.zeros(4), torch.ones(4), BOX)(far).abs().max() > 1
+    assert build(Recipe(), torch.zeros(4), torch.ones(4), gym.spaces.Discrete(4))(far).abs().max() > 1
     assert [layer.out_features for layer in default.layers if isinstance(layer, nn.Linear)] == [256, 256, 3]
 
 
@@ -163,6 +190,7 @@ def test_build():
         ("mlp:width=-4", "integer >= 1"),
         ("mlp:depth=-1", "integer >= 0"),
         ("mlp:width=3,width=4", "twice"),
+        ("mlp:actions=tanh", "squashed or clipped"),
         ("", "unknown policy"),
     ],
 )
@@ -177,25 +205,35 @@ def test_a_policy_string_that_is_wrong(string, message):
 SIZES = [(33, 3), (33, 8), (256, 8), (7, 1), (16, 16), (65, 5), (1, 2)]
 
 
-@pytest.mark.parametrize("space", [BOX, gym.spaces.Discrete(5)], ids=["box", "discrete"])
+@pytest.mark.parametrize("kind", [MLPStack, Stack])
+@pytest.mark.parametrize(
+    ("space", "squashed"),
+    [
+        ("box", False),
+        ("box", True),
+        ("one action", False),
+        ("one action", True),
+        ("discrete", False),
+        ("two choices", False),
+    ],
+)
 @pytest.mark.parametrize(("width", "rows"), SIZES)
-def test_a_policys_actions_do_not_depend_on_its_company(width, rows, space):
+def test_a_policys_actions_do_not_depend_on_its_company(width, rows, space, squashed, kind):
     """Bitwise: together, alone, in another order, after others have ended."""
     count = 7
-    policy, stacked, _ = family(count, width=width, space=space)
+    policy, stacked, _ = family(count, width=width, space=SPACES[space], squashed=squashed)
     obs = observations(count, rows)
-    for kind in (MLPStack, Stack):
-        together = kind(policy, stacked).act(obs, list(range(count)))
-        for i in range(count):
-            one = kind(policy, alone(stacked, i)).act(obs[i : i + 1], [0])
-            assert (one[0] == together[i]).all()
-        order = [3, 1, 6, 0, 5, 2, 4]
-        permuted = kind(policy, {k: v[order] for k, v in stacked.items()}).act(obs[order], list(range(count)))
-        assert (permuted == together[order]).all()
-        some = kind(policy, stacked)
-        some.act(obs, list(range(count)))
-        for live in ([0, 2, 3, 6], [2, 6], [6]):
-            assert (some.act(obs, live) == together[live]).all()
+    together = kind(policy, stacked).act(obs, list(range(count)))
+    for i in range(count):
+        one = kind(policy, alone(stacked, i)).act(obs[i : i + 1], [0])
+        assert (one[0] == together[i]).all()
+    order = [3, 1, 6, 0, 5, 2, 4]
+    permuted = kind(policy, {k: v[order] for k, v in stacked.items()}).act(obs[order], list(range(count)))
+    assert (permuted == together[order]).all()
+    some = kind(policy, stacked)
+    some.act(obs, list(range(count)))
+    for live in ([0, 2, 3, 6], [2, 6], [6]):
+        assert (some.act(obs, live) == together[live]).all()
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 25])
@@ -209,17 +247,19 @@ def test_a_rows_action_does_not_depend_on_what_the_other_rows_hold(rows):
     assert (MLPStack(policy, stacked).act(other, [0, 1, 2])[:, 0] == before[:, 0]).all()
 
 
+@pytest.mark.parametrize("squashed", [False, True], ids=["linear", "squashed"])
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 @pytest.mark.parametrize(("width", "rows"), SIZES)
-def test_the_batched_stack_agrees_with_one_module_a_policy(width, rows, depth):
-    policy, stacked, policies = family(5, width=width, depth=depth, dropout=0.3)
+def test_the_batched_stack_agrees_with_one_module_a_policy(width, rows, depth, squashed):
+    policy, stacked, policies = family(5, width=width, depth=depth, dropout=0.3, squashed=squashed)
     obs = observations(5, rows)
     live = [0, 1, 3, 4]
     fast, slow = MLPStack(policy, stacked).act(obs, live), Stack(policy, stacked).act(obs, live)
     assert fast.shape == slow.shape == (4, rows, 3)
     np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-5)
     for i, p in enumerate(live):
-        expected = policies[p].act(torch.tensor(obs[p]), None)[0]
+        with torch.inference_mode():
+            expected = policies[p].act(torch.tensor(obs[p]), None)[0]
         np.testing.assert_allclose(slow[i], expected, rtol=1e-5, atol=1e-5)
 
 

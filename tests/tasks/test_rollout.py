@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from stab.tasks.policies import MLP, Policy, Stack
 from stab.tasks.episodes import GymEpisodes, make_episodes
+from stab.tasks.policies import MLP, Policy, Stack
 from stab.tasks.rollout import BLOCK, random_returns, rollout
 
 
@@ -52,7 +52,17 @@ def mlps(env, count, width=33, seed=0):
     made = []
     for i in range(count):
         torch.manual_seed(seed + i)
-        made.append(MLP(torch.zeros(SIZES[env]), torch.ones(SIZES[env]), space(env), width, 2, 0.0))
+        made.append(
+            MLP(
+                torch.zeros(SIZES[env]),
+                torch.ones(SIZES[env]),
+                space(env),
+                width=width,
+                depth=2,
+                dropout=0.0,
+                squashed=False,
+            )
+        )
     states = [p.state_dict() for p in made]
     return made[0], {name: torch.stack([s[name] for s in states]) for name in states[0]}
 
@@ -411,6 +421,6 @@ def test_the_generic_stack_rolls_out_like_the_batched_one():
         def stack(self, stacked):
             return Stack(self, stacked)
 
-    plain = Plain(torch.zeros(3), torch.ones(3), space("Pendulum-v1"), 33, 2, 0.0)
+    plain = Plain(torch.zeros(3), torch.ones(3), space("Pendulum-v1"), width=33, depth=2, dropout=0.0, squashed=False)
     generic, _ = rollout(environments("Pendulum-v1"), plain, stacked, STARTS, [40])
     np.testing.assert_allclose(fast, generic, rtol=1e-3)
