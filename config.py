@@ -133,7 +133,7 @@ def load(*layers: dict[str, Any] | Path, overrides: Sequence[str] = ()) -> Confi
                 raise StabError(f"{what} is not key=value, for example train.lr=3e-4")
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
         config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
-    except (OmegaConfBaseException, YAMLError, OSError) as e:
+    except (OmegaConfBaseException, YAMLError, OSError, TypeError, UnicodeDecodeError) as e:
         key = getattr(e, "full_key", None)
         raise StabError(f"{what} is not valid{f' at {key}' if key else ''}: {str(e).splitlines()[0]}") from e
     return config

@@ -82,7 +82,10 @@ class Recipe:
         _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "a number >= 0")
         _require("dropout", self.dropout, 0 <= self.dropout < 1, "a number in [0, 1)")
         for name in ("batch_size", "accumulation", "updates"):
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "an integer >= 1")
+            value = getattr(self, name)
+            _require(
+                name, value, isinstance(value, int) and not isinstance(value, bool) and value >= 1, "an integer >= 1"
+            )
 
     @property
     def samples(self) -> int:
@@ -112,8 +115,17 @@ class Recipe:
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that name this recipe in file names: SHA-256 of its canonical JSON."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        text = json.dumps(_canonical(self.to_dict()), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _canonical(value: Any) -> Any:
+    """Return the same data with every number a float: 0 and 0.0 are equal, and so must be the keys made of them."""
+    if isinstance(value, dict):
+        return {key: _canonical(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(v) for v in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _require(name: str, value: object, ok: bool, expected: str) -> None:

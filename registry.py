@@ -58,6 +58,7 @@ class Registry(Generic[T]):
         self.noun, self.group, self._valid = noun, group, valid
         self._registered: dict[str, tuple[T, str]] = {}
         self._plugins: dict[str, list[importlib.metadata.EntryPoint]] | None = None
+        self._loaded: dict[str, T] = {}
         self._failures: dict[str, str] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -109,6 +110,8 @@ class Registry(Generic[T]):
             raise StabError(f"{self.noun} {name!r} is registered twice: {' and '.join(origins)}; uninstall one of them")
         if name in self._registered:
             return self._registered[name][0]
+        if name in self._loaded:
+            return self._loaded[name]
         try:
             obj: T = self._entry_points()[name][0].load()
             if not NAME.fullmatch(name):
@@ -118,12 +121,12 @@ class Registry(Generic[T]):
         except (Exception, SystemExit) as e:
             self._failures[name] = f"{type(e).__name__}: {e}"
             raise StabError(f"{self.noun} {name!r} ({origins[0]}) is broken: {self._failures[name]}") from e
-        self._registered[name] = (obj, origins[0])
+        self._loaded[name] = obj
         return obj
 
     def peek(self, name: str) -> T | None:
         """Return the object if it is loaded already; imports nothing."""
-        return self._registered[name][0] if name in self._registered else None
+        return self._registered[name][0] if name in self._registered else self._loaded.get(name)
 
     def _entry_points(self) -> dict[str, list[importlib.metadata.EntryPoint]]:
         if self._plugins is None:
@@ -137,16 +140,14 @@ class Registry(Generic[T]):
 
     def _origins(self, name: str) -> list[str]:
         plugins = [_plugin_origin(point) for point in self._entry_points().get(name, [])]
-        if name in self._registered and self._registered[name][1] not in plugins:
-            return [self._registered[name][1], *plugins]
-        return plugins
+        return [self._registered[name][1], *plugins] if name in self._registered else plugins
 
 
 def _origin(obj: object) -> str:
     target = inspect.unwrap(obj) if callable(obj) else type(obj)
     target = getattr(target, "func", target)  # functools.partial
     try:
-        return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"  # type: ignore[arg-type]
+        return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
     except (OSError, TypeError):
         return repr(obj)
 

@@ -84,6 +84,7 @@ def train(
     policy.train()
     parameters = list(policy.parameters())
     optimizer = make_optimizer(recipe, parameters)
+    _switch(optimizer, "train")
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
     transforms = [load_object(call.object)(**call.args) for call in recipe.gradient_transforms]
     states = {name: average.init(averaged(policy, average), recipe.updates) for name, average in averages.items()}
@@ -122,12 +123,17 @@ def train(
             began, ended = ended, time.perf_counter()
             seconds[name] += ended - began
         if update in checkpoints:
+            # Optimizers that deploy other weights than they train (schedule-free) move them in place, and not back to the
+            # last bit; measuring the gradient's variance moves BatchNorm's statistics. Both must leave no trace.
+            live_state = clone(policy.state_dict())
             _switch(optimizer, "eval")
             raw = clone(policy.state_dict())
             # What an average does not hold (buffers, unless it declares otherwise) is the live policy's.
             read = {name: clone(raw) | a.read(states[name]) for name, a in averages.items()}
             _switch(optimizer, "train")
+            policy.load_state_dict(live_state)
             variance, norm2 = gradient_noise(task, policy, recipe, (seed, GRADIENT, update))
+            policy.load_state_dict(live_state)
             yield Checkpoint(update, raw, read, variance, norm2, lr, train_seconds, dict(seconds))
 
 
@@ -171,8 +177,9 @@ def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opti
 def gradient_noise(task: Task, policy: nn.Module, recipe: Recipe, stream: tuple[int, ...]) -> tuple[float, float]:
     """Return the trace of the covariance of a step's gradient and the squared norm of its mean, at these parameters.
 
-    From n = 4 independent minibatches (drawn with replacement) with gradients g_i and mean m: the trace of the covariance of one minibatch's
-    gradient is sum_i |g_i - m|^2 / (n - 1), that of a step's is 1 / accumulation of it; |m|^2 - trace / n is free of bias.
+    From n = 4 independent minibatches (drawn with replacement) with gradients g_i and mean m: the trace of the covariance
+    of one minibatch's gradient is sum_i |g_i - m|^2 / (n - 1), that of a step's is 1 / accumulation of it;
+    |m|^2 - trace / n is free of bias.
     """
     data = task.dataset().train
     rng = np.random.default_rng(_entropy(*stream))

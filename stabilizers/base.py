@@ -46,7 +46,7 @@ class Method:
                 continue
             try:
                 ok = not isinstance(value, bool) and bool(meta["valid"](value))
-            except TypeError:
+            except (TypeError, OverflowError):
                 ok = False
             if not ok:
                 raise StabError(f"{f.name}={value!r} is out of range: expected {meta['expected']}")
@@ -117,7 +117,8 @@ def clone(params: Params) -> Params:
 
 def averaged(module: nn.Module, average: Average) -> Params:
     """Return the live tensors that an average looks at: the parameters, and the float buffers where it declares so."""
-    tensors: Params = {name: p.detach() for name, p in module.named_parameters()}
+    # Tied parameters under each of their names, so that a read-out loads into the module whole.
+    tensors: Params = {name: p.detach() for name, p in module.named_parameters(remove_duplicate=False)}
     if average.averages_buffers:
         tensors |= {name: b for name, b in module.named_buffers() if b.is_floating_point()}
     return tensors
@@ -201,7 +202,7 @@ class Stabilizer:
 
 def slug(string: str) -> str:
     """Return a stabilizer string as a file name: ``lr_decay:final=0.1+ema`` becomes ``lr_decay-final=0.1--ema``."""
-    return string.replace(":", "-").replace("+", "--")
+    return re.sub(r"[^A-Za-z0-9_.,=-]", "_", string.replace(":", "-").replace("+", "--"))
 
 
 def split(text: str) -> list[str]:

@@ -56,7 +56,8 @@ class HopperEpisodes:
     def __init__(self, spec: gym.envs.registration.EnvSpec) -> None:
         import mujoco
 
-        self.env: Any = make(spec).unwrapped
+        env: Any = make(spec)
+        self.env = env.unwrapped
         self.model = self.env.model
         self.mj_step, self.mj_copy, self.mj_data = mujoco.mj_step, mujoco.mj_copyData, mujoco.MjData
         self.data: list[Any] = []
@@ -100,9 +101,9 @@ FAST = {"Hopper-v5": HopperEpisodes}
 
 
 def make(spec: gym.envs.registration.EnvSpec) -> gym.Env[Any, Any]:
-    """Make one environment without a time limit of its own (episodes are cut where they are stepped) and without talk."""
+    """Make one environment, without Gymnasium's talk."""
     gym.logger.min_level = gym.logger.ERROR
-    return gym.make(spec, max_episode_steps=-1, disable_env_checker=True)
+    return gym.make(spec, disable_env_checker=True)
 
 
 def make_episodes(spec: gym.envs.registration.EnvSpec) -> Episodes:

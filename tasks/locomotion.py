@@ -25,8 +25,8 @@ from stab.registry import StabError
 from stab.tasks import datasets
 from stab.tasks.base import Curve, Demonstrations, Progress, References, Task, no_progress
 from stab.tasks.catalog import CATALOG, Record
-from stab.tasks.policies import Actor, Policy, build, output_size
 from stab.tasks.episodes import Episodes, make, make_episodes
+from stab.tasks.policies import Actor, Policy, build, output_size
 from stab.tasks.rollout import part, random_returns, rollout
 
 # Reset seeds: the dataset's episodes are the first of the expert's reference episodes.

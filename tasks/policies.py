@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,40 +90,45 @@ class Stack:
 class MLPStack(Stack):
     """The same for MLPs, with one batched product a layer.
 
-    Every slice of every operand begins at a multiple of 64 bytes (rows are padded to multiples of 16, weights stored
-    with padding between policies): the batched product then gives each policy the bits it would get alone.
+    Rows, inputs and outputs of every product are padded with zeros to multiples of 16. So each policy's operands begin at
+    a multiple of 64 bytes and no product is a thin one, for which other kernels would be chosen: the batched product
+    gives each policy the bits it would get alone. The tanh sees whole vectors for the same reason.
     """
 
     def __init__(self, policy: MLP, stacked: dict[str, Tensor]) -> None:
-        self.policy = policy
+        self.policy, self.stacked = policy, stacked
         self.linear = [i for i, layer in enumerate(policy.layers) if isinstance(layer, nn.Linear)]
-        self.stacked = stacked
-        self.live: list[int] | None = None
+        self.live: list[int] = []
 
     def _keep(self, live: Sequence[int]) -> None:
         self.live = list(live)
         self.mean, self.std = self.stacked["mean"][self.live, None], self.stacked["std"][self.live, None]
         self.layers = []
         for i in self.linear:
-            weight = self.stacked[f"layers.{i}.weight"][self.live]
-            stride = -(-weight[0].numel() // 16) * 16
-            storage = torch.zeros(len(self.live) * stride)
-            aligned = storage.as_strided(weight.shape, (stride, weight.shape[2], 1)).copy_(weight)
-            self.layers.append((aligned.mT, self.stacked[f"layers.{i}.bias"][self.live, None]))
+            weight, bias = self.stacked[f"layers.{i}.weight"][self.live], self.stacked[f"layers.{i}.bias"][self.live]
+            self.outputs = bias.shape[1]
+            padding = (0, _padding(weight.shape[2]), 0, _padding(self.outputs))
+            bias = nn.functional.pad(bias, (0, _padding(self.outputs)))
+            self.layers.append((nn.functional.pad(weight, padding).mT, bias[:, None]))
 
     def act(self, observations: np.ndarray, live: Sequence[int]) -> np.ndarray:
         if self.live != list(live):
             self._keep(live)
         rows = observations.shape[1]
-        out = torch.zeros(len(live), -(-rows // 16) * 16, observations.shape[2])
-        out[:, :rows] = torch.from_numpy(observations)[self.live]
-        out = (out - self.mean) / self.std
+        out = (torch.from_numpy(observations)[self.live] - self.mean) / self.std
+        out = nn.functional.pad(out, (0, _padding(out.shape[2]), 0, _padding(rows)))
         for i, (weight, bias) in enumerate(self.layers):
             out = torch.baddbmm(bias, out, weight)
             if i < len(self.layers) - 1:
                 out = out.relu_()
-        # Squashed with the padding on, so that every policy's part begins at a full vector of the tanh.
-        return self.policy.to_actions(self.policy.squash(out)[:, :rows])
+        squash = self.policy.squash
+        if squash:
+            out = squash.scale(out.tanh_()[:, :, : self.outputs])
+        return self.policy.to_actions(out[:, :rows, : self.outputs])
+
+
+def _padding(size: int) -> int:
+    return -size % 16
 
 
 class Squash(nn.Module):
@@ -138,8 +143,12 @@ class Squash(nn.Module):
         self.register_buffer("low", torch.as_tensor(space.low).flatten(), persistent=False)
         self.register_buffer("size", torch.as_tensor(space.high - space.low).flatten(), persistent=False)
 
+    def scale(self, squashed: Tensor) -> Tensor:
+        """Map (-1, 1) to the bounds."""
+        return self.low + (squashed + 1) / 2 * self.size
+
     def forward(self, outputs: Tensor) -> Tensor:
-        return self.low + (outputs.tanh() + 1) / 2 * self.size
+        return self.scale(outputs.tanh())
 
 
 class MLP(Policy):
@@ -162,7 +171,7 @@ class MLP(Policy):
     ) -> None:
         super().__init__()
         self.action_space = action_space
-        self.squash: Callable[[Tensor], Tensor] = Squash(action_space) if squashed else nn.Identity()
+        self.squash = Squash(action_space) if squashed else None
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", mean)
@@ -175,7 +184,8 @@ class MLP(Policy):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, observations: Tensor) -> Tensor:
-        return self.squash(self.layers((observations - self.mean) / self.std))
+        out: Tensor = self.layers((observations - self.mean) / self.std)
+        return self.squash(out) if self.squash else out
 
     def stack(self, stacked: dict[str, Tensor]) -> Stack:
         return MLPStack(self, stacked)

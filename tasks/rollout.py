@@ -65,8 +65,8 @@ def _block(
     running = np.ones(size * rows, dtype=bool)
     column = 0
     for step in range(1, horizon + 1):
-        which = running.nonzero()[0]
-        live = running.reshape(size, rows).any(1).nonzero()[0]
+        which = np.flatnonzero(running)
+        live = np.flatnonzero(running.reshape(size, rows).any(1))
         # An ended episode's row stays as padding: each policy always acts on the same number of rows.
         actions = stack.act(latest.astype(np.float32).reshape(size, rows, -1), live.tolist())
         actions = actions[np.searchsorted(live, which // rows), which % rows]
