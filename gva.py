@@ -27,12 +27,12 @@ def window(updates: int, every: int) -> list[int]:
 
 
 def curve_only(updates: int, every: int) -> list[int]:
-    """Return the few earlier checkpoints that are rolled out for the curve but not scored: about 10, 20, 30, 40 %."""
+    """Return the few earlier checkpoints that are rolled out for the curve but not scored: at about 10 and 30 %."""
     grid = np.arange(updates % every or every, updates, every)
     grid = grid[2 * grid < updates]
     if not len(grid):
         return []
-    wanted = updates * np.array([0.1, 0.2, 0.3, 0.4])
+    wanted = updates * np.array([0.1, 0.3])
     return sorted({int(grid[np.abs(grid - w).argmin()]) for w in wanted})
 
 

@@ -61,6 +61,8 @@ def cells(run: Path) -> Iterator[dict[str, Any]]:
 def rows(run: Path) -> Iterator[dict[str, Any]]:
     """Yield every row, complete: what its cell shares together with what is its own."""
     for cell in cells(run):
-        shared = {key: value for key, value in cell.items() if key not in ("rows", "checkpoints")}
+        shared = {key: value for key, value in cell.items() if key not in ("rows", "checkpoints", "trajectory")}
+        raw = {point["update"]: point for point in cell["trajectory"]}
+        read = {(name, point["update"]): point for name, found in cell["checkpoints"].items() for point in found}
         for row in cell["rows"]:
-            yield shared | row
+            yield shared | raw[row["update"]] | read[row["stabilizer"], row["update"]] | row

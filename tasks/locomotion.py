@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import hashlib
 import importlib.metadata
 import json
 import math
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -27,7 +30,7 @@ from stab.tasks.base import Curve, Demonstrations, Progress, References, Task, n
 from stab.tasks.catalog import CATALOG, Record
 from stab.tasks.episodes import Episodes, make, make_episodes
 from stab.tasks.policies import Actor, Policy, build, output_size
-from stab.tasks.rollout import part, random_returns, rollout
+from stab.tasks.rollout import random_returns, rollout
 
 # Reset seeds: the dataset's episodes are the first of the expert's reference episodes.
 EXPERT_SEED, RANDOM_SEED, REFERENCE_EPISODES = 0, 30_000, 100
@@ -40,7 +43,10 @@ class Locomotion(Task):
 
     Args:
         record: the catalogue's record.
-    Further arguments as for ``Task``. The loss is the mean squared error of the action; Box actions stay
+    Further arguments as for ``Task``. A dataset without reference returns of stab's making is normalised by those of the
+    task's own dataset, measured in the same environment (and collected for that, if need be).
+
+    The loss is the mean squared error of the action; Box actions stay
     within the action space.
     """
 
@@ -66,26 +72,42 @@ class Locomotion(Task):
         seeds = list(range(EXPERT_SEED, EXPERT_SEED + count))
         stacked = {name: value[None] for name, value in expert.state_dict().items()}
         steps: list[list[tuple[Any, ...]]] = [[] for _ in seeds]
-        curves, lengths = [], []
-        for first in range(0, count, COLLECT_ROWS):
-            block = seeds[first : first + COLLECT_ROWS]
-            cumulative, length = rollout(
-                self._episodes,
+        blocks = [seeds[first : first + COLLECT_ROWS] for first in range(0, count, COLLECT_ROWS)]
+        done = [0.0] * len(blocks)
+        stop = threading.Event()
+
+        def collect_block(number: int) -> tuple[np.ndarray, np.ndarray]:
+            def tick(fraction: float) -> None:
+                if stop.is_set():
+                    raise concurrent.futures.CancelledError
+                done[number] = fraction * len(blocks[number]) / count
+                progress(sum(done))
+
+            first = number * COLLECT_ROWS
+            return rollout(
+                make_episodes(self._spec),
                 expert,
                 stacked,
-                block,
+                blocks[number],
                 range(1, self.horizon + 1),
-                part(progress, first / count, len(block) / count),
-                record=lambda n, *step, first=first: steps[first + n].append(step),
+                tick,
+                record=lambda n, *step: steps[first + n].append(step),
             )
-            curves.append(cumulative[0])
-            lengths.append(length[0])
+
+        # Threads, because mj_step releases the interpreter's lock.
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            try:
+                found = list(pool.map(collect_block, range(len(blocks))))
+            finally:
+                stop.set()
+        curves = np.concatenate([cumulative[0] for cumulative, _ in found])
+        lengths = np.concatenate([length[0] for _, length in found])
         random_curves, random_lengths = random_returns(
             self._env, range(RANDOM_SEED, RANDOM_SEED + REFERENCE_EPISODES), self.horizon
         )
         references = References(
             random=_curve(random_curves, random_lengths, RANDOM_SEED),
-            expert=_curve(np.concatenate(curves), np.concatenate(lengths), EXPERT_SEED),
+            expert=_curve(curves, lengths, EXPERT_SEED),
         )
         datasets.create(
             self.record.dataset_id,
@@ -117,9 +139,11 @@ class Locomotion(Task):
             )
         about = datasets.stab_metadata(found)
         if "references" not in about:
-            raise StabError(
-                f"dataset {found.id!r} has no reference returns in its metadata (ref_min_score, ref_max_score)"
-            )
+            # Somebody else's dataset of this environment: what random and expert return is the environment's, not its own.
+            own = replace(self, dataset_id=None)
+            if not own.ready():
+                own.collect(progress)
+            about |= {"references": datasets.stab_metadata(datasets.load(own.demonstrations_id))["references"]}
         train, validation = datasets.split(found, self.train_episodes, self.validation_episodes)
         return Demonstrations(
             train,

@@ -197,3 +197,14 @@ def test_observations_that_are_not_finite_are_refused(minari_root):
         make_dataset("test/nan-v0", "Hopper-v5", bad=np.nan)
     with pytest.raises(StabError, match=r"observations that are not finite, first in episode 0"):
         datasets.split(datasets.load("test/nan-v0"), 2, 1)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_somebody_elses_dataset_of_the_environment_is_normalised_by_the_tasks_references(hopper, minari_root):
+    if not datasets.exists("test/other-v0"):
+        make_dataset("test/other-v0", "Hopper-v5")
+    data = tasks.get("hopper")(dataset_id="test/other-v0", train_episodes=2, validation_episodes=1).dataset()
+    assert data.dataset == "test/other-v0"
+    assert (len(data.train), len(data.validation)) == (10, 5)
+    assert data.references == tasks.get("hopper")().dataset().references
+    assert data.expert_sha256 is None

@@ -1,0 +1,165 @@
+"""The comparison from Python: plans, failures, controls."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from stab import StabError, gva
+from stab.comparison import Cell, make_config, make_out, make_plan, run_cell, unfinished
+from stab.reports import render, rows
+from stab.stabilizers import Average, stabilizers
+
+TINY = ("train.updates=40", "eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=60")
+
+
+def plan(*args, **options):
+    return make_plan(*make_config(*args, **options))
+
+
+def test_the_default_plan_is_the_design_s():
+    made = plan("hopper", "all")
+    assert made.config.stabilizers[:8] == (
+        "none", "ema", "polyak", "swa", "accumulation", "lr_decay", "weight_decay", "dropout",
+    )  # fmt: skip
+    assert made.config.window == list(range(3000, 6001, 200))
+    assert len(made.config.window) == 16
+    assert (made.config.seeds, made.config.eval.starts, made.config.eval.horizon) == (3, 8, 1000)
+    assert (made.config.data.train_episodes, made.config.data.validation_episodes) == (20, 5)
+    assert made.config.train.optimizer == "torch.optim:AdamW"
+    assert (made.config.train.lr, made.config.train.weight_decay, made.config.train.batch_size) == (1e-3, 0, 256)
+
+
+def test_equal_recipes_share_a_cell_whatever_they_are_called():
+    made = plan("hopper", "ema,swa,dropout:p=0,lr_decay:final=1,lr_decay+ema", seeds=1)
+    by_riders = {cell.stabilizers for cell in made.cells}
+    assert ("none", "ema", "swa", "dropout:p=0.0", "lr_decay:final=1.0") in by_riders
+    assert ("lr_decay", "lr_decay+ema") in by_riders  # a trajectory's raw iterates are always rolled out
+    assert len(made.cells) == 2
+
+
+def test_none_is_always_run_and_first():
+    assert plan("hopper", ["swa"]).config.stabilizers == ("none", "swa")
+
+
+def test_layers_quick_below_arguments_below_overrides():
+    config, _ = make_config("hopper", "ema", quick=True, seeds=5, updates=100, overrides=["train.updates=200"])
+    assert (config.smoke, config.seeds, config.train.updates, config.eval.starts) == (True, 5, 200, 2)
+
+
+def execute(config, run):
+    made = make_plan(config)
+    make_out(run, made)
+    for cell in made.cells:
+        run_cell(
+            {"cell": dataclasses.asdict(cell), "config": config.to_dict(), "run": str(run)}, lambda phase, done: None
+        )
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Freeze(Average):
+    """A control that cheats: the initial parameters, for ever."""
+
+    convex = False
+
+    def init(self, params, total):
+        return {name: value.clone() for name, value in params.items()}
+
+    def update(self, state, params, step):
+        pass
+
+    def read(self, state):
+        return {name: value.clone() for name, value in state.items()}
+
+
+@pytest.fixture
+def freeze():
+    stabilizers.register("freeze")(Freeze)
+    yield "freeze"
+    del stabilizers._registered["freeze"]
+
+
+def test_a_frozen_policy_is_static_and_not_ranked(hopper, freeze, tmp_path):
+    config, _ = make_config("hopper", "freeze", seeds=1, overrides=TINY)
+    made = execute(config, tmp_path / "run")
+    assert unfinished(made, tmp_path / "run") == []
+    entries = {e["stabilizer"]: e for e in render(tmp_path / "run")["entries"]}
+    assert entries["freeze"]["status"] == "static"
+    assert entries["freeze"]["rank"] is None
+    assert entries["freeze"]["gva"] == pytest.approx(0, abs=1e-9)
+    assert entries["none"]["rank"] == 1
+
+
+def test_scores_are_those_of_the_rows(tiny_run):
+    """The leaderboard's numbers, recomputed from complete rows by the definition."""
+    leaderboard = json.loads((tiny_run / "leaderboard.json").read_text())
+    entry = next(e for e in leaderboard["entries"] if e["stabilizer"] == "polyak")
+    scores, means = [], []
+    for seed in (0, 1):
+        J: dict[int, list[float]] = {}
+        for row in rows.rows(tiny_run):
+            if (row["stabilizer"], row["seed"]) == ("polyak", seed) and row["update"] in row["window"]:
+                low, high = row["references"]["random"][-1], row["references"]["expert"][-1]
+                J.setdefault(row["start"], []).append((row["cumulative"][-1] - low) / (high - low))
+        variances = [sum((x - sum(v) / len(v)) ** 2 for x in v) / (len(v) - 1) for v in J.values()]
+        scores.append(math.sqrt(sum(variances) / len(variances)))
+        means.append(sum(map(sum, J.values())) / sum(map(len, J.values())))
+    assert entry["gva"] == pytest.approx(sum(scores) / 2, rel=1e-9)
+    assert entry["return"] == pytest.approx(sum(means) / 2, rel=1e-9)
+    assert entry["gva_low"] is None
+
+
+def test_rows_carry_what_reproduces_them(tiny_run):
+    row = next(rows.rows(tiny_run))
+    assert {
+        "protocol", "task", "task_version", "dataset", "dataset_sha256", "expert_sha256", "environment", "stabilizer",
+        "recipe", "seed", "update", "start", "return", "length", "cumulative", "val_loss", "gradient_variance", "versions",
+    } <= set(row)  # fmt: skip
+    assert {"stab", "torch", "mujoco", "gymnasium"} <= set(row["versions"])
+    assert row["protocol"] == gva.PROTOCOL
+    assert row["gradient_variance"] > 0
+
+
+def test_a_cell_that_diverges_is_an_entry_with_its_reason(hopper, stab, tmp_path):
+    done = stab(
+        "compare", "-t", "hopper", "-s", "ema,lr_decay", "--seeds", 1, "--out", "run", *TINY,
+        "train.optimizer=SGD", "train.lr=1e20", "train.policy=mlp:actions=clipped",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    entries = json.loads((tmp_path / "run" / "leaderboard.json").read_text())["entries"]
+    assert {e["status"] for e in entries} == {"failed"}
+    assert all("training diverged" in e["reason"] and e["gva"] is None for e in entries)
+    assert list((tmp_path / "run" / "cells").glob("*")) == []  # a failure is never kept as a result
+
+
+def test_compare_from_a_script_without_a_main_guard(hopper, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import stab\n"
+        f"found = stab.compare('hopper', ['none', 'ema'], seeds=1, out='run', overrides={list(TINY)!r})\n"
+        "print(found.entries[0]['gva'], found.results.series['hopper', 'ema'].returns.shape)\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("(1, 5, 2)")
+
+
+def test_cell_key_names_task_recipe_and_seed():
+    made = plan("hopper", "accumulation", seeds=2)
+    keys = {cell.key for cell in made.cells}
+    assert len(keys) == 4
+    assert all(isinstance(cell, Cell) and cell.key.endswith(f"-seed{cell.seed}") for cell in made.cells)
+
+
+def test_unknown_names_raise():
+    with pytest.raises(StabError, match="Did you mean 'hopper'"):
+        plan("hoper", "ema")
+    with pytest.raises(StabError, match="no stabilizers"):
+        plan("hopper")
