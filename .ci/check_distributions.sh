@@ -14,9 +14,9 @@ mkdir "$tmp/out"
 
 check() { # name, pip arguments...
     local name=$1 environment="$tmp/$1"; shift
-    "$python" -m venv "$environment"
+    "$python" -m venv --without-pip "$environment"
     echo "$site" > "$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
-    "$environment/bin/python" -m pip install -q --no-deps --no-build-isolation --force-reinstall "$@"
+    "$python" -m pip --python "$environment/bin/python" install -q --no-deps --no-build-isolation --force-reinstall "$@"
     (cd / && "$environment/bin/stab" list > "$environment/list.txt" && "$environment/bin/python" - "$environment" <<'PY'
 import sys
 from importlib import metadata, resources
