@@ -1,19 +1,23 @@
-"""Train a soft actor-critic expert with sbx and keep its best greedy actor.
+"""How the ant and humanoid experts were trained: SAC with sbx; the best greedy actor so far is kept.
 
     python -m venv x && x/bin/pip install sbx-rl "gymnasium[mujoco]" safetensors
-    XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_NUM_THREADS=1 taskset -c 0 x/bin/python train_expert.py Ant-v5 1000000 0 out/ant SAC
+    export XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_NUM_THREADS=1
+    x/bin/python train_expert.py Ant-v5 2000000 0 out/ant SAC
 
-Ant and Humanoid learn from joint positions and velocities alone (27 of 105 and 45 of 348 observations): the rest are functions of the same state and slow
-learning down. The exported first layer has zero columns for them, so the actor reads the environment's ordinary observations.
-Two environments are stepped for each gradient step: physics is far cheaper than an update.
+Ant and Humanoid learn from joint positions and velocities alone (27 of 105 and 45 of 348 observations). The first layer that
+is exported has zero columns for the rest, so the actor reads the environment's ordinary observations. Two environments are
+stepped for each gradient step: physics is far cheaper than an update.
 
-Every 50,000 environment steps the greedy actor is evaluated on 10 episodes; OUT.safetensors and OUT.json hold the best so far by mean - std. A checkpoint
-(model and replay buffer) is kept beside them, so that the same command goes on after an interruption.
+Every 50,000 environment steps the greedy actor is evaluated on 10 episodes; OUT.safetensors and OUT.json hold the best so
+far by mean - std. A checkpoint (model and replay buffer) is kept beside them every 200,000 steps: the same command goes on
+after an interruption.
 """
+
 import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -23,18 +27,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 env_id, steps, seed, out, name = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
-ENVS = 2
-REDUCED = {
-    "Ant-v5": ["cfrc_ext"],
-    "Humanoid-v5": ["cinert", "cvel", "qfrc_actuator", "cfrc_ext"],
-}
-env_kwargs = {f"include_{part}_in_observation": False for part in REDUCED.get(env_id, [])}
+ENVIRONMENTS = 2
+LEFT_OUT = {"Ant-v5": ["cfrc_ext"], "Humanoid-v5": ["cinert", "cvel", "qfrc_actuator", "cfrc_ext"]}
+env_kwargs = {f"include_{part}_in_observation": False for part in LEFT_OUT.get(env_id, [])}
 os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
 eval_env = gym.make(env_id, **env_kwargs)
 full_dim = gym.make(env_id).observation_space.shape[0]
 
 
 def evaluate(model, episodes=10, first_seed=10_000):
+    """Return returns and lengths of greedy episodes."""
     returns, lengths = [], []
     for i in range(episodes):
         obs, _ = eval_env.reset(seed=first_seed + i)
@@ -61,6 +63,8 @@ def actor_tensors(params):
 
 
 class KeepBest(BaseCallback):
+    """Evaluate now and then; keep the best actor and a checkpoint to go on from."""
+
     def __init__(self, best=-np.inf):
         super().__init__()
         self.best, self.began = best, time.time()
@@ -68,13 +72,25 @@ class KeepBest(BaseCallback):
     def _on_step(self):
         if self.num_timesteps % 50_000 == 0:
             returns, lengths = evaluate(self.model)
-            print(f"{env_id} {self.num_timesteps} {time.time() - self.began:.0f}s return {returns.mean():.0f} +- {returns.std():.0f} min {returns.min():.0f} length {lengths.mean():.0f}", flush=True)
+            print(
+                f"{env_id} {self.num_timesteps} {time.time() - self.began:.0f}s return {returns.mean():.0f} +-"
+                f" {returns.std():.0f} min {returns.min():.0f} length {lengths.mean():.0f}",
+                flush=True,
+            )
             score = float(returns.mean() - returns.std())
             if score > self.best:
                 self.best = score
                 save_file(actor_tensors(self.model.policy.actor_state.params["params"]), out + ".safetensors")
-                with open(out + ".json", "w") as f:
-                    json.dump(dict(env_id=env_id, algorithm=name, environment_steps=self.num_timesteps, training_seed=seed, return_mean=float(returns.mean()), return_std=float(returns.std()), score=score), f, indent=1)
+                card = {
+                    "env_id": env_id,
+                    "algorithm": name,
+                    "environment_steps": self.num_timesteps,
+                    "training_seed": seed,
+                    "return_mean": float(returns.mean()),
+                    "return_std": float(returns.std()),
+                    "score": score,
+                }
+                Path(out + ".json").write_text(json.dumps(card, indent=1))
             if self.num_timesteps % 200_000 == 0:
                 self.model.save(out + ".model.zip")
                 self.model.save_replay_buffer(out + ".buffer.pkl")
@@ -83,14 +99,12 @@ class KeepBest(BaseCallback):
 
 algorithm = getattr(sbx, name)
 options = {"learning_starts": 10_000, "train_freq": 1, "gradient_steps": 1}
-if name == "TQC" and env_id.startswith("Hopper"):
-    options["top_quantiles_to_drop_per_net"] = 5
-venv = make_vec_env(env_id, n_envs=ENVS, seed=seed, env_kwargs=env_kwargs)
+environments = make_vec_env(env_id, n_envs=ENVIRONMENTS, seed=seed, env_kwargs=env_kwargs)
 if os.path.exists(out + ".model.zip"):
-    model = algorithm.load(out + ".model.zip", env=venv)
+    model = algorithm.load(out + ".model.zip", env=environments)
     model.load_replay_buffer(out + ".buffer.pkl")
-    best = json.load(open(out + ".json"))["score"] if os.path.exists(out + ".json") else -np.inf
+    best = json.loads(Path(out + ".json").read_text())["score"] if os.path.exists(out + ".json") else -np.inf
     model.learn(steps - model.num_timesteps, callback=KeepBest(best), reset_num_timesteps=False)
 else:
-    model = algorithm("MlpPolicy", venv, seed=seed, **options)
+    model = algorithm("MlpPolicy", environments, seed=seed, **options)
     model.learn(steps, callback=KeepBest())

@@ -5,8 +5,9 @@
 from stab.stabilizers import none, ema, polyak, swa, accumulation, lr_decay, weight_decay, dropout
 
 # ruff: isort: on
+from stab.arguments import hyper
 from stab.stabilizers.attach import Attached, attach
-from stab.stabilizers.base import Average, Intervention, Stabilizer, hyper, parse, split, stabilizers
+from stab.stabilizers.base import Average, Intervention, Stabilizer, parse, split, stabilizers
 
 __all__ = [
     "Attached",

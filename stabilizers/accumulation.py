@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from stab.arguments import hyper
 from stab.recipe import Recipe
-from stab.stabilizers.base import Intervention, hyper, stabilizers
+from stab.stabilizers.base import Intervention, stabilizers
 
 
 @stabilizers.register("accumulation")

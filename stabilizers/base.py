@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_type_hints
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from stab.arguments import Declared, parse_arguments
 from stab.recipe import Recipe
-from stab.registry import Registry, StabError, suggest
+from stab.registry import Registry, StabError
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
     Params = dict[str, Tensor]
-
-
-def hyper(default: Any, doc: str, valid: Callable[[Any], bool], expected: str) -> Any:
-    """Declare a hyper-parameter: its default, one line of documentation, its range as a predicate and in words."""
-    return field(default=default, metadata={"doc": doc, "valid": valid, "expected": expected})
 
 
 class State(Protocol):
@@ -35,24 +30,7 @@ class State(Protocol):
         """Inverse of state_dict."""
 
 
-@dataclass(frozen=True)
-class Method:
-    """Hyper-parameters checked against the ranges they declare. Raises StabError on construction when one is outside."""
-
-    def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            value, meta = getattr(self, f.name), f.metadata
-            if "valid" not in meta:
-                continue
-            try:
-                ok = not isinstance(value, bool) and bool(meta["valid"](value))
-            except (TypeError, OverflowError):
-                ok = False
-            if not ok:
-                raise StabError(f"{f.name}={value!r} is out of range: expected {meta['expected']}")
-
-
-class Average(Method):
+class Average(Declared):
     """Looks at the iterates of a run and never changes them. Subclasses are frozen dataclasses of hyper-parameters.
 
     ``Params`` is a dict of tensors; leaves may carry leading axes, one entry of them a run of its own.
@@ -81,7 +59,7 @@ class Average(Method):
         raise NotImplementedError
 
 
-class Intervention(Method):
+class Intervention(Declared):
     """Edits the recipe. Subclasses are frozen dataclasses of hyper-parameters.
 
     Attributes:
@@ -264,42 +242,5 @@ def _parse_atom(atom: str, text: str) -> tuple[Average | Intervention, str]:
     return method, f"{name}:{canonical}" if canonical else name
 
 
-def parse_arguments(text: str, cls: type, what: str) -> dict[str, Any]:
-    """Parse ``key=value,key=value`` against the fields of a dataclass; used for stabilizers and for policies.
-
-    Raises StabError naming the valid keys and their ranges.
-    """
-    args: dict[str, Any] = {}
-    types = get_type_hints(cls)
-    known = {f.name: f.metadata.get("expected", types[f.name]) for f in dataclasses.fields(cls)}
-    valid = "; ".join(f"{k}: {v}" for k, v in known.items()) or "it takes none"
-    for pair in filter(None, text.split(",")):
-        key, equals, value = (s.strip() for s in pair.partition("="))
-        if not equals or not value:
-            raise StabError(f"{what}: {pair!r} is not key=value. Valid: {valid}")
-        if key not in known:
-            raise StabError(f"{what} has no argument {key!r}.{suggest(key, known)} Valid: {valid}")
-        if key in args:
-            raise StabError(f"{what}: {key!r} is given twice")
-        args[key] = _value(value, types[key], f"{what}: {key}={value}", str(known[key]))
-    return args
-
-
-def _value(text: str, kind: Any, what: str, expected: str) -> Any:
-    kinds = getattr(kind, "__args__", (kind,))
-    for convert in (int, float, str):
-        if convert in kinds:
-            try:
-                return convert(text)
-            except ValueError:
-                continue
-    raise StabError(f"{what} is not valid: expected {expected}")
-
-
 def _default(cls: type, name: str) -> Any:
     return next(f.default for f in dataclasses.fields(cls) if f.name == name)
-
-
-def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
-    """A finite number in [low, high]."""
-    return isinstance(value, int | float) and math.isfinite(value) and low <= value <= high

@@ -6,7 +6,8 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stab.stabilizers.base import MOMENT, Average, hyper, is_moment, is_number, stabilizers, to_updates
+from stab.arguments import hyper, is_number
+from stab.stabilizers.base import MOMENT, Average, is_moment, stabilizers, to_updates
 
 if TYPE_CHECKING:
     from torch_ema import ExponentialMovingAverage

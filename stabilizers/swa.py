@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from stab.stabilizers.base import MOMENT, Average, MeanState, clone, hyper, is_moment, stabilizers, to_updates
+from stab.arguments import hyper
+from stab.stabilizers.base import MOMENT, Average, MeanState, clone, is_moment, stabilizers, to_updates
 
 if TYPE_CHECKING:
     from stab.stabilizers.base import Params

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from stab.arguments import hyper, is_number
 from stab.recipe import Recipe
-from stab.stabilizers.base import Intervention, hyper, is_number, stabilizers
+from stab.stabilizers.base import Intervention, stabilizers
 
 
 @stabilizers.register("weight_decay")

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stab.arguments import Declared, hyper, parse_arguments
 from stab.recipe import Recipe
 from stab.registry import StabError, suggest
-from stab.stabilizers.base import Method, hyper, parse_arguments
 
 
 class Policy(nn.Module):
@@ -225,7 +225,7 @@ def output_size(space: gym.Space[Any]) -> int:
 
 
 @dataclass(frozen=True)
-class MLPArguments(Method):
+class MLPArguments(Declared):
     """Arguments of the policy string ``mlp``."""
 
     width: int = hyper(256, "units a hidden layer", lambda v: v >= 1, "an integer >= 1")

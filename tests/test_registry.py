@@ -305,8 +305,9 @@ def within(module, *packages):
 ALLOWED = {  # a module or package -> what of stab it may import; all else is free but for cli
     "registry": [],
     "recipe": ["registry"],
-    "stabilizers": ["registry", "recipe", "stabilizers"],
-    "tasks": ["registry", "recipe", "stabilizers.base", "tasks"],
+    "arguments": ["registry"],
+    "stabilizers": ["registry", "recipe", "arguments", "stabilizers"],
+    "tasks": ["registry", "recipe", "arguments", "tasks"],
     "train": ["registry", "recipe", "stabilizers.base", "tasks.base"],
     "gva": [],
 }
