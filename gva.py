@@ -159,7 +159,7 @@ def status(difference: Interval, is_static: bool) -> str:
     """Return the standing of an entry from its mean paired return difference to ``none`` over seeds.
 
     ``static`` when the read-out does not change in the window; ``unsound`` when the mean difference is below -0.05;
-    ``undecided`` when its interval straddles -0.05; else ``sound``.
+    ``undecided`` when its interval straddles -0.05; else ``sound``. Below 3 seeds there is no interval and the mean decides.
     """
     if is_static:
         return "static"

@@ -12,6 +12,10 @@ from typing import Any
 from stab.registry import StabError
 
 SCHEMA = 1
+CELL_KEYS = {
+    *("protocol", "task", "recipe", "seed", "stabilizers", "raw", "horizons", "starts", "references", "window"),
+    *("trajectory", "checkpoints", "rows", "versions", "dataset_sha256"),
+}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,7 +57,7 @@ def cells(run: Path) -> Iterator[dict[str, Any]]:
     """
     for path in sorted((run / "cells").glob("*.json")):
         cell = read_json(path)
-        if not isinstance(cell, dict) or cell.get("schema") != SCHEMA or "rows" not in cell:
+        if not isinstance(cell, dict) or cell.get("schema") != SCHEMA or not cell.keys() >= CELL_KEYS:
             raise StabError(f"{path} is no cell of stab (schema {SCHEMA}); move it out of the run folder")
         yield cell
 

@@ -148,7 +148,7 @@ def test_compare_from_a_script_without_a_main_guard(hopper, tmp_path):
     )
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("(1, 5, 2)")
+    assert done.stdout.strip().endswith("(1, 4, 2)")
 
 
 def test_cell_key_names_task_recipe_and_seed():

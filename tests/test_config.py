@@ -15,7 +15,7 @@ def test_the_defaults():
     assert config.data == Data(dataset=None, train_episodes=20, validation_episodes=5)
     assert config.train == Recipe()
     assert config.window == list(range(3000, 6001, 200))
-    assert config.checkpoints == [600, 1200, 1800, 2400, *range(3000, 6001, 200)]
+    assert config.checkpoints == [600, 1800, *range(3000, 6001, 200)]
 
 
 def test_later_layers_win(tmp_path):

@@ -80,7 +80,7 @@ def _write_cell(
             digest = hashlib.sha256(content.encode()).hexdigest()[:16]
             checkpoints[string].append({"update": update, "val_loss": 0.1 / (k + 1), "weights": digest})
             for start in starts:
-                value = level[string] + SWING[string] * (1 if k % 2 else -1) + 0.01 * generator.normal()
+                value = level[string] + SWING[string] * (1 if update % 20 == 0 else -1) + 0.01 * generator.normal()
                 found.append(
                     {
                         "stabilizer": string,
