@@ -61,7 +61,7 @@ def compare(
         raise StabError("--all and --stabilizers exclude each other")
     if resume and overwrite:
         raise StabError("--resume and --overwrite exclude each other")
-    talk = Console(stderr=True, highlight=False)
+    talk = Console(stderr=not dry_run, highlight=False)  # of a dry run, the plan is the result
     settings, broken = comparison.make_config(
         task or (),
         "all" if every else stabilizers,
@@ -85,17 +85,18 @@ def compare(
         comparison.make_out(run, plan, overwrite)
         began = time.monotonic()
         _execute(talk, plan, run, processes, expected)
+        comparison.about_run(run, sys.argv, time.monotonic() - began)
+        _show_results(talk, plan, run)
     except KeyboardInterrupt:
-        kept = len(list((run / "cells").glob("*.json"))) if (run / "cells").exists() else 0
-        where = (
-            f"in {run}; go on with the same command and --out {run} --resume"
-            if run.exists()
-            else "; nothing was written"
-        )
-        talk.print(f"Interrupted. {kept} finished cells are kept {where}")
+        if run.exists():
+            kept = len(list((run / "cells").glob("*.json")))
+            talk.print(
+                f"Interrupted. {kept} finished cells are kept; go on with the same command and --out {run} --resume",
+                soft_wrap=True,
+            )
+        else:
+            talk.print("Interrupted before anything was written.")
         raise typer.Exit(130) from None
-    comparison.about_run(run, sys.argv, time.monotonic() - began)
-    _show_results(talk, plan, run)
     if any((run / "failures").glob("*.json")):
         raise typer.Exit(1)
 

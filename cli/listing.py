@@ -61,5 +61,5 @@ def _about(obj: Any, origin: str, verbose: bool) -> str:
     if verbose and isinstance(obj, type) and dataclasses.is_dataclass(obj):
         for f in dataclasses.fields(obj):
             lines.append(f"  {f.name}={f.default}  {f.metadata.get('doc', '')}; {f.metadata.get('expected', '')}")
-        lines.append(f"  [{origin}]")
+        lines.append(f"  [{obj.__module__}:{obj.__qualname__}]")
     return "\n".join(lines)
