@@ -25,6 +25,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("stabilizers", "tasks"):
+        return import_module(f"stab.{name}")
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'stab' has no attribute {name!r}")

@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError
 from stab.reports import rows
 from stab.stabilizers import parse, split, stabilizers
+from stab.stabilizers.base import effective_half_life, memory
 from stab.tasks import Task, tasks
 from stab.tasks.base import no_progress
 
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from stab.reports.statistics import Results
 
 START_SEED = 50_000
+RUN_FILES = {
+    *("config.yaml", "run.json", "skipped.json", "cells", "timings", "failures", "weights", "figures", "tensorboard"),
+    *("leaderboard.json", "leaderboard.csv", "leaderboard.md"),
+}
 PACKAGES = {"stab": "stab-gva", "torch": "torch", "mujoco": "mujoco", "gymnasium": "gymnasium", "minari": "minari"}
 
 
@@ -76,7 +81,7 @@ class Plan:
     @property
     def shared(self) -> int:
         """Training runs saved by sharing: entries x seeds that ride on another's trajectory."""
-        return sum(len(cell.stabilizers) - 1 for cell in self.cells)
+        return max(0, (self.entries - len(self.skipped)) * self.config.seeds - len(self.cells))
 
     @property
     def rollouts(self) -> int:
@@ -95,18 +100,18 @@ def make_config(
     quick: bool = False,
     file: Path | None = None,
     overrides: Sequence[str] = (),
-) -> tuple[Config, dict[str, str]]:
-    """Return the settings of a comparison and the reasons of stabilizers that ``all`` had to leave out.
+) -> tuple[Config, dict[str, str] | None]:
+    """Return the settings of a comparison and, for "all", the reasons of the stabilizers that are broken.
 
-    Later ones win: defaults, quick, file, arguments, overrides. ``stabilizers`` is "all", a list, or a comma-separated
+    Later ones win: defaults, file, quick, arguments, overrides. ``stabilizers`` is "all", a list, or a comma-separated
     string. Raises StabError for anything unknown or out of range, and when no task or no stabilizer is named.
     """
-    layers: list[dict[str, Any] | Path] = [QUICK] if quick else []
-    layers += [file] if file else []
+    layers: list[dict[str, Any] | Path] = [file] if file else []
+    layers += [QUICK] if quick else []
     arguments: dict[str, Any] = {}
-    broken: dict[str, str] = {}
+    broken: dict[str, str] | None = None
     if task:
-        arguments["tasks"] = [task] if isinstance(task, str) else list(task)
+        arguments["tasks"] = [task] if isinstance(task, str) else list(dict.fromkeys(task))
     if stabilizers == "all":
         arguments["stabilizers"], broken = every_stabilizer()
     elif stabilizers:
@@ -122,22 +127,35 @@ def make_config(
         raise StabError(f"no task: give --task NAME. Known: {', '.join(tasks.names())}")
     if not config.stabilizers:
         raise StabError("no stabilizers: give --all, or --stabilizers with a list such as ema,swa,lr_decay+ema")
-    strings = [s if s in broken else parse(s).string for s in config.stabilizers]
+    strings = [s if broken and s in broken else parse(s).string for s in config.stabilizers]
     return dataclasses.replace(config, stabilizers=tuple(dict.fromkeys(["none", *strings]))), broken
 
 
 def every_stabilizer() -> tuple[list[str], dict[str, str]]:
     """Return the names behind ``--all`` (built-ins and installed plug-ins), and the reasons of the broken ones."""
     listing = stabilizers.listing(load=True)
-    return [entry.name for entry in listing], {entry.name: entry.broken for entry in listing if entry.broken}
+    broken = {entry.name: entry.broken for entry in listing if entry.broken}
+    for entry in listing:
+        if not entry.broken:
+            try:
+                parse(entry.name)
+            except StabError as e:
+                broken[entry.name] = str(e)
+    return [entry.name for entry in listing], broken
 
 
 def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
-    """Group entries by the trajectory they ride on. Raises StabError for an unknown task or a setting that cannot be."""
-    import torch
+    """Group entries by the trajectory they ride on.
 
-    from stab.train import make_optimizer
+    A pair that cannot run is skipped with its reason when stabilizers are those of ``all`` (``broken`` is given, and
+    names the ones known to be broken); of those asked for by name, it raises StabError. So do an unknown task and a base
+    recipe that cannot be.
+    """
+    from stab.train import make_optimizer, make_transforms
 
+    parameters = [_parameter()]
+    make_optimizer(config.train, parameters)
+    make_transforms(config.train)
     grouped: dict[tuple[str, str], tuple[Recipe, list[str]]] = {}
     skipped: dict[tuple[str, str], str] = {}
     for name in config.tasks:
@@ -146,22 +164,30 @@ def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
             if broken and string in broken:
                 skipped[name, string] = f"broken plug-in: {broken[string]}"
                 continue
-            stabilizer = parse(string)
             try:
+                stabilizer = parse(string)
                 recipe = stabilizer.apply(config.train)
+                if stabilizer.average:
+                    stabilizer.average.init({"w": parameters[0].detach()}, recipe.updates)
+                make_optimizer(recipe, parameters)
+                make_transforms(recipe)
             except Incompatible as e:
                 skipped[name, string] = str(e)
                 continue
-            if stabilizer.average:
-                try:
-                    stabilizer.average.init({"w": torch.zeros(1)}, recipe.updates)
-                except StabError as e:
+            except StabError as e:
+                if broken is None:
                     raise StabError(f"stabilizer {string!r}: {e}") from e
-            make_optimizer(recipe, [torch.nn.Parameter(torch.zeros(1))])
+                skipped[name, string] = str(e)
+                continue
+            except Exception as e:  # a plug-in may raise anything; it stops nobody else
+                skipped[name, string] = f"broken plug-in: {type(e).__name__}: {e}"
+                continue
             riders = grouped.setdefault((name, recipe.key), (recipe, []))[1]
-            if not riders and stabilizer.average:
-                riders.append(stabilizer.raw)  # every trajectory's raw iterates are rolled out, first
-            riders.append(string)
+            # Every trajectory's raw iterates are rolled out, first, whether or not they are an entry.
+            if not riders:
+                riders.append(stabilizer.raw)
+            if string not in riders:
+                riders.append(string)
     planned = [
         Cell(task, recipe, seed, tuple(riders))
         for (task, _), (recipe, riders) in grouped.items()
@@ -171,9 +197,16 @@ def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
     return Plan(config, planned, skipped)
 
 
+def _parameter() -> Any:
+    import torch
+
+    return torch.nn.Parameter(torch.zeros(1))
+
+
 def make_task(config: Config, name: str) -> Task:
     """Return the task with the settings of the comparison. Raises StabError if it is unknown."""
     return tasks.get(name)(
+        name=name,
         dataset_id=config.data.dataset,
         train_episodes=config.data.train_episodes,
         validation_episodes=config.data.validation_episodes,
@@ -255,7 +288,7 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
         {
             "train_seconds": last.train_seconds,
             "average_seconds": last.average_seconds,
-            "average_bytes": {s: sum(t.nbytes for t in last.averages[s].values()) for s in averages},
+            "average_bytes": last.average_bytes,
             "rollout_seconds": rollout_seconds,
             "rollout_steps": int(lengths.sum()),
         },
@@ -287,11 +320,25 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
             "window": config.window,
             "stabilizers": list(cell.stabilizers),
             "raw": cell.stabilizers[0],
+            "riders": {string: _about_rider(string, cell.recipe, config.window) for string in cell.stabilizers},
             "trajectory": trajectory,
             "checkpoints": checkpoints,
             "rows": found,
         },
     )
+
+
+def _about_rider(string: str, recipe: Recipe, window: list[int]) -> dict[str, Any]:
+    """Return what reports say of a stabilizer, so that they need not load it (it may be a plug-in)."""
+    stabilizer = parse(string)
+    average = stabilizer.average
+    about: dict[str, Any] = {"slug": stabilizer.slug, "average": average is not None, "half_life": None, "notes": []}
+    if average is not None:
+        about["notes"] = average.notes(recipe.updates)
+        if average.convex:
+            weights = memory(average, recipe.updates, [window[0], window[-1]])
+            about["half_life"] = [effective_half_life(weights[t]) for t in (window[0], window[-1])]
+    return about
 
 
 def _everything(part: Any) -> np.ndarray:
@@ -343,9 +390,18 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
         )
     if not (out / "config.yaml").exists():
         raise StabError(f"{out} is no run folder (no config.yaml): choose another --out")
-    if overwrite:
-        return config
     before = load(out / "config.yaml")
+    if overwrite:
+        foreign = sorted(path.name for path in out.iterdir() if path.name not in RUN_FILES)
+        if foreign or out.is_symlink():
+            what = f"holds {foreign[0]!r}" if foreign else "is a link"
+            raise StabError(
+                f"--overwrite: {out} {what}, which is not stab's: delete it yourself or choose another --out"
+            )
+        return config
+    skipped = (
+        {s["stabilizer"] for s in rows.read_json(out / "skipped.json")} if (out / "skipped.json").exists() else set()
+    )
     old, new = _flat(before.to_dict()), _flat(config.to_dict())
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if differing:
@@ -354,7 +410,7 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
     return dataclasses.replace(
         config,
         tasks=tuple(dict.fromkeys(before.tasks + config.tasks)),
-        stabilizers=tuple(dict.fromkeys(before.stabilizers + config.stabilizers)),
+        stabilizers=tuple(dict.fromkeys([*(s for s in before.stabilizers if s not in skipped), *config.stabilizers])),
         seeds=max(before.seeds, config.seeds),
     )
 
@@ -402,9 +458,12 @@ def execute(plan: Plan, run: Path, workers: int) -> Iterator[tuple[Cell, engine.
         cell = todo[event.job]
         failure = run / "failures" / f"{cell.key}.json"
         if event.kind == "failed":
+            # What an earlier session finished stays finished: this one came for the riders that were new.
+            path = run / "cells" / f"{cell.key}.json"
+            finished = rows.read_json(path)["stabilizers"] if path.exists() else []
+            lost = [string for string in cell.stabilizers if string not in finished]
             rows.write_json(
-                failure,
-                {"task": cell.task, "stabilizers": list(cell.stabilizers), "seed": cell.seed, "reason": event.reason},
+                failure, {"task": cell.task, "stabilizers": lost, "seed": cell.seed, "reason": event.reason}
             )
         elif event.kind == "done":
             failure.unlink(missing_ok=True)
@@ -496,7 +555,7 @@ def compare(
     began = time.monotonic()
     for _ in execute(plan, run, check_workers(workers)):
         pass
-    about_run(run, sys.argv, time.monotonic() - began)
+    about_run(run, ["stab.compare"], time.monotonic() - began)
     leaderboard = render(run)
     return Comparison(run, leaderboard["entries"], leaderboard, read(run))
 
@@ -529,13 +588,15 @@ def prepare(plan: Plan, progress: Callable[[str, float], None] | None = None) ->
 
 
 def about_run(run: Path, command: Sequence[str], seconds: float) -> None:
-    """Write down how the run was made: the command, when, how long, on what. Kept apart from rows."""
+    """Write down how the run was made: the command, when, how long (earlier sessions included), on what."""
+    path = run / "run.json"
+    before = rows.read_json(path)["seconds"] if path.exists() else 0.0
     rows.write_json(
-        run / "run.json",
+        path,
         {
-            "command": " ".join([Path(command[0]).name, *command[1:]]) if command else "",
+            "command": shlex.join([Path(command[0]).name, *command[1:]]),
             "created": f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
-            "seconds": round(seconds, 1),
+            "seconds": round(before + seconds, 1),
             "cores": engine.cores(),
             "machine": f"{platform.system()} {platform.machine()}",
         },

@@ -92,8 +92,8 @@ def _start(target: str, folder: Path, events: queue.Queue[tuple[_Worker, dict[st
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         environment[name] = "1"
     environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(p) for p in sys.path)
-    log = Path(tempfile.mkstemp(suffix=".log", dir=folder)[1])
-    with log.open("w") as stderr:
+    with tempfile.NamedTemporaryFile("w", suffix=".log", dir=folder, delete=False) as stderr:
+        log = Path(stderr.name)
         process = subprocess.Popen(
             [sys.executable, "-c", f"from stab.engine import serve; serve({target!r})"],
             stdin=subprocess.PIPE,
@@ -108,10 +108,13 @@ def _start(target: str, folder: Path, events: queue.Queue[tuple[_Worker, dict[st
 
     def listen() -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            events.put((worker, json.loads(line)))
-        process.wait()
-        events.put((worker, None))
+        try:
+            for line in process.stdout:
+                events.put((worker, json.loads(line)))
+        finally:  # whatever it said: without this event, run would wait for ever
+            process.stdout.close()
+            process.wait()
+            events.put((worker, None))
 
     threading.Thread(target=listen, daemon=True).start()
     return worker

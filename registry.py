@@ -51,7 +51,7 @@ class Registry(Generic[T]):
     Args:
         noun: what an object is called in messages ("stabilizer").
         group: the entry-point group ("stab.stabilizers").
-        kind: the class every object must be an instance or subclass of, as a function so that listing needs no import.
+        valid: whether an object is one of the family.
     """
 
     def __init__(self, noun: str, group: str, valid: Callable[[object], bool]) -> None:

@@ -47,6 +47,7 @@ class Checkpoint:
         lr: learning rate of the last step.
         train_seconds: wall time spent training so far, averages and the gradient's variance not included.
         average_seconds: wall time spent in each average so far.
+        average_bytes: memory of each average's state.
     """
 
     update: int
@@ -57,6 +58,7 @@ class Checkpoint:
     lr: float
     train_seconds: float
     average_seconds: dict[str, float]
+    average_bytes: dict[str, int]
 
 
 def train(
@@ -86,7 +88,7 @@ def train(
     optimizer = make_optimizer(recipe, parameters)
     _switch(optimizer, "train")
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
-    transforms = [load_object(call.object)(**call.args) for call in recipe.gradient_transforms]
+    transforms = make_transforms(recipe)
     states = {name: average.init(averaged(policy, average), recipe.updates) for name, average in averages.items()}
     seconds = dict.fromkeys(averages, 0.0)
     train_seconds = 0.0
@@ -134,7 +136,8 @@ def train(
             policy.load_state_dict(live_state)
             variance, norm2 = gradient_noise(task, policy, recipe, (seed, GRADIENT, update))
             policy.load_state_dict(live_state)
-            yield Checkpoint(update, raw, read, variance, norm2, lr, train_seconds, dict(seconds))
+            memory = {name: _nbytes(state.state_dict()) for name, state in states.items()}
+            yield Checkpoint(update, raw, read, variance, norm2, lr, train_seconds, dict(seconds), memory)
 
 
 def minibatches(transitions: int, recipe: Recipe, seed: int, update: int) -> np.ndarray:
@@ -159,6 +162,10 @@ def _epoch(transitions: int, seed: int, epoch: int) -> np.ndarray:
 def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """Return the recipe's optimizer. Raises StabError when it does not exist or does not take the recipe's arguments."""
     cls = load_object(recipe.optimizer)
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise StabError(
+            f"train.optimizer={recipe.optimizer!r} is no torch optimizer, for example AdamW or torch.optim:SGD"
+        )
     accepted = inspect.signature(cls).parameters
     args: dict[str, Any] = {"lr": recipe.lr}
     if "weight_decay" in accepted:
@@ -172,6 +179,17 @@ def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opti
     except (TypeError, ValueError, RuntimeError) as e:
         raise StabError(f"{recipe.optimizer} does not take train.optimizer_args={recipe.optimizer_args}: {e}") from e
     return optimizer
+
+
+def make_transforms(recipe: Recipe) -> list[Callable[[list[nn.Parameter]], None]]:
+    """Return the recipe's gradient transforms. Raises StabError when one cannot be made."""
+    made = []
+    for call in recipe.gradient_transforms:
+        try:
+            made.append(load_object(call.object)(**call.args))
+        except (TypeError, ValueError) as e:
+            raise StabError(f"gradient transform {call.object!r} does not take {call.args}: {e}") from e
+    return made
 
 
 def gradient_noise(task: Task, policy: nn.Module, recipe: Recipe, stream: tuple[int, ...]) -> tuple[float, float]:
@@ -205,6 +223,14 @@ def _entropy(*key: int) -> int:
         mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         mixed ^= mixed >> 31
     return mixed >> 1
+
+
+def _nbytes(state: Any) -> int:
+    """Return the bytes of all tensors in nested data."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    parts = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(_nbytes(part) for part in parts)
 
 
 def _switch(optimizer: torch.optim.Optimizer, mode: str) -> None:

@@ -91,7 +91,7 @@ def compare(
         if run.exists():
             kept = len(list((run / "cells").glob("*.json")))
             talk.print(
-                f"Interrupted. {kept} finished cells are kept; go on with the same command and --out {run} --resume",
+                f"Interrupted. {kept} finished cells are kept; go on with --out {run} --resume",
                 soft_wrap=True,
             )
         else:
@@ -119,7 +119,7 @@ def _show_plan(
         talk.print(f"skipped: {task} x {string}: {reason}", markup=False)
     if done:
         talk.print(f"{done} cells are finished already and kept")
-    ready = all(comparison.make_task(config, name).ready() for name in config.tasks)
+    ready = config.data.dataset or all(comparison.make_task(config, name).ready() for name in config.tasks)
     collecting = "" if ready else ", after collecting the demonstrations (well under a minute)"
     if expected is not None:
         wall = comparison.wall_seconds(expected, workers)

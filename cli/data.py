@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,23 +16,20 @@ DatasetId = Annotated[str | None, typer.Option("--dataset", help="Minari dataset
 def prepare(
     task: TaskName,
     episodes: Annotated[
-        int | None, typer.Option(help="Episodes to collect (default: as many as the task uses).")
+        int | None, typer.Option(min=1, help="Episodes to collect (default: as many as the task uses).")
     ] = None,
 ) -> None:
     """Collect a task's own dataset from its shipped expert, if it is not there yet."""
     from rich.console import Console
 
     from stab.cli.progress import bars
-    from stab.registry import StabError
     from stab.tasks import tasks
 
-    made: Any = tasks.get(task)()
+    made = tasks.get(task)(name=task)
     talk = Console(stderr=True, highlight=False)
     if made.ready():
         talk.print(f"{made.demonstrations_id} is there already: stab data show {task}")
         return
-    if not hasattr(made, "collect"):
-        raise StabError(f"task {task!r} has no expert to collect from")
     with bars(talk) as progress:
         bar = progress.add_task(f"Collecting {made.demonstrations_id}", total=1.0)
         made.collect(lambda fraction: progress.update(bar, completed=fraction), episodes=episodes)
@@ -49,13 +46,13 @@ def show(task: TaskName, dataset: DatasetId = None) -> None:
     from stab.registry import StabError
     from stab.tasks import datasets, tasks
 
-    made: Any = tasks.get(task)(dataset_id=dataset)
-    if not made.ready():
+    made = tasks.get(task)(name=task, dataset_id=dataset)
+    if dataset is None and not made.ready():
         raise StabError(f"{made.demonstrations_id} is not in {datasets.root()}; collect it: stab data prepare {task}")
     found = datasets.load(made.demonstrations_id)
     about = datasets.stab_metadata(found)
     metadata = found.storage.metadata
-    returns = [float(episode.rewards.sum()) for episode in found]
+    returns = datasets.returns(found)
     table = Table(title=found.id, show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0))
     lines = {
         "folder": str(datasets.root() / found.id),

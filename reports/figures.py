@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stab import gva
-from stab.reports.statistics import Results
+from stab.reports.statistics import Results, Series
 from stab.reports.table import SMOKE, entries
-from stab.stabilizers import parse
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,14 +23,21 @@ SIZE = 7.5  # points
 
 
 def draw(results: Results, leaderboard: dict[str, Any]) -> dict[str, Figure]:
-    """Return every figure of a run by its name, ``<task>-curves`` and ``<task>-scores``.
+    """Return every figure of a run by its name.
 
-    A task whose raw iterates have not finished has no curves.
+    ``<task>-curves``: the raw iterates of the base recipe and every average of them; ``<task>-recipes``: every entry with
+    a recipe of its own; ``<task>-scores``. A task whose raw iterates have not finished has scores alone.
     """
     drawn = {}
     for task in results.config.tasks:
-        if (task, "none") in results.series:
-            drawn[f"{task}-curves"] = curves(results, task)
+        base = results.series.get((task, "none"))
+        if base is not None:
+            found = [s for (name, string), s in results.series.items() if name == task and string != "none"]
+            listed = [s for s in found if s.stabilizer in results.config.stabilizers]
+            same = [s for s in listed if s.recipe == base.recipe]
+            drawn[f"{task}-curves"] = curves(results, task, [base, *same])
+            if len(same) < len(listed):
+                drawn[f"{task}-recipes"] = curves(results, task, [s for s in listed if s.recipe != base.recipe])
         drawn[f"{task}-scores"] = scores(leaderboard, task)
     return drawn
 
@@ -53,18 +59,13 @@ def pixels(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
 
 
-def curves(results: Results, task: str) -> Figure:
-    """Draw reward and validation loss against updates: the raw iterates of the base recipe and every average of them.
+def curves(results: Results, task: str, rows: list[Series]) -> Figure:
+    """Draw reward and validation loss against updates, one row a stabilizer.
 
-    One row a stabilizer, reward on the left and loss on the right, thin lines the seeds (mean over starts), the bold one
-    their mean, the raw iterates in grey behind, the window shaded.
+    Reward on the left and loss on the right, thin lines the seeds (mean over starts), the bold one their mean, ``none`` in
+    grey behind, the window shaded.
     """
     base = results.series[task, "none"]
-    rows = [base] + [
-        series
-        for (name, string), series in results.series.items()
-        if name == task and series.recipe == base.recipe and parse(string).average is not None
-    ]
     figure = _figure(0.75 + 1.05 * len(rows))
     grid = figure.subplots(len(rows), 2, sharex=True, sharey="col", squeeze=False)
     for (left, right), series in zip(grid, rows, strict=True):

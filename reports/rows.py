@@ -13,7 +13,19 @@ from stab.registry import StabError
 
 SCHEMA = 1
 CELL_KEYS = {
-    *("protocol", "task", "recipe", "seed", "stabilizers", "raw", "horizons", "starts", "references", "window"),
+    *(
+        "protocol",
+        "task",
+        "recipe",
+        "seed",
+        "stabilizers",
+        "raw",
+        "riders",
+        "horizons",
+        "starts",
+        "references",
+        "window",
+    ),
     *("trajectory", "checkpoints", "rows", "versions", "dataset_sha256"),
 }
 

@@ -15,7 +15,6 @@ from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.reports import rows
 from stab.stabilizers import parse
-from stab.stabilizers.base import effective_half_life, memory
 
 BUDGET = (
     "Budget: every recipe takes the same number of optimizer steps; accumulation by k draws k times the samples,"
@@ -38,6 +37,8 @@ class Series:
         val_loss: (S, K).
         static: (S,) whether the read-out does not change in the window.
         recipe: the trajectory's recipe.
+        rider: what the cell says of the stabilizer: ``slug``, ``average`` (whether it is one), ``half_life``, ``notes``.
+        cells: the cells behind it, one a seed.
     """
 
     task: str
@@ -52,6 +53,7 @@ class Series:
     val_loss: np.ndarray
     static: np.ndarray
     recipe: Recipe
+    rider: dict[str, Any]
     cells: list[dict[str, Any]]
 
 
@@ -61,8 +63,9 @@ class Results:
 
     Attributes:
         series: by (task, stabilizer), for what has finished on every seed of the run.
-        raw: by (task, recipe key): the raw iterates of every trajectory, also those that no entry reads.
-        failures: (task, stabilizer) -> reason.
+        about: how the run was made (run.json).
+        timings: cell key -> seconds and bytes.
+        failures, skipped: (task, stabilizer) -> reason.
     """
 
     run: Path
@@ -150,6 +153,7 @@ def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
         val_loss=val_loss,
         static=static,
         recipe=Recipe.from_dict(first["recipe"]),
+        rider=first["riders"][string],
         cells=cells,
     )
 
@@ -208,6 +212,7 @@ FIGURES = [
     "gradient_variance",
     "gradient_norm2",
     "half_life",
+    "notes",
     "train_seconds",
     "average_seconds",
     "average_bytes",
@@ -217,11 +222,9 @@ FIGURES = [
 def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
     """Return one entry of the leaderboard; figures are null where there are none."""
     config = results.config
-    recipe = config.train
+    recipe = results.series[task, string].recipe if (task, string) in results.series else _recipe(config, string)
     entry: dict[str, Any] = {"task": task, "stabilizer": string, "rank": None, "status": "failed", "reason": None}
     entry |= dict.fromkeys(FIGURES)
-    if (task, string) not in results.skipped:
-        recipe = parse(string).apply(config.train)
     entry |= {
         "samples": recipe.samples,
         "updates": recipe.updates,
@@ -253,11 +256,6 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
     raw_returns, raw_loss = raw.returns[:, raw.window], raw.val_loss[:, raw.window]
     noise = [[p for p in cell["trajectory"] if p["update"] in set(cell["window"])] for cell in series.cells]
     timings = [results.timings[f"{task}-{series.recipe.key}-seed{seed}"] for seed in series.seeds]
-    average = parse(string).average
-    half_life = None
-    if average is not None and average.convex:
-        weights = memory(average, recipe.updates, [int(updates[0]), int(updates[-1])])
-        half_life = [effective_half_life(weights[int(t)]) for t in (updates[0], updates[-1])]
     figures = {
         "gva": score.mean,
         "gva_low": score.low,
@@ -283,7 +281,8 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
         "correlation": np.mean([gva.correlation(*pair) for pair in zip(raw_returns, raw_loss, strict=True)]),
         "gradient_variance": np.mean([[p["gradient_variance"] for p in seed] for seed in noise]),
         "gradient_norm2": np.mean([[p["gradient_norm2"] for p in seed] for seed in noise]),
-        "half_life": half_life,
+        "half_life": series.rider["half_life"],
+        "notes": series.rider["notes"],
         "train_seconds": _mean([t.get("train_seconds") for t in timings]),
         "average_seconds": _mean([t.get("average_seconds", {}).get(string, 0.0) for t in timings]),
         "average_bytes": _mean([t.get("average_bytes", {}).get(string, 0) for t in timings]),
@@ -291,6 +290,14 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
     }
     entry |= _plain(figures)
     return entry
+
+
+def _recipe(config: Config, string: str) -> Recipe:
+    """Return the recipe of an entry that has no rows: the base recipe where the stabilizer cannot be had."""
+    try:
+        return parse(string).apply(config.train)
+    except Exception:  # a plug-in that is gone, or broken
+        return config.train
 
 
 def _about_task(results: Results, task: str) -> dict[str, Any]:

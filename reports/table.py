@@ -110,6 +110,7 @@ def notes(leaderboard: dict[str, Any], task: str) -> list[str]:
     lives = [f"{e['stabilizer']} {' to '.join(map(str, e['half_life']))}" for e in found if e["half_life"]]
     if lives:
         lines.append(f"Effective half-life in updates, from the window's start to its end: {', '.join(lives)}.")
+    lines += [f"{e['stabilizer']}: {note}." for e in found for note in e["notes"] or []]
     lines.append(f"{leaderboard['run']['budget']} Seconds are those of training.")
     return lines
 

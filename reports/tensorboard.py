@@ -11,7 +11,6 @@ from stab import gva
 from stab.reports.figures import pixels
 from stab.reports.statistics import Results, Series
 from stab.reports.table import markdown_task
-from stab.stabilizers import parse
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,9 +35,10 @@ def write(results: Results, leaderboard: dict[str, Any], drawn: dict[str, Figure
     for entry in leaderboard["entries"]:
         task, string = entry["task"], entry["stabilizer"]
         if (task, string) in results.series:
-            with SummaryWriter(str(folder / task / parse(string).slug)) as writer:
-                _curves(writer, results.series[task, string])
-                _hyper_parameters(writer, results.series[task, string], entry)
+            series = results.series[task, string]
+            with SummaryWriter(str(folder / task / series.rider["slug"])) as writer:
+                _curves(writer, series)
+                _hyper_parameters(writer, series, entry)
     with SummaryWriter(str(folder / "leaderboard")) as writer:
         for task in results.config.tasks:
             writer.add_text(f"{task}/leaderboard", markdown_task(leaderboard, task))

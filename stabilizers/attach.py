@@ -43,10 +43,10 @@ class Attached:
 
         live = averaged(self.module, self.average)
         raw, average = clone(live), self.read()
-        with torch.no_grad():
-            for name, value in live.items():
-                value.copy_(average[name])
         try:
+            with torch.no_grad():
+                for name, value in live.items():
+                    value.copy_(average[name])
             yield self.module
         finally:
             with torch.no_grad():

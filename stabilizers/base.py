@@ -58,6 +58,10 @@ class Average(Declared):
         """Return the average as new tensors. Always defined: before the average begins it is the latest iterate."""
         raise NotImplementedError
 
+    def notes(self, total: int) -> list[str]:
+        """Return what a reader of the leaderboard should know of these settings at this length of training."""
+        return []
+
 
 class Intervention(Declared):
     """Edits the recipe. Subclasses are frozen dataclasses of hyper-parameters.
@@ -149,7 +153,9 @@ def effective_half_life(weights: np.ndarray) -> int:
 stabilizers: Registry[type[Average] | type[Intervention]] = Registry(
     "stabilizer",
     "stab.stabilizers",
-    lambda obj: isinstance(obj, type) and issubclass(obj, Average | Intervention) and dataclasses.is_dataclass(obj),
+    lambda obj: (
+        isinstance(obj, type) and issubclass(obj, Average | Intervention) and "__dataclass_fields__" in vars(obj)
+    ),  # its own decorator, not the one it inherits
 )
 
 
@@ -235,8 +241,9 @@ def _parse_atom(atom: str, text: str) -> tuple[Average | Intervention, str]:
     args = parse_arguments(rest, cls, f"{stabilizers.noun} {name!r}")
     try:
         method = cls(**args)
-    except StabError as e:
-        raise StabError(f"{stabilizers.noun} {name!r}: {e}") from e
+    except Exception as e:  # a plug-in may raise anything
+        what = e if isinstance(e, StabError) else f"{type(e).__name__}: {e}"
+        raise StabError(f"{stabilizers.noun} {name!r}: {what}") from e
     changed = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
     canonical = ",".join(f"{k}={changed[k]}" for k in sorted(changed) if changed[k] != _default(cls, k))
     return method, f"{name}:{canonical}" if canonical else name

@@ -46,6 +46,7 @@ class EMA(Average):
     forgets faster from the start. Where (1 + total - t0)^-alpha > g_min the half-life never comes into force.
     Over independent iterates the stationary variance is g_min / (2 - g_min) of the raw one.
 
+    Defaults: half_life 0.05 and burn_in 0.1 of training, alpha 1.
     Cost: one copy of the parameters; one multiply-add a parameter an update.
     Source: burn-in and annealed rate: arXiv 2310.11428, section 2 and appendix on experimental details; the average
     itself: ``torch_ema.ExponentialMovingAverage`` with ``decay`` = 1 - g_t set before each update.
@@ -73,6 +74,15 @@ class EMA(Average):
             return
         state.ema.decay = 1 - max(state.rate, (1 + step - state.burn_in) ** -self.alpha)
         state.ema.update(params.values())
+
+    def notes(self, total: int) -> list[str]:
+        state = self.init({}, total)
+        last = (1 + total - state.burn_in) ** -self.alpha
+        if last <= state.rate:
+            return []
+        return [
+            f"the half-life never comes into force: alpha={self.alpha} keeps the rate above it (at the end {last:.2g})"
+        ]
 
     def read(self, state: EMAState) -> Params:
         return {name: value.clone() for name, value in zip(state.names, state.ema.shadow_params, strict=True)}

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from stab.arguments import hyper, is_number
 from stab.recipe import Recipe
+from stab.registry import StabError
 from stab.stabilizers.base import Intervention, stabilizers
 
 
@@ -16,6 +17,7 @@ class LRDecay(Intervention):
     With s = t / updates the factor is f + (1 - f)(1 - s) (linear), f + (1 - f)(1 + cos(pi s)) / 2 (cosine) or
     f + (1 - f)(1 - s)^power (polynomial).
 
+    Defaults: linear to 0.
     Cost: none.
     Source: linear and polynomial decay among the remedies of arXiv 2310.11428, section 3; cosine: Loshchilov and Hutter,
     arXiv 1608.03983, equation 5, without restarts.
@@ -32,6 +34,11 @@ class LRDecay(Intervention):
         1.0, "power of the polynomial shape", lambda v: is_number(v, 0) and v > 0, "a number > 0 (polynomial only)"
     )
     neutral: ClassVar[dict[str, Any]] = {"final": 1.0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.power != 1 and self.shape != "polynomial":
+            raise StabError(f"power={self.power} has no effect on shape={self.shape}: add shape=polynomial")
 
     def apply(self, recipe: Recipe) -> Recipe:
         if self.final == 1:

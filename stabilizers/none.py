@@ -11,7 +11,8 @@ from stab.stabilizers.base import Intervention, stabilizers
 class NoStabilizer(Intervention):
     """No stabilizer: the raw iterates of the base recipe. The reference every other entry is compared with.
 
-    Cost: none. Always run.
+    theta_t as it is. Defaults: nothing to set. Cost: none. Always run.
+    Source: the unstabilized iterates of arXiv 2310.11428, figure 1.
     """
 
     def apply(self, recipe: Recipe) -> Recipe:

@@ -23,6 +23,7 @@ class Polyak(Average):
 
     Over independent iterates its variance is 1 / n of the raw one.
 
+    Defaults: start 0.25 of training.
     Cost: one copy of the parameters; one multiply-add a parameter an update.
     Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992; tail averaging: Jain et
     al., arXiv 1610.03774.

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 class SWA(Average):
     """Mean of the iterates at updates t0, t0 + every, t0 + 2 every, ... up to now.
 
-    Before update t0 (``start``) it is the iterate. The average is computed by
+    avg = mean(theta_t0, theta_(t0 + every), ...). Before update t0 (``start``) it is the iterate. The average is computed by
     ``torch.optim.swa_utils.get_swa_multi_avg_fn``; the cyclic learning rate of the paper is not part of it (compose with
     ``lr_decay``).
 
+    Defaults: start 0.25 of training, every 100 updates.
     Cost: one copy of the parameters; one multiply-add a parameter every ``every`` updates.
     Source: Izmailov et al., "Averaging weights leads to wider optima and better generalization", arXiv 1803.05407,
     algorithm 1.

@@ -13,9 +13,10 @@ from stab.stabilizers.base import Intervention, stabilizers
 class WeightDecay(Intervention):
     """Shrink every parameter a little at each update: theta <- (1 - lr * coefficient) theta, then the optimizer's step.
 
-    Decoupled from the gradient for AdamW; for ``torch.optim.SGD`` it is the L2 penalty, which is the same thing without
-    momentum.
+    So for AdamW, where it is decoupled from the gradient. Other optimizers do what their ``weight_decay`` does: an L2
+    penalty in the gradient for ``torch.optim.SGD`` (the same thing without momentum) and for ``torch.optim.Adam`` (another).
 
+    Defaults: coefficient 0.1.
     Cost: none.
     Source: Loshchilov and Hutter, "Decoupled weight decay regularization", arXiv 1711.05101, algorithm 2.
     """

@@ -112,7 +112,7 @@ class Task(ABC):
     """One imitation problem. Subclasses are frozen dataclasses; instances are cheap until ``dataset`` is called.
 
     Attributes:
-        name: as registered.
+        name: as registered (given by whoever looks it up).
         dataset_id: Minari id, or None for the task's own.
         train_episodes, validation_episodes: how many episodes of the dataset are used for each.
         version: raised when numbers of this task can change.
@@ -129,6 +129,15 @@ class Task(ABC):
     @abstractmethod
     def dataset(self, progress: Progress = no_progress) -> Demonstrations:
         """Load the demonstrations; collect them first where the task can. Raises StabError when there are none."""
+
+    @property
+    def demonstrations_id(self) -> str:
+        """Minari id of the dataset in use: the one asked for, or the task's own, ``stab/<task>/expert-v0``."""
+        return self.dataset_id or f"stab/{self.name}/expert-v0"
+
+    def collect(self, progress: Progress = no_progress, episodes: int | None = None) -> None:
+        """Write the task's own dataset. Raises StabError where the task has nothing to collect from."""
+        raise StabError(f"task {self.name!r} has no expert to collect demonstrations from")
 
     @abstractmethod
     def ready(self) -> bool:

@@ -20,19 +20,15 @@ class Record:
     episodes: int = 25
 
     @property
-    def dataset_id(self) -> str:
-        return f"stab/{self.name}/expert-v0"
-
-    @property
     def summary(self) -> str:
         """One line for lists."""
-        return f"{self.environment}, demonstrations {self.dataset_id} (collected on first use)"
+        return f"{self.environment}, demonstrations stab/{self.name}/expert-v0 (collected on first use)"
 
     def __call__(self, **settings: Any) -> Task:
         """Return the task with other than default settings (see ``Task``)."""
         from stab.tasks.locomotion import Locomotion
 
-        return Locomotion(name=self.name, record=self, **settings)
+        return Locomotion(**{"name": self.name, "record": self, **settings})
 
 
 CATALOG = [Record("hopper", "Hopper-v5")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -106,10 +105,7 @@ def read(dataset: minari.MinariDataset, episodes: Sequence[int]) -> Transitions:
                 actions.append(np.asarray(episode.actions, dtype=np.float32).reshape(steps, -1))
             index.append(np.full(steps, number))
     except Exception as e:
-        raise StabError(
-            f"dataset {dataset.id!r} in {root()} cannot be read: {_line(e)}; delete it with"
-            f" `minari delete {dataset.id}` and make it again"
-        ) from e
+        raise StabError(f"dataset {dataset.id!r} in {root()} cannot be read: {_line(e)}") from e
     found = Transitions(
         torch.from_numpy(np.concatenate(observations)),
         torch.from_numpy(np.concatenate(actions)),
@@ -138,6 +134,14 @@ def split(
         )
     order = dataset.episode_indices[np.random.default_rng(0).permutation(there)[:wanted]].tolist()
     return read(dataset, sorted(order[:train_episodes])), read(dataset, sorted(order[train_episodes:]))
+
+
+def returns(dataset: minari.MinariDataset) -> list[float]:
+    """Return every episode's return. Raises StabError when they cannot be read."""
+    try:
+        return [float(episode.rewards.sum()) for episode in dataset]
+    except Exception as e:
+        raise StabError(f"dataset {dataset.id!r} in {root()} cannot be read: {_line(e)}") from e
 
 
 def digest(*splits: Transitions) -> str:
@@ -203,13 +207,6 @@ def create(
         if exists(dataset_id):  # another process was faster
             return
         raise StabError(f"cannot write dataset {dataset_id!r} into {root()}: {_line(e)}") from e
-
-
-def remove(dataset_id: str) -> None:
-    """Delete a dataset. Raises StabError when it is not there."""
-    if not exists(dataset_id):
-        raise StabError(f"dataset {dataset_id!r} is not in {root()}")
-    shutil.rmtree(root() / dataset_id)
 
 
 def _make_namespaces(dataset_id: str) -> None:

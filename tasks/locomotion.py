@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -14,9 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from importlib.metadata import version
 from typing import Any
 
 import gymnasium as gym
+import minari
 import numpy as np
 import torch
 from minari.data_collector import EpisodeBuffer
@@ -35,6 +36,7 @@ from stab.tasks.rollout import random_returns, rollout
 # Reset seeds: the dataset's episodes are the first of the expert's reference episodes.
 EXPERT_SEED, RANDOM_SEED, REFERENCE_EPISODES = 0, 30_000, 100
 COLLECT_ROWS = 25
+PACKAGES = ("gymnasium", "mujoco", "torch", "numpy")
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,6 @@ class Locomotion(Task):
 
     record: Record = CATALOG[0]
 
-    @property
-    def demonstrations_id(self) -> str:
-        """The dataset in use: the one asked for, or the task's own."""
-        return self.dataset_id or self.record.dataset_id
-
     def ready(self) -> bool:
         return datasets.exists(self.demonstrations_id)
 
@@ -66,7 +63,7 @@ class Locomotion(Task):
         Reference returns are measured on the way: the expert's over at least 100 episodes, of which the first are the
         dataset's; the random policy's over 100.
         """
-        episodes = episodes or self.record.episodes
+        episodes = self.record.episodes if episodes is None else episodes
         expert, card, sha256 = self._expert()
         count = max(REFERENCE_EPISODES, episodes)
         seeds = list(range(EXPERT_SEED, EXPERT_SEED + count))
@@ -110,15 +107,15 @@ class Locomotion(Task):
             expert=_curve(curves, lengths, EXPERT_SEED),
         )
         datasets.create(
-            self.record.dataset_id,
+            replace(self, dataset_id=None).demonstrations_id,
             [_buffer(steps[i], seed) for i, seed in enumerate(seeds[:episodes])],
             self._spec,
             references,
-            {"expert_sha256": sha256, "expert": card, "versions": versions("gymnasium", "mujoco", "torch", "numpy")},
+            {"expert_sha256": sha256, "expert": card, "versions": {p: version(p) for p in PACKAGES}},
             algorithm_name=f"{card['algorithm']} (greedy)",
             author="stab",
             description=f"{episodes} greedy episodes of stab's {self.name} expert in {self.record.environment}.",
-            requirements=[f"{name}=={version}" for name, version in versions("gymnasium", "mujoco").items()],
+            requirements=[f"{package}=={version(package)}" for package in ("gymnasium", "mujoco")],
         )
 
     def dataset(self, progress: Progress = no_progress) -> Demonstrations:
@@ -131,12 +128,7 @@ class Locomotion(Task):
         if self.dataset_id is None and not self.ready():
             self.collect(progress)
         found = datasets.load(self.demonstrations_id)
-        environment = found.env_spec.id if found.env_spec else "no environment"
-        if environment != self.record.environment:
-            raise StabError(
-                f"dataset {found.id!r} was recorded in {environment}, task {self.name!r} is {self.record.environment}:"
-                " choose a dataset of the same environment"
-            )
+        self._check_environment(found)
         about = datasets.stab_metadata(found)
         if "references" not in about:
             # Somebody else's dataset of this environment: what random and expert return is the environment's, not its own.
@@ -152,8 +144,25 @@ class Locomotion(Task):
             found.id,
             datasets.digest(train, validation),
             about.get("expert_sha256"),
-            environment,
+            self.record.environment,
         )
+
+    def _check_environment(self, found: minari.MinariDataset) -> None:
+        """Raise StabError unless the dataset was recorded in this task's environment, arguments and wrappers included."""
+        spec = found.env_spec
+        environment = spec.id if spec else "no environment"
+        if environment != self.record.environment:
+            raise StabError(
+                f"dataset {found.id!r} was recorded in {environment}, task {self.name!r} is {self.record.environment}:"
+                " choose a dataset of the same environment"
+            )
+        for what in ("kwargs", "additional_wrappers", "max_episode_steps"):
+            theirs, ours = getattr(spec, what), getattr(self._spec, what)
+            if theirs != ours:
+                raise StabError(
+                    f"dataset {found.id!r} was recorded in {environment} with {what}={theirs}, task {self.name!r} has"
+                    f" {what}={ours}: choose a dataset of the same environment"
+                )
 
     def policy(self, recipe: Recipe) -> Policy:
         mean, std = self._statistics
@@ -191,13 +200,18 @@ class Locomotion(Task):
             optimizer.step()
 
         # Where random actions fall at once, a reset is a good part of the cost: step on.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in the workers
         self._episodes.reset([0] * 8)
         action = np.zeros((8, outputs), dtype=np.float32)
 
         def step() -> None:
             self._episodes.step(range(8), action)
 
-        return _seconds(update, 0.4), _seconds(step, 0.4) / 8
+        try:
+            return _seconds(update, 0.4), _seconds(step, 0.4) / 8
+        finally:
+            torch.set_num_threads(threads)
 
     @functools.cached_property
     def _spec(self) -> gym.envs.registration.EnvSpec:
@@ -227,11 +241,6 @@ class Locomotion(Task):
         space = self._env.action_space
         assert isinstance(space, gym.spaces.Box)
         return Actor(load_safetensors(weights), space), card, hashlib.sha256(weights).hexdigest()
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Return the installed versions of packages."""
-    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def _seconds(function: Callable[[], None], budget: float) -> float:

@@ -13,7 +13,8 @@ import pytest
 from stab import StabError, gva
 from stab.comparison import Cell, make_config, make_out, make_plan, run_cell, unfinished
 from stab.reports import render, rows
-from stab.stabilizers import Average, stabilizers
+from stab.stabilizers import Average, Intervention, stabilizers
+from stab.stabilizers.base import MeanState, clone
 
 TINY = ("train.updates=40", "eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=60")
 
@@ -69,13 +70,13 @@ class Freeze(Average):
     convex = False
 
     def init(self, params, total):
-        return {name: value.clone() for name, value in params.items()}
+        return MeanState(clone(params), start=0)
 
     def update(self, state, params, step):
         pass
 
     def read(self, state):
-        return {name: value.clone() for name, value in state.items()}
+        return clone(state.mean)
 
 
 @pytest.fixture
@@ -156,6 +157,82 @@ def test_cell_key_names_task_recipe_and_seed():
     keys = {cell.key for cell in made.cells}
     assert len(keys) == 4
     assert all(isinstance(cell, Cell) and cell.key.endswith(f"-seed{cell.seed}") for cell in made.cells)
+
+
+def test_no_rider_twice_whatever_the_order():
+    (cell,) = (c for c in plan("hopper", "lr_decay+ema,lr_decay,ema", seeds=1).cells if "lr_decay" in c.stabilizers)
+    assert cell.stabilizers == ("lr_decay", "lr_decay+ema")
+    assert plan(["hopper", "hopper"], "ema").config.tasks == ("hopper",)
+
+
+def test_quick_wins_over_a_file_that_spells_everything_out(tmp_path):
+    config, _ = make_config("hopper", "ema")
+    (tmp_path / "full.yaml").write_text(json.dumps(config.to_dict()))
+    quick, _ = make_config("hopper", "ema", quick=True, file=tmp_path / "full.yaml")
+    assert quick.smoke
+    assert quick.train.updates == 400
+
+
+def test_an_optimizer_without_weight_decay_skips_what_needs_it():
+    made = plan("hopper", "all", overrides=["train.optimizer=Rprop"])
+    assert list(made.skipped) == [("hopper", "weight_decay")]
+    assert "has no weight decay" in made.skipped["hopper", "weight_decay"]
+    with pytest.raises(StabError, match="has no weight decay"):
+        plan("hopper", "weight_decay", overrides=["train.optimizer=Rprop"])
+
+
+@pytest.mark.parametrize("bad", ["optimizer=lr_scheduler", "gradient_transforms=[{object: 'no.such:thing'}]"])
+def test_what_cannot_be_made_is_refused_while_planning(bad):
+    with pytest.raises(StabError):
+        plan("hopper", "ema", overrides=[f"train.{bad}"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Raises(Intervention):
+    """A plug-in with a bug."""
+
+    def apply(self, recipe):
+        raise KeyError("oops")
+
+
+@dataclasses.dataclass(frozen=True)
+class Needy(Intervention):
+    """A plug-in whose argument has no default."""
+
+    strength: float
+
+    def apply(self, recipe):
+        return recipe
+
+
+@pytest.mark.parametrize("cls", [Raises, Needy])
+def test_a_plug_in_that_raises_is_skipped_and_stops_nobody_else(cls):
+    stabilizers.register("buggy")(cls)
+    try:
+        made = plan("hopper", "all", seeds=1)
+    finally:
+        del stabilizers._registered["buggy"]
+    assert list(made.skipped) == [("hopper", "buggy")]
+    assert len(made.cells) == 5
+
+
+def test_an_ema_whose_half_life_never_binds_says_so(hopper, tmp_path):
+    config, _ = make_config("hopper", "ema:alpha=0.1", seeds=1, overrides=TINY)
+    execute(config, tmp_path / "run")
+    render(tmp_path / "run")
+    assert "half-life never comes into force" in (tmp_path / "run" / "leaderboard.md").read_text()
+
+
+def test_a_report_needs_no_plug_in(hopper, freeze, tmp_path):
+    """What a run says must not depend on what is installed where it is read."""
+    config, _ = make_config("hopper", "freeze", seeds=1, overrides=TINY)
+    execute(config, tmp_path / "run")
+    with_it = render(tmp_path / "run")
+    registered = stabilizers._registered.pop("freeze")
+    try:
+        assert render(tmp_path / "run") == with_it
+    finally:
+        stabilizers._registered["freeze"] = registered
 
 
 def test_unknown_names_raise():

@@ -109,9 +109,12 @@ def test_overwrite_starts_again_but_only_run_folders(stab, tiny_run, tmp_path):
     assert len(cells(run)) == 1
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("dear")
-    refused = stab("compare", "-t", "hopper", "-s", "ema", "--out", "thesis", *TINY, "--overwrite")
-    assert refused.returncode == 2
-    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "dear"
+    for config in (None, "a: 1", (run / "config.yaml").read_text()):
+        if config:
+            (tmp_path / "thesis" / "config.yaml").write_text(config)
+        refused = stab("compare", "-t", "hopper", "-s", "ema", "--out", "thesis", *TINY, "--overwrite")
+        assert refused.returncode == 2
+        assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "dear"
 
 
 @pytest.mark.usefixtures("hopper")

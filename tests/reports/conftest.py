@@ -125,6 +125,15 @@ def _write_cell(
             "window": config.window,
             "stabilizers": list(riders),
             "raw": riders[0],
+            "riders": {
+                string: {
+                    "slug": string,
+                    "average": string == "ema",
+                    "half_life": [3, 4] if string == "ema" else None,
+                    "notes": ["the half-life never comes into force"] if string == "ema" else [],
+                }
+                for string in riders
+            },
             "trajectory": [
                 {"update": u, "lr": 1e-3, "gradient_variance": 0.1, "gradient_norm2": 0.2} for u in config.checkpoints
             ],

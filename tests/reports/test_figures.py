@@ -23,7 +23,7 @@ def lines(axes: Any) -> list[np.ndarray]:
 
 
 def test_curves_show_the_raw_iterates_and_every_average_of_them(results: statistics.Results) -> None:
-    figure = figures.curves(results, "toy")
+    figure = figures.draw(results, statistics.leaderboard(results))["toy-curves"]
     rows = np.array(figure.axes).reshape(-1, 2)
     assert [left.get_ylabel().split("\n")[0] for left, _ in rows] == ["none", "ema"]  # not lr_decay: other iterates
     for (left, right), name in zip(rows, ("none", "ema"), strict=True):

@@ -269,3 +269,14 @@ def test_a_start_beyond_the_total_and_an_unknown_name():
         stab.attach(make(), "ema:burn_in=40", TOTAL)
     with pytest.raises(stab.StabError, match="Did you mean 'ema'"):
         stab.attach(make(), "emma", TOTAL)
+
+
+def test_a_swap_that_fails_half_way_leaves_the_raw_weights(monkeypatch):
+    model = torch.nn.Linear(3, 2)
+    average = stab.attach(model, "ema", total=10)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    read = average.read()
+    monkeypatch.setattr(average, "read", lambda: {"weight": read["weight"] + 1})  # the bias is missing
+    with pytest.raises(KeyError), average.swapped():
+        pass
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())

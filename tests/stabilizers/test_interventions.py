@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import inspect
+import re
 
 import pytest
 
@@ -141,3 +143,15 @@ def test_methods_are_frozen_and_document_their_arguments(name):
         assert field.metadata["expected"]
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(method, field.name, field.default)
+
+
+@pytest.mark.parametrize("name", stabilizers.names())
+def test_docstrings_give_formula_defaults_cost_and_source(name):
+    text = inspect.getdoc(stabilizers.get(name))
+    assert all(item in text for item in ("Defaults: ", "Cost: ", "Source: "))
+    assert re.search(r"[=<]|theta", text)
+
+
+def test_a_power_without_the_polynomial_shape_is_an_error():
+    with pytest.raises(StabError, match="add shape=polynomial"):
+        parse("lr_decay:power=2")

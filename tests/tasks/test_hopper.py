@@ -162,8 +162,8 @@ def test_truncated_dataset_is_one_clear_line(hopper, other_root, stab):
     assert "cannot be read" in line
 
 
-def make_dataset(dataset_id: str, env_id: str, bad: float = 0.0) -> None:
-    env = gym.make(env_id)
+def make_dataset(dataset_id: str, env_id: str, bad: float = 0.0, **kwargs) -> None:
+    env = gym.make(env_id, **kwargs)
     episodes = []
     for seed in range(3):
         env.action_space.seed(seed)
@@ -208,3 +208,11 @@ def test_somebody_elses_dataset_of_the_environment_is_normalised_by_the_tasks_re
     assert (len(data.train), len(data.validation)) == (10, 5)
     assert data.references == tasks.get("hopper")().dataset().references
     assert data.expert_sha256 is None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_same_environment_with_other_arguments_is_another_environment(minari_root):
+    if not datasets.exists("test/fast-v0"):
+        make_dataset("test/fast-v0", "Hopper-v5", forward_reward_weight=50.0)
+    with pytest.raises(StabError, match=r"kwargs=.*forward_reward_weight"):
+        tasks.get("hopper")(dataset_id="test/fast-v0").dataset()
