@@ -68,7 +68,7 @@ def test_render_writes_everything(run: Path) -> None:
     with (run / "leaderboard.csv").open(newline="") as file:
         assert [row["stabilizer"] for row in csv.DictReader(file)] == [e["stabilizer"] for e in leaderboard["entries"]]
     assert "| 1 | ema |" in (run / "leaderboard.md").read_text()
-    figures = {"toy-curves.png", "toy-curves.svg", "toy-scores.png", "toy-scores.svg"}
+    figures = {f"toy-{name}.{kind}" for name in ("curves", "recipes", "scores") for kind in ("png", "svg")}
     assert {path.name for path in (run / "figures").iterdir()} == figures
     assert {path.name for path in (run / "tensorboard").iterdir()} == {"toy", "leaderboard"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_the_leaderboard_is_text_and_images(written: tuple[statistics.Results, P
     events = opened(folder / "leaderboard")
     (text,) = events.Tensors("toy/leaderboard/text_summary")
     assert "| 1 | ema |" in text.tensor_proto.string_val[0].decode()
-    assert events.Tags()["images"] == ["toy/curves", "toy/scores"]
+    assert events.Tags()["images"] == ["toy/curves", "toy/recipes", "toy/scores"]
 
 
 def test_slugs_name_the_runs(make_run: Callable[..., Path], tmp_path: Path) -> None:
@@ -81,6 +82,8 @@ def test_slugs_name_the_runs(make_run: Callable[..., Path], tmp_path: Path) -> N
     leaderboard = statistics.leaderboard(results)
     string = "lr_decay:power=2.0,shape=polynomial+ema"
     leaderboard["entries"] = [leaderboard["entries"][0] | {"stabilizer": string}]
-    results.series["toy", string] = results.series["toy", "ema"]
+    series = results.series["toy", "ema"]
+    slug = "lr_decay-power=2.0,shape=polynomial--ema"
+    results.series["toy", string] = dataclasses.replace(series, rider=series.rider | {"slug": slug})
     tensorboard.write(results, leaderboard, {}, tmp_path)
-    assert (tmp_path / "toy" / "lr_decay-power=2.0,shape=polynomial--ema").is_dir()
+    assert (tmp_path / "toy" / slug).is_dir()

@@ -89,11 +89,6 @@ def test_what_each_does_to_the_base_recipe():
     assert parse("dropout:p=0.5").apply(base) == Recipe(dropout=0.5)
 
 
-def test_a_power_that_is_not_used_does_not_make_another_recipe():
-    one, other = parse("lr_decay:power=3").apply(Recipe()), parse("lr_decay").apply(Recipe())
-    assert one.key == other.key
-
-
 def test_accumulation_multiplies_and_weight_decay_adds():
     base = BASES[1]
     assert parse("accumulation:steps=5").apply(base).accumulation == 15
