@@ -85,7 +85,7 @@ def _block(
             column += 1
         if not running.any():
             break
-        if step % 50 == 0:
+        if step % 20 == 0:  # often enough to be interrupted at
             progress(step / horizon)
     cumulative[:, column:] = totals[:, None]
     progress(1.0)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 # Sizes at which a whole comparison takes seconds.
 TINY = (
@@ -27,6 +28,12 @@ def minari_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("minari")
     os.environ["MINARI_DATASETS_PATH"] = str(root)
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """As in the workers; and tiny products on many threads wait for each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

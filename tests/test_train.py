@@ -21,16 +21,6 @@ from stab.stabilizers.swa import SWA
 from stab.tasks.base import Curve, Demonstrations, References, Task, no_progress
 from stab.train import Diverged, gradient_noise, make_optimizer, train
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tiny products on many threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 HERE = __name__  # recipes name the classes of this file as ``module:Object``
 FLAT = Curve([0.0], 0.0, 1, 0, 1.0)
 

@@ -13,16 +13,6 @@ import stab
 from stab.stabilizers import Attached, Average
 from stab.stabilizers.base import clone
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tiny products on many threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 TOTAL = 40
 
 

@@ -21,16 +21,6 @@ from stab.stabilizers.ema import EMA
 from stab.stabilizers.polyak import Polyak
 from stab.stabilizers.swa import SWA
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tiny products on many threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 NAMES = [n for n in stabilizers.names() if issubclass(stabilizers.get(n), Average)]
 TOTAL = 240
 F64 = torch.float64

@@ -12,16 +12,6 @@ from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks.policies import MLP, Actor, MLPStack, Policy, Stack, build, output_size
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tiny products on many threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 BOX = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
 
 

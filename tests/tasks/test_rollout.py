@@ -10,16 +10,6 @@ from stab.tasks.episodes import GymEpisodes, make_episodes
 from stab.tasks.policies import MLP, Policy, Stack
 from stab.tasks.rollout import BLOCK, random_returns, rollout
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tiny products on many threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 SIZES = {"Pendulum-v1": 3, "CartPole-v1": 4, "Hopper-v5": 11}
 HORIZON = {"Pendulum-v1": 40, "CartPole-v1": 60, "Hopper-v5": 60}
 
