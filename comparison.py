@@ -11,7 +11,8 @@ import platform
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -448,26 +449,27 @@ def unfinished(plan: Plan, run: Path) -> list[Cell]:
     return [cell for cell in plan.cells if not set(cell.stabilizers) <= set(done.get(cell.key, []))]
 
 
-def execute(plan: Plan, run: Path, workers: int) -> Iterator[tuple[Cell, engine.Event]]:
+def execute(plan: Plan, run: Path, workers: int) -> Generator[tuple[Cell, engine.Event]]:
     """Run the unfinished cells; yield events as they come. A cell that fails leaves its reason in ``failures/``."""
     todo = unfinished(plan, run)
     jobs = [
         {"cell": dataclasses.asdict(cell), "config": plan.config.to_dict(), "run": str(run.resolve())} for cell in todo
     ]
-    for event in engine.run("stab.comparison:run_cell", jobs, workers):
-        cell = todo[event.job]
-        failure = run / "failures" / f"{cell.key}.json"
-        if event.kind == "failed":
-            # What an earlier session finished stays finished: this one came for the riders that were new.
-            path = run / "cells" / f"{cell.key}.json"
-            finished = rows.read_json(path)["stabilizers"] if path.exists() else []
-            lost = [string for string in cell.stabilizers if string not in finished]
-            rows.write_json(
-                failure, {"task": cell.task, "stabilizers": lost, "seed": cell.seed, "reason": event.reason}
-            )
-        elif event.kind == "done":
-            failure.unlink(missing_ok=True)
-        yield cell, event
+    with closing(engine.run("stab.comparison:run_cell", jobs, workers)) as events:
+        for event in events:
+            cell = todo[event.job]
+            failure = run / "failures" / f"{cell.key}.json"
+            if event.kind == "failed":
+                # What an earlier session finished stays finished: this one came for the riders that were new.
+                path = run / "cells" / f"{cell.key}.json"
+                finished = rows.read_json(path)["stabilizers"] if path.exists() else []
+                lost = [string for string in cell.stabilizers if string not in finished]
+                rows.write_json(
+                    failure, {"task": cell.task, "stabilizers": lost, "seed": cell.seed, "reason": event.reason}
+                )
+            elif event.kind == "done":
+                failure.unlink(missing_ok=True)
+            yield cell, event
 
 
 def costs(plan: Plan, cells: Sequence[Cell]) -> list[tuple[float, float]] | None:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(target: str, jobs: Sequence[dict[str, Any]], workers: int) -> Iterator[Event]:
+def run(target: str, jobs: Sequence[dict[str, Any]], workers: int) -> Generator[Event]:
     """Run ``target`` (``module:function`` of a job and a callback) on every job; yield events as they come.
 
     Jobs start in the given order, as many at a time as there are workers. When the consumer stops early (Ctrl-C), the

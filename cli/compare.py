@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -148,11 +149,12 @@ def _execute(talk: Console, plan: Plan, run: Path, workers: int, expected: list[
     cost = dict(zip((c.key for c in todo), expected or [(1.0, 1.0)] * len(todo), strict=True))
     finished = 0
     spent = 0.0
-    with bars(talk) as progress:
+    # Closed whatever happens, so that the workers end with the run.
+    with bars(talk) as progress, closing(comparison.execute(plan, run, workers)) as events:
         total = progress.add_task(f"Cells 0/{len(todo)}", total=sum(map(sum, cost.values())))
         running: dict[str, Any] = {}
         at: dict[str, float] = {}
-        for cell, event in comparison.execute(plan, run, workers):
+        for cell, event in events:
             train, rollouts = cost[cell.key]
             label = f"{cell.task} {'/'.join(cell.stabilizers)}"
             if event.kind == "progress":

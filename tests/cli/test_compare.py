@@ -142,6 +142,8 @@ def test_ctrl_c_ends_within_two_seconds_and_says_what_is_kept(tmp_path):
         [str(Path(sys.executable).parent / "stab"), "compare", "-t", "hopper", "--all", "--out", "run"],
         cwd=tmp_path, env={**os.environ, "COLUMNS": "80"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
+        # A shell ignores SIGINT in what it starts in the background, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "config.yaml").exists() and time.monotonic() < deadline:
