@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stab import engine, gva
-from stab.config import QUICK, Config, load
+from stab.config import PRESETS, QUICK, Config, load
 from stab.recipe import Recipe
-from stab.registry import Incompatible, StabError
+from stab.registry import Incompatible, StabError, suggest
 from stab.reports import rows
 from stab.stabilizers import parse, split, stabilizers
 from stab.stabilizers.base import effective_half_life, memory
@@ -98,16 +98,22 @@ def make_config(
     seeds: int | None = None,
     updates: int | None = None,
     dataset: str | None = None,
+    policy: str | None = None,
+    preset: str | None = None,
     quick: bool = False,
     file: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> tuple[Config, dict[str, str] | None]:
     """Return the settings of a comparison and, for "all", the reasons of the stabilizers that are broken.
 
-    Later ones win: defaults, file, quick, arguments, overrides. ``stabilizers`` is "all", a list, or a comma-separated
-    string. Raises StabError for anything unknown or out of range, and when no task or no stabilizer is named.
+    Later ones win: defaults, preset, file, quick, arguments, overrides. ``stabilizers`` is "all", a list, or a
+    comma-separated string. A dataset without a task belongs to the built-in task of its environment, or is one of its own.
+    Raises StabError for anything unknown or out of range, and when no task or no stabilizer is named.
     """
-    layers: list[dict[str, Any] | Path] = [file] if file else []
+    if preset is not None and preset not in PRESETS:
+        raise StabError(f"unknown preset {preset!r}.{suggest(preset, PRESETS)} Known: {', '.join(PRESETS)}")
+    layers: list[dict[str, Any] | Path] = [PRESETS[preset]] if preset else []
+    layers += [file] if file else []
     layers += [QUICK] if quick else []
     arguments: dict[str, Any] = {}
     broken: dict[str, str] | None = None
@@ -119,11 +125,15 @@ def make_config(
         arguments["stabilizers"] = split(stabilizers) if isinstance(stabilizers, str) else list(stabilizers)
     if seeds is not None:
         arguments["seeds"] = seeds
-    if updates is not None:
-        arguments["train"] = {"updates": updates}
+    train = {"updates": updates, "policy": policy}
+    arguments["train"] = {key: value for key, value in train.items() if value is not None}
     if dataset is not None:
         arguments["data"] = {"dataset": dataset}
     config = load(*layers, arguments, overrides=overrides)
+    if not config.tasks and config.data.dataset:
+        from stab.tasks.recorded import task_for
+
+        config = dataclasses.replace(config, tasks=(task_for(config.data.dataset),))
     if not config.tasks:
         raise StabError(f"no task: give --task NAME. Known: {', '.join(tasks.names())}")
     if not config.stabilizers:
@@ -211,6 +221,7 @@ def make_task(config: Config, name: str) -> Task:
         dataset_id=config.data.dataset,
         train_episodes=config.data.train_episodes,
         validation_episodes=config.data.validation_episodes,
+        infinite=config.data.infinite,
     )
 
 
@@ -234,7 +245,7 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
     averages = {s: a for s in cell.stabilizers if (a := parse(s).average)}
     policy = task.policy(cell.recipe).eval()
     validation = data.validation.batch(_everything(data.validation))
-    horizons = gva.horizon_grid(config.eval.horizon)
+    horizons = gva.horizon_grid(min(config.eval.horizon, task.horizon))
     starts = [START_SEED + n for n in range(config.eval.starts)]
 
     checkpoints: dict[str, list[dict[str, Any]]] = {s: [] for s in cell.stabilizers}
@@ -312,12 +323,14 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
             "expert_sha256": data.expert_sha256,
             "train_episodes": config.data.train_episodes,
             "validation_episodes": config.data.validation_episodes,
+            "infinite": config.data.infinite,
             "recipe": cell.recipe.to_dict(),
             "seed": cell.seed,
             "versions": versions(),
             "horizons": horizons,
             "starts": starts,
             "references": references,
+            "references_source": data.references.source,
             "window": config.window,
             "stabilizers": list(cell.stabilizers),
             "raw": cell.stabilizers[0],
@@ -486,7 +499,8 @@ def costs(plan: Plan, cells: Sequence[Cell]) -> list[tuple[float, float]] | None
         speed = speeds[cell.task]
         if speed is None:
             return None
-        steps = len(cell.stabilizers) * len(config.checkpoints) * config.eval.starts * config.eval.horizon
+        horizon = min(config.eval.horizon, make_task(config, cell.task).horizon)
+        steps = len(cell.stabilizers) * len(config.checkpoints) * config.eval.starts * horizon
         found.append((cell.recipe.updates * cell.recipe.accumulation * speed[0], steps * speed[1]))
     return found
 
@@ -515,12 +529,14 @@ class Comparison:
 
 
 def compare(
-    task: str | Sequence[str],
-    stabilizers: str | Sequence[str] = "all",
+    task: str | Sequence[str] = (),
+    stabilizers: str | Sequence[str] | None = "all",
     *,
     seeds: int | None = None,
     updates: int | None = None,
     dataset: str | None = None,
+    policy: str | None = None,
+    preset: str | None = None,
     quick: bool = False,
     workers: int | None = None,
     out: str | Path | None = None,
@@ -531,9 +547,11 @@ def compare(
     """Compare stabilizers on tasks: train, roll out, score, write the run folder.
 
     Args:
-        task: name or names of registered tasks.
-        stabilizers: "all", a comma-separated string, or a list of stabilizer strings; ``none`` is always run.
-        seeds, updates, dataset, quick: shorthands for the settings of the same names; see ``stab.config.Config``.
+        task: name or names of registered tasks; may be left out where ``dataset`` is given.
+        stabilizers: "all", a comma-separated string, or a list of stabilizer strings; ``none`` is always run. None for
+            those of the preset.
+        seeds, updates, dataset, policy, quick: shorthands for settings; see ``stab.config.Config``.
+        preset: settings by name, see ``stab.config.PRESETS``.
         workers: processes; by default as many as cores. Does not change a number.
         out: run folder; by default a dated one under ``runs/``.
         resume: keep the finished cells of an existing folder.
@@ -548,7 +566,15 @@ def compare(
     from stab.reports.statistics import read
 
     config, broken = make_config(
-        task, stabilizers, seeds=seeds, updates=updates, dataset=dataset, quick=quick, overrides=overrides
+        task,
+        stabilizers,
+        seeds=seeds,
+        updates=updates,
+        dataset=dataset,
+        policy=policy,
+        preset=preset,
+        quick=quick,
+        overrides=overrides,
     )
     run = Path(out) if out is not None else default_out(config)
     plan = make_plan(check_out(run, config, resume, overwrite), broken)
@@ -583,8 +609,7 @@ def prepare(plan: Plan, progress: Callable[[str, float], None] | None = None) ->
     for name in plan.config.tasks:
         task = make_task(plan.config, name)
         data = task.dataset(functools.partial(progress, name) if progress else no_progress)
-        data.references.expert.at(plan.config.eval.horizon)
-        data.references.normalise(_everything([0]).astype(float), [plan.config.eval.horizon])
+        data.references.normalise(_everything([0]).astype(float), [min(plan.config.eval.horizon, task.horizon)])
         for recipe in {c.recipe.key: c.recipe for c in plan.cells if c.task == name}.values():
             task.policy(recipe)
 

@@ -17,7 +17,7 @@ import torch
 from stab.recipe import Recipe, load_object
 from stab.registry import StabError
 from stab.stabilizers.base import Average, averaged, clone
-from stab.tasks.base import Task
+from stab.tasks.base import Endless, Split, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,15 +95,15 @@ def train(
     for update in range(1, recipe.updates + 1):
         began = time.perf_counter()
         lr = optimizer.param_groups[0]["lr"]
-        indices = minibatches(len(data), recipe, seed, update)
+        source, indices = minibatches(data, recipe, seed, update)
 
-        def closure(update: int = update, indices: np.ndarray = indices) -> float:
+        def closure(update: int = update, source: Split = source, indices: np.ndarray = indices) -> float:
             # An optimizer that calls this more than once (SAM, LBFGS) sees the same minibatches and dropout masks.
             torch.default_generator.manual_seed(_entropy(seed, DROPOUT, update))
             optimizer.zero_grad()
             total = 0.0
             for micro in indices:
-                loss = task.loss(policy, data.batch(micro)) / len(indices)
+                loss = task.loss(policy, source.batch(micro)) / len(indices)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
             for transform in transforms:
@@ -140,18 +140,30 @@ def train(
             yield Checkpoint(update, raw, read, variance, norm2, lr, train_seconds, dict(seconds), memory)
 
 
-def minibatches(transitions: int, recipe: Recipe, seed: int, update: int) -> np.ndarray:
-    """Return the indices (accumulation, batch_size) of one update's micro-batches.
+def minibatches(data: Split, recipe: Recipe, seed: int, update: int) -> tuple[Split, np.ndarray]:
+    """Return where one update's micro-batches are drawn from, and their indices (accumulation, batch_size) in it.
 
     Training reads epoch after epoch, each a permutation of all transitions (a minibatch may straddle two). Epochs are
-    functions of seed and number, so that any update's minibatches are known without the ones before.
+    functions of seed and number, so that any update's minibatches are known without the ones before. Of endless data
+    each epoch has a pool of its own, and ends before the minibatch that would straddle.
+
+    Raises StabError when an endless epoch is shorter than one step's samples.
     """
-    size = recipe.accumulation * recipe.batch_size
-    first, last = (update - 1) * size, update * size
-    epochs = range(first // transitions, -(-last // transitions))
-    stream = np.concatenate([_epoch(transitions, seed, epoch) for epoch in epochs])
-    first -= epochs[0] * transitions
-    return stream[first : first + size].reshape(recipe.accumulation, recipe.batch_size)
+    transitions, size = len(data), recipe.accumulation * recipe.batch_size
+    if isinstance(data, Endless):
+        if size > transitions:
+            raise StabError(
+                f"an epoch of {transitions} fresh transitions is shorter than one step's {size} samples: raise"
+                " data.train_episodes, or lower train.batch_size or train.accumulation"
+            )
+        number, step = divmod(update - 1, transitions // size)
+        data, stream, first = data.pool(seed, number), _epoch(transitions, seed, number), step * size
+    else:
+        first = (update - 1) * size
+        epochs = range(first // transitions, -(-(first + size) // transitions))
+        stream = np.concatenate([_epoch(transitions, seed, number) for number in epochs])
+        first -= epochs[0] * transitions
+    return data, stream[first : first + size].reshape(recipe.accumulation, recipe.batch_size)
 
 
 @functools.lru_cache(maxsize=4)

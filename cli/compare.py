@@ -22,7 +22,9 @@ EXAMPLES = (
     "stab compare --task hopper --all\n\n"
     "stab compare --task hopper --all --quick\n\n"
     "stab compare --task hopper --stabilizers ema,ema:half_life=700,lr_decay+ema --seeds 5\n\n"
-    "stab compare --task hopper --stabilizers swa train.lr=3e-4 eval.starts=16 --dry-run"
+    "stab compare --task hopper --stabilizers ema --policy transformer:context=16 train.batch_size=32\n\n"
+    "stab compare --dataset my/pendulum-v0 --all\n\n"
+    "stab compare --task hopper --preset paper --dry-run"
 )
 
 
@@ -38,7 +40,13 @@ def compare(
     updates: Annotated[
         int | None, typer.Option(help="Optimizer steps (default 6000); same as train.updates=N.")
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Minari dataset to use instead of the task's own.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Minari dataset instead of the task's own; may stand without a task.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="mlp:width=128,depth=3 or transformer:context=16; see: stab list policies -v")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings by name: paper (hours; look at --dry-run).")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smoke run: the whole pipeline in about a minute.")] = False,
     workers: Annotated[int | None, typer.Option(help="Worker processes (default: as many as cores).")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder (default: a dated folder under runs/).")] = None,
@@ -69,6 +77,8 @@ def compare(
         seeds=seeds,
         updates=updates,
         dataset=dataset,
+        policy=policy,
+        preset=preset,
         quick=quick,
         file=config,
         overrides=overrides or (),
@@ -120,7 +130,7 @@ def _show_plan(
         talk.print(f"skipped: {task} x {string}: {reason}", markup=False)
     if done:
         talk.print(f"{done} cells are finished already and kept")
-    ready = config.data.dataset or all(comparison.make_task(config, name).ready() for name in config.tasks)
+    ready = all(comparison.make_task(config, name).ready() for name in config.tasks)
     collecting = "" if ready else ", after collecting the demonstrations (well under a minute)"
     if expected is not None:
         wall = comparison.wall_seconds(expected, workers)

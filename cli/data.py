@@ -2,57 +2,108 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Collect and inspect demonstrations (ordinary Minari datasets).", no_args_is_help=True)
+if TYPE_CHECKING:
+    import minari
 
-TaskName = Annotated[str, typer.Argument(help="Task; see: stab list tasks")]
-DatasetId = Annotated[str | None, typer.Option("--dataset", help="Minari dataset to use instead of the task's own.")]
+app = typer.Typer(help="Collect, inspect, check and delete demonstrations (ordinary Minari datasets).", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="TASK|DATASET", help="A task (its own dataset), or a Minari dataset id.")]
 
 
-@app.command(epilog="Example:\n\nstab data prepare hopper")
+@app.command(
+    epilog="Examples:\n\nstab data prepare hopper\n\nstab data prepare hopper --episodes 105\n\n"
+    "stab data prepare hopper --expert experts/hopper.safetensors --dataset my/hopper-v0"
+)
 def prepare(
-    task: TaskName,
+    task: Annotated[str, typer.Argument(help="Task; see: stab list tasks")],
     episodes: Annotated[
-        int | None, typer.Option(min=1, help="Episodes to collect (default: as many as the task uses).")
+        int | None, typer.Option(min=2, help="Episodes to collect (default: as many as the task uses, 25).")
     ] = None,
+    expert: Annotated[Path | None, typer.Option(help="Expert to collect from instead of the shipped one.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="With --expert: Minari id of the dataset to write.")] = None,
 ) -> None:
-    """Collect a task's own dataset from its shipped expert, if it is not there yet."""
+    """Collect a task's dataset from its expert, if it is not there yet (or holds fewer episodes than asked for)."""
     from rich.console import Console
 
     from stab.cli.progress import bars
-    from stab.tasks import tasks
+    from stab.registry import StabError
+    from stab.tasks import datasets, tasks
 
-    made = tasks.get(task)(name=task)
+    if (expert is None) != (dataset is None):
+        raise StabError("--expert and --dataset go together: the expert to collect from, and the id of what is written")
+    settings: dict[str, Any] = {"name": task, "dataset_id": dataset}
+    if expert:
+        from stab.tasks.catalog import CATALOG
+
+        if task not in [record.name for record in CATALOG]:
+            raise StabError(f"--expert: task {task!r} has none. Known: {', '.join(record.name for record in CATALOG)}")
+        settings["expert"] = expert
+    made = tasks.get(task)(**settings)
     talk = Console(stderr=True, highlight=False)
-    if made.ready():
-        talk.print(f"{made.demonstrations_id} is there already: stab data show {task}")
+    there = datasets.load(made.demonstrations_id).total_episodes if datasets.exists(made.demonstrations_id) else 0
+    if there and (there >= (episodes or 0)) and made.ready():
+        talk.print(f"{made.demonstrations_id} is there already, {there} episodes: stab data show {dataset or task}")
         return
     with bars(talk) as progress:
         bar = progress.add_task(f"Collecting {made.demonstrations_id}", total=1.0)
         made.collect(lambda fraction: progress.update(bar, completed=fraction), episodes=episodes)
-    show(task)
+    show(dataset or task)
 
 
-@app.command(epilog="Example:\n\nstab data show hopper")
-def show(task: TaskName, dataset: DatasetId = None) -> None:
-    """Show what a task's dataset holds: episodes, returns, references, where it came from."""
+@app.command("list", epilog="Example:\n\nstab data list")
+def list_() -> None:
+    """List the datasets on this machine, and the tasks' own that are not collected yet."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from stab.registry import StabError
-    from stab.tasks import datasets, tasks
+    from stab.tasks import datasets
+    from stab.tasks.catalog import CATALOG
 
-    made = tasks.get(task)(name=task, dataset_id=dataset)
-    if dataset is None and not made.ready():
-        raise StabError(f"{made.demonstrations_id} is not in {datasets.root()}; collect it: stab data prepare {task}")
-    found = datasets.load(made.demonstrations_id)
+    table = Table(title=f"Datasets in {datasets.root()}", box=None, title_justify="left", padding=(0, 2, 0, 0))
+    for column in ("dataset", "environment", "episodes", "steps", "MB", "task"):
+        numbers = column in ("episodes", "steps", "MB")
+        table.add_column(column, justify="right" if numbers else "left", no_wrap=column == "dataset")
+    there = datasets.local()
+    for dataset_id in there:
+        try:
+            found = datasets.load(dataset_id)
+        except StabError as e:
+            table.add_row(dataset_id, Text(str(e)))
+            continue
+        environment = found.env_spec.id if found.env_spec else "–"
+        task = next((record.name for record in CATALOG if record.environment == environment), "recorded")
+        size = sum(p.stat().st_size for p in (datasets.root() / dataset_id).rglob("*") if p.is_file()) / 1e6
+        table.add_row(dataset_id, environment, str(found.total_episodes), str(found.total_steps), f"{size:.1f}", task)
+    for record in CATALOG:
+        own = f"stab/{record.name}/expert-v0"
+        if own not in there:
+            table.add_row(own, record.environment, "–", "–", "–", record.name)
+            table.caption = Text("–: collected on first use, or by stab data prepare TASK")
+    table.caption_justify = "left"
+    Console().print(table)
+
+
+@app.command(epilog="Examples:\n\nstab data show hopper\n\nstab data show my/pendulum-v0")
+def show(name: Name) -> None:
+    """Show what a dataset holds: episodes, returns, references, where it came from."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from stab.tasks import datasets
+
+    found = _find(name)
     about = datasets.stab_metadata(found)
     metadata = found.storage.metadata
-    returns = datasets.returns(found)
+    returns = [float(rewards.sum()) for rewards in datasets.rewards(found)]
     table = Table(title=found.id, show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0))
     lines = {
         "folder": str(datasets.root() / found.id),
@@ -64,14 +115,84 @@ def show(task: TaskName, dataset: DatasetId = None) -> None:
         "algorithm": str(metadata.get("algorithm_name", "not said")),
     }
     if "references" in about:
-        for name, curve in vars(datasets.references_from(about["references"])).items():
-            lines[f"{name} reference"] = (
+        references = datasets.references_from(about["references"])
+        for policy, curve in (("random", references.random), ("expert", references.expert)):
+            lines[f"{policy} reference"] = (
                 f"{curve.cumulative[-1]:.1f} +- {curve.std:.1f} over {curve.episodes} episodes of {curve.length:.0f} steps,"
                 f" reset seeds {curve.first_seed} to {curve.first_seed + curve.episodes - 1}"
             )
+    elif metadata.get("ref_max_score") is not None:
+        lines["references"] = f"random {metadata.get('ref_min_score')}, expert {metadata['ref_max_score']} (metadata)"
     if "expert_sha256" in about:
         lines["expert"] = f"sha256 {about['expert_sha256'][:16]}"
-        lines["made with"] = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    for name, value in lines.items():
-        table.add_row(name, Text(value))
+        lines["made with"] = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
+    for line, value in lines.items():
+        table.add_row(line, Text(value))
     Console().print(table)
+
+
+@app.command(epilog="Examples:\n\nstab data verify hopper\n\nstab data verify my/pendulum-v0")
+def verify(name: Name) -> None:
+    """Replay every stored action in the recovered environment and report the largest differences.
+
+    Exit code 0 where everything is equal bit for bit, 1 where it is not (another machine or version can differ in the
+    last bits, which a chaotic simulation amplifies).
+    """
+    from rich.console import Console
+
+    from stab.cli.progress import bars
+    from stab.tasks import datasets
+
+    found = _find(name)
+    with bars(Console(stderr=True)) as progress:
+        bar = progress.add_task(f"Replaying {found.id}", total=1.0)
+        replay = datasets.replay(found, lambda fraction: progress.update(bar, completed=fraction))
+    said = "equal bit for bit" if replay.exact else "not equal"
+    console = Console(highlight=False)
+    console.print(f"{found.id}: {said}; {replay.episodes} episodes, {replay.steps} steps replayed", soft_wrap=True)
+    console.print(f"  largest difference of observations {replay.observations:.3g}, of rewards {replay.rewards:.3g}")
+    if replay.ends:
+        console.print(f"  {replay.ends} episodes end differently")
+    if replay.unseeded:
+        console.print(f"  {replay.unseeded} episodes have no reset seed and were not replayed")
+    if not replay.exact:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Examples:\n\nstab data remove hopper\n\nstab data remove my/pendulum-v0 --yes")
+def remove(
+    name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+) -> None:
+    """Delete a dataset from this machine, after asking."""
+    from rich.console import Console
+
+    from stab.registry import StabError
+    from stab.tasks import datasets
+
+    dataset_id = _id(name)
+    if not datasets.exists(dataset_id):
+        datasets.remove(dataset_id)  # says what there is
+    if not yes:
+        if not sys.stdin.isatty():
+            raise StabError(f"deleting {dataset_id} needs a yes: add --yes")
+        if not typer.confirm(f"Delete {datasets.root() / dataset_id}?", err=True):
+            raise typer.Exit(1)
+    datasets.remove(dataset_id)
+    Console(stderr=True, highlight=False).print(f"{dataset_id} is deleted")
+
+
+def _id(name: str) -> str:
+    """Return the id of a dataset given itself or by the task whose own it is."""
+    from stab.tasks import tasks
+
+    return name if "/" in name or name not in tasks.names() else tasks.get(name)(name=name).demonstrations_id
+
+
+def _find(name: str) -> minari.MinariDataset:
+    from stab.registry import StabError
+    from stab.tasks import datasets
+
+    dataset_id = _id(name)
+    if dataset_id != name and not datasets.exists(dataset_id):
+        raise StabError(f"{dataset_id} is not in {datasets.root()}; collect it: stab data prepare {name}")
+    return datasets.load(dataset_id)

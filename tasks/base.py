@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from stab.recipe import Recipe
 from stab.registry import Registry, StabError
@@ -32,6 +32,14 @@ class Split(Protocol):
         """Return the transitions of an integer array (batch,), in whatever form the task's loss takes."""
 
 
+@runtime_checkable
+class Endless(Split, Protocol):
+    """Demonstrations that never repeat: every epoch is made of fresh ones."""
+
+    def pool(self, seed: int, epoch: int) -> Split:
+        """Return the ``len(self)`` transitions of one epoch of a trajectory; a function of seed and epoch."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """Reference returns of one policy: the mean cumulative reward after each step.
@@ -52,20 +60,22 @@ class Curve:
     length: float
 
     def at(self, horizon: int) -> float:
-        """Mean return of the first ``horizon`` steps. Raises StabError beyond the measured horizon."""
-        if not 1 <= horizon <= len(self.cumulative):
-            raise StabError(
-                f"eval.horizon={horizon}: reference returns are known for 1 to {len(self.cumulative)} steps"
-            )
-        return self.cumulative[horizon - 1]
+        """Mean return of the first ``horizon`` >= 1 steps. Beyond the last step measured, every episode has ended."""
+        return self.cumulative[min(horizon, len(self.cumulative)) - 1]
 
 
 @dataclass(frozen=True)
 class References:
-    """Returns of a random and of the expert policy: the 0 and the 1 of the normalised return."""
+    """Returns of a random and of the expert policy: the 0 and the 1 of the normalised return.
+
+    Attributes:
+        random, expert: the two policies.
+        source: where they come from, in words.
+    """
 
     random: Curve
     expert: Curve
+    source: str = "measured with the shipped expert"
 
     def normalise(self, returns: np.ndarray, horizons: Sequence[int]) -> np.ndarray:
         """(returns - random) / (expert - random), each horizon (last axis of ``returns``) by the references at it.
@@ -115,16 +125,21 @@ class Task(ABC):
         name: as registered (given by whoever looks it up).
         dataset_id: Minari id, or None for the task's own.
         train_episodes, validation_episodes: how many episodes of the dataset are used for each.
+        infinite: whether every epoch of training is made of fresh episodes, so that no sample repeats.
         version: raised when numbers of this task can change.
-        horizon: steps of a full episode.
     """
 
     name: str
     dataset_id: str | None = None
     train_episodes: int = 20
     validation_episodes: int = 5
+    infinite: bool = False
     version: int = field(default=1, init=False)
-    horizon: int = field(default=1000, init=False)
+
+    @property
+    def horizon(self) -> int:
+        """Steps after which an episode ends at the latest."""
+        return 1000
 
     @abstractmethod
     def dataset(self, progress: Progress = no_progress) -> Demonstrations:
@@ -136,7 +151,10 @@ class Task(ABC):
         return self.dataset_id or f"stab/{self.name}/expert-v0"
 
     def collect(self, progress: Progress = no_progress, episodes: int | None = None) -> None:
-        """Write the task's own dataset. Raises StabError where the task has nothing to collect from."""
+        """Write the task's own dataset, of at least as many episodes as the task uses.
+
+        Raises StabError where the task has nothing to collect from.
+        """
         raise StabError(f"task {self.name!r} has no expert to collect demonstrations from")
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stab.tasks.base import Task, tasks
@@ -10,13 +10,26 @@ from stab.tasks.base import Task, tasks
 
 @dataclass(frozen=True)
 class Record:
-    """A locomotion task: its name, Gymnasium environment, and the episodes its own dataset holds.
+    """A locomotion task: one record here and an expert with its card make one.
 
-    The expert is ``tasks/experts/<name>.safetensors`` with its card ``<name>.json``.
+    Args:
+        name: of the task; the expert is ``tasks/experts/<name>.safetensors``, its card ``<name>.json``.
+        environment: Gymnasium id.
+        goal: mean return over 100 greedy episodes that an expert should reach.
+        algorithm: what ``stab expert train`` trains it with, a class of sbx.
+        steps: for how many environment steps.
+        hidden: parts of the observation the expert is trained without (functions of the rest that slow learning down):
+            names X of the environment's arguments ``include_X_in_observation``.
+        episodes: episodes of the task's own dataset.
     """
 
     name: str
     environment: str
+    goal: float
+    algorithm: str = "SAC"
+    algorithm_args: dict[str, Any] = field(default_factory=dict)
+    steps: int = 500_000
+    hidden: tuple[str, ...] = ()
     episodes: int = 25
 
     @property
@@ -31,7 +44,25 @@ class Record:
         return Locomotion(**{"name": self.name, "record": self, **settings})
 
 
-CATALOG = [Record("hopper", "Hopper-v5")]
+HUMANOID = ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")
+CATALOG = [
+    Record("hopper", "Hopper-v5", 3000, "TQC", {"top_quantiles_to_drop_per_net": 5}, 250_000),
+    Record("walker2d", "Walker2d-v5", 3500),
+    Record("halfcheetah", "HalfCheetah-v5", 7500, steps=250_000),
+    Record("ant", "Ant-v5", 3500, steps=2_000_000, hidden=("cfrc_ext",)),
+    Record("humanoid", "Humanoid-v5", 4000, steps=2_000_000, hidden=HUMANOID),
+]
 
+
+class _Recorded:
+    summary = "your own dataset: stab compare --dataset my/pendulum-v0 (Box observations; Box or Discrete actions)"
+
+    def __call__(self, **settings: Any) -> Task:
+        from stab.tasks.recorded import Recorded
+
+        return Recorded(**{"name": "recorded", **settings})
+
+
+tasks.register("recorded")(_Recorded())
 for record in CATALOG:
     tasks.register(record.name)(record)

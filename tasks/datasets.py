@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import json
 import os
 import tempfile
@@ -19,35 +19,15 @@ import numpy as np
 import torch
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
-from torch import Tensor
 
 from stab.registry import StabError
-from stab.tasks.base import Curve, References
+from stab.tasks.base import Curve, Progress, References, no_progress
+from stab.tasks.episodes import make
+from stab.tasks.transitions import Transitions
 
+# Wrappers that change neither observations, actions, rewards nor ends; Stable-Baselines3's Monitor among them.
+WATCHERS = {"Monitor", "RecordEpisodeStatistics", "RecordVideo", "PassiveEnvChecker", "OrderEnforcing"}
 REMOTE = ("mujoco/", "D4RL/", "minigrid/", "atari/")  # namespaces of the Farama hub
-
-
-@dataclass(frozen=True)
-class Transitions:
-    """Transitions of whole episodes, in order.
-
-    Attributes:
-        observations: (transitions, obs_dim) float32.
-        actions: (transitions, act_dim) float32, or (transitions,) int64 counted from 0 for a Discrete space.
-        episodes: (transitions,) int64, the dataset's episode each transition belongs to.
-    """
-
-    observations: Tensor
-    actions: Tensor
-    episodes: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.observations)
-
-    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Return observations and actions at the given indices (batch,)."""
-        chosen = torch.from_numpy(indices)
-        return {"observations": self.observations[chosen], "actions": self.actions[chosen]}
 
 
 def root() -> Path:
@@ -82,8 +62,9 @@ def load(dataset_id: str) -> minari.MinariDataset:
             warnings.simplefilter("ignore")
             return minari.load_dataset(dataset_id, download=download)
     except FileNotFoundError:
-        local = ", ".join(minari.list_local_datasets()) or "none"
-        raise StabError(f"dataset {dataset_id!r} is not in {root()}. Local datasets: {local}") from None
+        raise StabError(
+            f"dataset {dataset_id!r} is not in {root()}. Local datasets: {', '.join(local()) or 'none'}"
+        ) from None
     except Exception as e:
         what = "could not be downloaded" if download else f"in {root()} cannot be read"
         raise StabError(f"dataset {dataset_id!r} {what}: {_line(e)}") from e
@@ -121,36 +102,164 @@ def read(dataset: minari.MinariDataset, episodes: Sequence[int]) -> Transitions:
 def split(
     dataset: minari.MinariDataset, train_episodes: int, validation_episodes: int
 ) -> tuple[Transitions, Transitions]:
-    """Return training and validation transitions of different episodes, chosen by a fixed permutation.
+    """Return training and validation transitions of different episodes.
 
-    The permutation keeps the halves alike where a dataset is ordered (by time, or by how good its policy was).
-    Raises StabError when the dataset has too few episodes.
+    Of a dataset stab collected, the first ones validate and the next ones train: so they stay the same when more are
+    collected. Others are put into a fixed random order first, which keeps the two alike where a dataset is ordered (by
+    time, or by how good its policy was). Raises StabError when the dataset has too few episodes.
     """
     wanted, there = train_episodes + validation_episodes, dataset.total_episodes
     if wanted > there:
-        raise StabError(
-            f"dataset {dataset.id!r} has {there} episodes, {wanted} are asked for: lower data.train_episodes"
-            f" ({train_episodes}) or data.validation_episodes ({validation_episodes}), or collect more"
+        need = "one to train on and one to validate on are the least" if there < 2 else (
+            f"lower data.train_episodes ({train_episodes}) or data.validation_episodes ({validation_episodes}),"
+            " or collect more"
         )
-    order = dataset.episode_indices[np.random.default_rng(0).permutation(there)[:wanted]].tolist()
-    return read(dataset, sorted(order[:train_episodes])), read(dataset, sorted(order[train_episodes:]))
+        raise StabError(
+            f"dataset {dataset.id!r} has {there} episode{'s' * (there != 1)}, {wanted} are asked for: {need}"
+        )
+    own = "references" in stab_metadata(dataset)
+    order = dataset.episode_indices if own else np.random.default_rng(0).permutation(dataset.episode_indices)
+    validation, train = order[:validation_episodes].tolist(), order[validation_episodes:wanted].tolist()
+    return read(dataset, sorted(train)), read(dataset, sorted(validation))
 
 
-def returns(dataset: minari.MinariDataset) -> list[float]:
-    """Return every episode's return. Raises StabError when they cannot be read."""
+def environment(dataset: minari.MinariDataset) -> gym.envs.registration.EnvSpec:
+    """Return how to make the environment a dataset was recorded in, as it is registered here.
+
+    Only registered ids and Gymnasium's own wrappers are taken from the metadata, so that a stranger's dataset names no
+    code to run. Wrappers that only watch (Monitor, RecordEpisodeStatistics) are left out: they change nothing, and are
+    often not installed. Raises StabError where the environment cannot be rebuilt, or its spaces are not the dataset's.
+    """
+    recorded = dataset.env_spec
+    if recorded is None:
+        raise StabError(f"dataset {dataset.id!r} records no environment: there is nothing to roll out in")
     try:
-        return [float(episode.rewards.sum()) for episode in dataset]
+        spec = copy.deepcopy(gym.spec(recorded.id))
+    except gym.error.Error as e:
+        raise StabError(
+            f"dataset {dataset.id!r} was recorded in {recorded.id}, which is not registered here ({_line(e)}): install the"
+            " package that registers it through the entry point gymnasium.envs"
+        ) from e
+    spec.kwargs = spec.kwargs | {k: v for k, v in recorded.kwargs.items() if k != "render_mode"}
+    spec.max_episode_steps = recorded.max_episode_steps
+    spec.additional_wrappers = tuple(w for w in recorded.additional_wrappers or () if w.name not in WATCHERS)
+    for wrapper in spec.additional_wrappers:
+        if not wrapper.entry_point.startswith("gymnasium.wrappers") or wrapper.kwargs is None:
+            raise StabError(
+                f"dataset {dataset.id!r} was recorded in {recorded.id} through the wrapper {wrapper.entry_point}, which"
+                " cannot be rebuilt: record it in a registered environment that needs no wrapper"
+            )
+    try:
+        env = make(spec)
+    except Exception as e:
+        raise StabError(f"dataset {dataset.id!r}: its environment {recorded.id} cannot be made: {_line(e)}") from e
+    for what in ("observation_space", "action_space"):
+        theirs, ours = getattr(dataset, what), getattr(env, what)
+        if type(theirs) is not type(ours) or theirs.shape != ours.shape or getattr(theirs, "n", 0) != getattr(ours, "n", 0):
+            raise StabError(
+                f"dataset {dataset.id!r} has the {what.replace('_', ' ')} {theirs}, {recorded.id} has {ours}: the dataset"
+                " was not recorded in this environment"
+            )
+    return spec
+
+
+def rewards_differ(spec: gym.envs.registration.EnvSpec) -> str:
+    """Say in what a recorded environment differs from the one registered under its id, but for what it shows.
+
+    Arguments that choose the observations, and wrappers that watch, leave returns as they are. Empty where nothing differs.
+    """
+    registered = gym.spec(spec.id)
+    kwargs = {k: v for k, v in spec.kwargs.items() if registered.kwargs.get(k, None) != v}
+    said = [f"{k}={v}" for k, v in kwargs.items() if not k.endswith("_observation") and k != "render_mode"]
+    if spec.max_episode_steps != registered.max_episode_steps:
+        said.append(f"max_episode_steps={spec.max_episode_steps}")
+    said += [f"wrapper {w.name}" for w in spec.additional_wrappers or () if w.name not in WATCHERS]
+    return ", ".join(said)
+
+
+def local() -> list[str]:
+    """Ids of the datasets on this machine."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return list(minari.list_local_datasets())
+
+
+def remove(dataset_id: str) -> None:
+    """Delete a dataset from this machine. Raises StabError when it is not there or cannot be deleted."""
+    if not exists(dataset_id):
+        raise StabError(f"dataset {dataset_id!r} is not in {root()}. Local datasets: {', '.join(local()) or 'none'}")
+    folder = root() / dataset_id
+    try:
+        with tempfile.TemporaryDirectory(prefix=".stab-", dir=root()) as away:  # gone at once, or not at all
+            os.rename(folder, Path(away) / "removed")
+    except OSError as e:
+        raise StabError(f"cannot delete {folder}: {e.strerror or e}") from e
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How a dataset compares with its environment, action by action.
+
+    Attributes:
+        episodes, steps: replayed.
+        unseeded: episodes without a reset seed, which cannot be.
+        observations, rewards: the largest absolute difference.
+        ends: episodes whose termination or truncation differs.
+    """
+
+    episodes: int
+    steps: int
+    unseeded: int
+    observations: float
+    rewards: float
+    ends: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything that was replayed is equal bit for bit."""
+        return self.observations == self.rewards == self.ends == 0
+
+
+def replay(dataset: minari.MinariDataset, progress: Progress = no_progress) -> Replay:
+    """Step the stored actions through the recovered environment, from each episode's reset seed, and compare.
+
+    Raises StabError when the environment cannot be rebuilt or no episode has a seed.
+    """
+    env = make(environment(dataset))
+    episodes = steps = unseeded = ends = 0
+    worst = {"observations": 0.0, "rewards": 0.0}
+    about = dataset.storage.get_episode_metadata(dataset.episode_indices)
+    for number, (episode, seed) in enumerate(zip(dataset, (meta.get("seed") for meta in about), strict=True)):
+        progress(number / dataset.total_episodes)
+        if seed is None:
+            unseeded += 1
+            continue
+        observation, _ = env.reset(seed=int(seed))
+        seen, rewards, terminated, truncated = [observation], [], False, False
+        for action in episode.actions:
+            observation, reward, terminated, truncated, _ = env.step(action)
+            seen.append(observation)
+            rewards.append(reward)
+        for name, ours, theirs in (
+            ("observations", seen, episode.observations),
+            ("rewards", rewards, episode.rewards),
+        ):
+            difference = np.abs(np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)).max()
+            worst[name] = max(worst[name], float(np.nan_to_num(difference, nan=np.inf)))
+        # An episode cut by its recorder ends with a truncation that the environment does not know.
+        ends += bool(terminated) != bool(episode.terminations[-1]) or (truncated and not episode.truncations[-1])
+        episodes, steps = episodes + 1, steps + len(rewards)
+    if not episodes:
+        raise StabError(f"dataset {dataset.id!r}: no episode has a reset seed, so its actions cannot be replayed")
+    return Replay(episodes, steps, unseeded, worst["observations"], worst["rewards"], ends)
+
+
+def rewards(dataset: minari.MinariDataset) -> list[np.ndarray]:
+    """Return every episode's rewards. Raises StabError when they cannot be read."""
+    try:
+        return [np.asarray(episode.rewards, dtype=np.float64) for episode in dataset]
     except Exception as e:
         raise StabError(f"dataset {dataset.id!r} in {root()} cannot be read: {_line(e)}") from e
-
-
-def digest(*splits: Transitions) -> str:
-    """SHA-256 of the arrays."""
-    sha = hashlib.sha256()
-    for part in splits:
-        for array in (part.observations.numpy(), part.actions.numpy(), part.episodes):
-            sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()
 
 
 def stab_metadata(dataset: minari.MinariDataset) -> dict[str, Any]:
@@ -162,8 +271,8 @@ def stab_metadata(dataset: minari.MinariDataset) -> dict[str, Any]:
 def references_from(data: dict[str, Any]) -> References:
     """Read references as written by ``references_to``. Raises StabError when they are not."""
     try:
-        return References(Curve(**data["random"]), Curve(**data["expert"]))
-    except (KeyError, TypeError) as e:
+        return References(Curve(**data["random"]), Curve(**data["expert"]), data.get("source", References.source))
+    except (KeyError, TypeError, AttributeError) as e:
         raise StabError(f"malformed reference returns: {_line(e)}") from e
 
 
@@ -178,13 +287,18 @@ def create(
     spec: gym.envs.registration.EnvSpec,
     references: References,
     metadata: dict[str, Any],
+    larger: bool = False,
     **description: Any,
 ) -> None:
-    """Write a Minari dataset under its id, whole or not at all. Raises StabError when it exists or cannot be written."""
+    """Write a Minari dataset under its id, whole or not at all.
+
+    With ``larger`` it takes the place of a smaller one of the same making. Raises StabError when it exists or cannot be
+    written.
+    """
     check_id(dataset_id)
     target = root() / dataset_id
-    if target.exists():
-        raise StabError(f"dataset {dataset_id!r} is already in {root()}; delete it first: minari delete {dataset_id}")
+    if target.exists() and not larger:
+        raise StabError(f"dataset {dataset_id!r} is already in {root()}; delete it first: stab data remove {dataset_id}")
     try:
         root().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".stab-", dir=root()) as folder, warnings.catch_warnings():
@@ -202,6 +316,8 @@ def create(
                 )
                 made.storage.update_metadata({"stab": metadata | {"references": references_to(references)}})
             _make_namespaces(dataset_id)
+            if larger and target.exists():
+                os.rename(target, Path(folder) / "smaller")
             os.rename(Path(folder) / dataset_id, target)
     except OSError as e:
         if exists(dataset_id):  # another process was faster

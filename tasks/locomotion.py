@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
-import hashlib
-import json
-import math
-import os
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
-from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -21,247 +13,169 @@ import minari
 import numpy as np
 import torch
 from minari.data_collector import EpisodeBuffer
-from safetensors.torch import load as load_safetensors
-from torch import Tensor
 
-from stab.recipe import Recipe
 from stab.registry import StabError
-from stab.tasks import datasets
-from stab.tasks.base import Curve, Demonstrations, Progress, References, Task, no_progress
+from stab.tasks import datasets, experts
+from stab.tasks.base import Demonstrations, Progress, References, no_progress
 from stab.tasks.catalog import CATALOG, Record
-from stab.tasks.episodes import Episodes, make, make_episodes
-from stab.tasks.policies import Actor, Policy, build, output_size
-from stab.tasks.rollout import random_returns, rollout
+from stab.tasks.policies import Actor
+from stab.tasks.recorded import Recorded
+from stab.tasks.rollout import Recorder, rollout
+from stab.tasks.transitions import Batch, Transitions
 
-# Reset seeds: the dataset's episodes are the first of the expert's reference episodes.
-EXPERT_SEED, RANDOM_SEED, REFERENCE_EPISODES = 0, 30_000, 100
-COLLECT_ROWS = 25
-PACKAGES = ("gymnasium", "mujoco", "torch", "numpy")
+FRESH_SEED = 1_000_000  # reset seeds of the infinite regime begin here, far from all others
+FRESH_ROWS = 5
 
 
 @dataclass(frozen=True)
-class Locomotion(Task):
-    """A MuJoCo environment with a shipped expert.
+class Locomotion(Recorded):
+    """A MuJoCo environment with an expert.
 
     Args:
         record: the catalogue's record.
-    Further arguments as for ``Task``. A dataset without reference returns of stab's making is normalised by those of the
-    task's own dataset, measured in the same environment (and collected for that, if need be).
-
-    The loss is the mean squared error of the action; Box actions stay
-    within the action space.
+        expert: weights of another expert than the shipped one (its card beside it).
+    Further arguments as for ``Task``. Returns are normalised by the references on the expert's card, whatever the dataset:
+    they belong to the environment and its version. A dataset of the same environment that shows other parts of the state
+    is welcome; one with other rewards, ends or time limit is refused.
     """
 
     record: Record = CATALOG[0]
+    expert: Path | None = None
+
+    def _no_expert(self) -> None:
+        """There is one."""
+
+    @property
+    def demonstrations_id(self) -> str:
+        return self.dataset_id or f"stab/{self.name}/expert-v0"
 
     def ready(self) -> bool:
-        return datasets.exists(self.demonstrations_id)
+        if not datasets.exists(self.demonstrations_id):
+            return False
+        return self.dataset_id is not None or (
+            datasets.load(self.demonstrations_id).total_episodes >= self.train_episodes + self.validation_episodes
+        )
 
     def collect(self, progress: Progress = no_progress, episodes: int | None = None) -> None:
-        """Write the task's own dataset into Minari's root from greedy episodes of the shipped expert.
+        """Write greedy episodes of the expert, reset seeds 0, 1, ..., into Minari's root.
 
-        Reference returns are measured on the way: the expert's over at least 100 episodes, of which the first are the
-        dataset's; the random policy's over 100.
+        Episodes that are there already are made anew and come out the same: a larger dataset begins with the smaller one.
         """
-        episodes = self.record.episodes if episodes is None else episodes
-        expert, card, sha256 = self._expert()
-        count = max(REFERENCE_EPISODES, episodes)
-        seeds = list(range(EXPERT_SEED, EXPERT_SEED + count))
-        stacked = {name: value[None] for name, value in expert.state_dict().items()}
-        steps: list[list[tuple[Any, ...]]] = [[] for _ in seeds]
-        blocks = [seeds[first : first + COLLECT_ROWS] for first in range(0, count, COLLECT_ROWS)]
-        done = [0.0] * len(blocks)
-        stop = threading.Event()
-
-        def collect_block(number: int) -> tuple[np.ndarray, np.ndarray]:
-            def tick(fraction: float) -> None:
-                if stop.is_set():
-                    raise concurrent.futures.CancelledError
-                done[number] = fraction * len(blocks[number]) / count
-                progress(sum(done))
-
-            first = number * COLLECT_ROWS
-            return rollout(
-                make_episodes(self._spec),
-                expert,
-                stacked,
-                blocks[number],
-                range(1, self.horizon + 1),
-                tick,
-                record=lambda n, *step: steps[first + n].append(step),
-            )
-
-        # Threads, because mj_step releases the interpreter's lock.
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            try:
-                found = list(pool.map(collect_block, range(len(blocks))))
-            finally:
-                stop.set()
-        curves = np.concatenate([cumulative[0] for cumulative, _ in found])
-        lengths = np.concatenate([length[0] for _, length in found])
-        random_curves, random_lengths = random_returns(
-            self._env, range(RANDOM_SEED, RANDOM_SEED + REFERENCE_EPISODES), self.horizon
-        )
-        references = References(
-            random=_curve(random_curves, random_lengths, RANDOM_SEED),
-            expert=_curve(curves, lengths, EXPERT_SEED),
-        )
+        if self.dataset_id is not None and self.expert is None:
+            raise StabError(f"{self.dataset_id!r} is not stab's to collect: leave out --dataset, or give --expert")
+        expert = experts.load(self.record, self.expert)
+        count = max(self.record.episodes, self.train_episodes + self.validation_episodes) if episodes is None else episodes
+        spec = gym.spec(self.record.environment)
+        steps: list[list[tuple[Any, ...]]] = [[] for _ in range(count)]
+        experts.act(expert.actor, spec, range(count), progress, lambda n, *step: steps[n].append(step))
         datasets.create(
-            replace(self, dataset_id=None).demonstrations_id,
-            [_buffer(steps[i], seed) for i, seed in enumerate(seeds[:episodes])],
-            self._spec,
-            references,
-            {"expert_sha256": sha256, "expert": card, "versions": {p: version(p) for p in PACKAGES}},
-            algorithm_name=f"{card['algorithm']} (greedy)",
+            self.demonstrations_id,
+            [_buffer(found, seed) for seed, found in enumerate(steps)],
+            spec,
+            expert.references,
+            {
+                "expert_sha256": expert.sha256,
+                "expert": {key: value for key, value in expert.card.items() if key != "references"},
+                "versions": experts.versions(experts.PACKAGES),
+            },
+            larger=self.dataset_id is None,
+            algorithm_name=f"{expert.card['algorithm']} (greedy)",
             author="stab",
-            description=f"{episodes} greedy episodes of stab's {self.name} expert in {self.record.environment}.",
-            requirements=[f"{package}=={version(package)}" for package in ("gymnasium", "mujoco")],
+            description=f"{count} greedy episodes of stab's {self.name} expert in {self.record.environment}.",
+            requirements=[f"{name}=={version}" for name, version in experts.versions(("gymnasium", "mujoco")).items()],
         )
-
-    def dataset(self, progress: Progress = no_progress) -> Demonstrations:
-        if "_demonstrations" not in self.__dict__:
-            self.__dict__["_demonstrations"] = self._load(progress)
-        found: Demonstrations = self.__dict__["_demonstrations"]
-        return found
 
     def _load(self, progress: Progress) -> Demonstrations:
         if self.dataset_id is None and not self.ready():
             self.collect(progress)
-        found = datasets.load(self.demonstrations_id)
-        self._check_environment(found)
-        about = datasets.stab_metadata(found)
-        if "references" not in about:
-            # Somebody else's dataset of this environment: what random and expert return is the environment's, not its own.
-            own = replace(self, dataset_id=None)
-            if not own.ready():
-                own.collect(progress)
-            about |= {"references": datasets.stab_metadata(datasets.load(own.demonstrations_id))["references"]}
-        train, validation = datasets.split(found, self.train_episodes, self.validation_episodes)
-        return Demonstrations(
-            train,
-            validation,
-            datasets.references_from(about["references"]),
-            found.id,
-            datasets.digest(train, validation),
-            about.get("expert_sha256"),
-            self.record.environment,
-        )
-
-    def _check_environment(self, found: minari.MinariDataset) -> None:
-        """Raise StabError unless the dataset was recorded in this task's environment, arguments and wrappers included."""
-        spec = found.env_spec
-        environment = spec.id if spec else "no environment"
-        if environment != self.record.environment:
+        found = super()._load(progress)
+        if self.dataset_id is None and found.expert_sha256 != experts.load(self.record).sha256:
             raise StabError(
-                f"dataset {found.id!r} was recorded in {environment}, task {self.name!r} is {self.record.environment}:"
-                " choose a dataset of the same environment"
+                f"dataset {found.dataset!r} was collected from another expert than the one shipped with this stab: delete it"
+                f" (stab data remove {self.name}) and it is collected anew"
             )
-        for what in ("kwargs", "additional_wrappers", "max_episode_steps"):
-            theirs, ours = getattr(spec, what), getattr(self._spec, what)
-            if theirs != ours:
-                raise StabError(
-                    f"dataset {found.id!r} was recorded in {environment} with {what}={theirs}, task {self.name!r} has"
-                    f" {what}={ours}: choose a dataset of the same environment"
-                )
+        if not self.infinite:
+            return found
+        if self.dataset_id is not None:
+            raise StabError("data.infinite draws fresh episodes from the task's expert: leave out --dataset")
+        assert isinstance(found.train, Transitions)
+        return replace(found, train=Fresh(self, found.train))
 
-    def policy(self, recipe: Recipe) -> Policy:
-        mean, std = self._statistics
-        return build(recipe, mean, std, self._env.action_space)
+    def watch(self, actor: Actor, starts: Sequence[int], record: Recorder) -> None:
+        """Roll out an actor from the given reset seeds and show every step to ``record``."""
+        stacked = {name: value[None] for name, value in actor.state_dict().items()}
+        rollout(self._episodes, actor, stacked, starts, [self.horizon], record=record)
 
-    def loss(self, policy: Any, batch: Any) -> Tensor:
-        loss: Tensor = policy.loss(batch)
-        return loss
-
-    def rollout(
-        self,
-        policy: Any,
-        stacked: dict[str, Tensor],
-        starts: Sequence[int],
-        horizons: Sequence[int],
-        progress: Progress = no_progress,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        return rollout(self._episodes, policy, stacked, starts, horizons, progress)
-
-    def speed(self, recipe: Recipe) -> tuple[float, float]:
-        env = self._env
-        assert isinstance(env.observation_space, gym.spaces.Box)
-        size = math.prod(env.observation_space.shape)
-        policy = build(recipe, torch.zeros(size), torch.ones(size), env.action_space)
-        outputs = output_size(env.action_space)
-        batch = {
-            "observations": torch.randn(recipe.batch_size, size),
-            "actions": torch.zeros(recipe.batch_size, outputs),
-        }
-        optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
-
-        def update() -> None:
-            optimizer.zero_grad()
-            policy.loss(batch).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-
-        # Where random actions fall at once, a reset is a good part of the cost: step on.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in the workers
-        self._episodes.reset([0] * 8)
-        action = np.zeros((8, outputs), dtype=np.float32)
-
-        def step() -> None:
-            self._episodes.step(range(8), action)
-
-        try:
-            return _seconds(update, 0.4), _seconds(step, 0.4) / 8
-        finally:
-            torch.set_num_threads(threads)
+    def _references(self, found: minari.MinariDataset, progress: Progress) -> References:
+        about = datasets.stab_metadata(found)
+        if "references" in about:
+            return datasets.references_from(about["references"])
+        return experts.load(self.record).references
 
     @functools.cached_property
     def _spec(self) -> gym.envs.registration.EnvSpec:
-        return gym.spec(self.record.environment)
+        own = gym.spec(self.record.environment)
+        if not datasets.exists(self.demonstrations_id) and self.dataset_id is None:
+            return own
+        found = datasets.load(self.demonstrations_id)
+        recorded = found.env_spec
+        said = recorded.id if recorded else "no environment"
+        if recorded is None or said != own.id:
+            raise StabError(
+                f"dataset {found.id!r} was recorded in {said}, task {self.name!r} is {own.id}: choose a dataset of the"
+                " same environment and version"
+            )
+        differing = datasets.rewards_differ(recorded)
+        if differing:
+            raise StabError(
+                f"dataset {found.id!r} was recorded in {own.id} with {differing}: its returns cannot be compared with those"
+                f" of task {self.name!r}. Compare on it alone: --task recorded --dataset {found.id}"
+            )
+        return datasets.environment(found)
+
+
+class Fresh:
+    """Fresh expert episodes for every epoch: no transition is ever drawn twice.
+
+    Args:
+        task: whose expert acts.
+        finite: the training transitions of the ordinary regime; an epoch is as long, and observations are normalised by
+            their statistics.
+    """
+
+    def __init__(self, task: Locomotion, finite: Transitions) -> None:
+        self.task, self.finite, self.observations = task, finite, finite.observations
+        self._kept: tuple[tuple[int, int], Transitions] | None = None
+
+    def __len__(self) -> int:
+        return len(self.finite)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """Return transitions of the ordinary regime (for what reads a few without training on them)."""
+        return self.finite.batch(indices)
+
+    def pool(self, seed: int, epoch: int) -> Transitions:
+        """Return the transitions of one epoch, whole episodes but for the last; reset seeds are never used again."""
+        if self._kept is None or self._kept[0] != (seed, epoch):
+            self._kept = (seed, epoch), self._collect(seed, epoch)
+        return self._kept[1]
+
+    def _collect(self, seed: int, epoch: int) -> Transitions:
+        first = FRESH_SEED + (seed * 100_000 + epoch) * 10_000
+        found: list[list[tuple[Any, Any]]] = []
+        while sum(map(len, found)) < len(self):
+            seeds = range(first + len(found), first + len(found) + FRESH_ROWS)
+            block: list[list[tuple[Any, Any]]] = [[] for _ in seeds]
+            self.task.watch(self._expert, seeds, lambda n, o, a, *_, block=block: block[n].append((o, a)))
+            found += block
+        steps = [step for episode in found for step in episode][: len(self)]
+        episodes = np.repeat(np.arange(len(found)), [len(episode) for episode in found])[: len(self)]
+        observations, actions = (np.array(part, dtype=np.float32) for part in zip(*steps, strict=True))
+        return Transitions(torch.from_numpy(observations), torch.from_numpy(actions), episodes)
 
     @functools.cached_property
-    def _env(self) -> gym.Env[Any, Any]:
-        return make(self._spec)
-
-    @functools.cached_property
-    def _episodes(self) -> Episodes:
-        return make_episodes(self._spec)
-
-    @functools.cached_property
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        train = self.dataset().train
-        assert isinstance(train, datasets.Transitions)
-        std, mean = torch.std_mean(train.observations.double(), dim=0, correction=0)
-        # A constant observation carries nothing: leave its scale alone.
-        return mean.float(), torch.where(std > 1e-6, std, 1.0).float()
-
-    def _expert(self) -> tuple[Actor, dict[str, Any], str]:
-        """Return the shipped expert, its card and the SHA-256 of its weights."""
-        folder = resources.files("stab.tasks.experts")
-        weights = (folder / f"{self.name}.safetensors").read_bytes()
-        card = json.loads((folder / f"{self.name}.json").read_text())
-        space = self._env.action_space
-        assert isinstance(space, gym.spaces.Box)
-        return Actor(load_safetensors(weights), space), card, hashlib.sha256(weights).hexdigest()
-
-
-def _seconds(function: Callable[[], None], budget: float) -> float:
-    """Return the mean wall seconds of a call, measured for about ``budget`` seconds after a short warm-up."""
-    for _ in range(10):
-        function()
-    began, calls = time.perf_counter(), 0
-    while time.perf_counter() - began < budget:
-        function()
-        calls += 1
-    return (time.perf_counter() - began) / calls
-
-
-def _curve(cumulative: np.ndarray, lengths: np.ndarray, first_seed: int) -> Curve:
-    return Curve(
-        cumulative=cumulative.mean(0).tolist(),
-        std=float(cumulative[:, -1].std(ddof=1)),
-        episodes=len(cumulative),
-        first_seed=first_seed,
-        length=float(lengths.mean()),
-    )
+    def _expert(self) -> Any:
+        return experts.load(self.task.record, self.task.expert).actor
 
 
 def _buffer(steps: list[tuple[Any, ...]], seed: int) -> EpisodeBuffer:

@@ -97,7 +97,9 @@ def part(progress: Progress, begin: float, share: float) -> Progress:
     return lambda fraction: progress(begin + fraction * share)
 
 
-def random_returns(env: gym.Env[Any, Any], starts: Sequence[int], horizon: int) -> tuple[np.ndarray, np.ndarray]:
+def random_returns(
+    env: gym.Env[Any, Any], starts: Sequence[int], horizon: int, progress: Progress = no_progress
+) -> tuple[np.ndarray, np.ndarray]:
     """Return cumulative rewards (starts, horizon) and lengths (starts,) of actions drawn from the action space.
 
     Start s resets the environment and seeds its action space with s.
@@ -114,4 +116,5 @@ def random_returns(env: gym.Env[Any, Any], starts: Sequence[int], horizon: int) 
             if terminated or truncated:
                 break
         cumulative[n], lengths[n] = rewards.cumsum(), step + 1
+        progress((n + 1) / len(starts))
     return cumulative, lengths

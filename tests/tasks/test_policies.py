@@ -10,7 +10,8 @@ from torch import nn
 
 from stab.recipe import Recipe
 from stab.registry import StabError
-from stab.tasks.policies import MLP, Actor, MLPStack, Policy, Stack, build, output_size
+from stab.tasks.policies import MLP, POLICIES, Actor, MLPStack, Policy, Stack, build, output_size
+from stab.tasks.transitions import Transitions
 
 BOX = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
 
@@ -20,10 +21,16 @@ ONE = gym.spaces.Box(-100.0, 100.0, (1,), np.float32)
 SPACES = {"box": WIDE, "discrete": gym.spaces.Discrete(5), "one action": ONE, "two choices": gym.spaces.Discrete(2)}
 
 
-def mlp(width=33, depth=2, obs=11, space=BOX, dropout=0.0, squashed=False, seed=0):
+def mlp(width=33, depth=2, obs=11, space=BOX, dropout=0.0, squashed=False, seed=0, **more):
     torch.manual_seed(seed)
     mean, std = torch.randn(obs), torch.rand(obs) + 0.5
-    return MLP(mean, std, space, width=width, depth=depth, dropout=dropout, squashed=squashed).eval()
+    return MLP(mean, std, space, width=width, depth=depth, dropout=dropout, squashed=squashed, **more).eval()
+
+
+def batch_of(observations, actions):
+    """A batch of transitions of one episode."""
+    count = len(observations)
+    return Transitions(observations, actions, np.zeros(count, dtype=np.int64)).batch(np.arange(count))
 
 
 def family(count, **settings):
@@ -54,6 +61,26 @@ def test_mlp_by_hand(width, depth):
     for i, layer in enumerate(linears):
         out = out @ layer.weight.detach().numpy().astype(np.float64).T + layer.bias.detach().numpy()
         out = np.maximum(out, 0) if i < depth else out
+    np.testing.assert_allclose(policy(obs).detach().numpy(), out, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_norm_by_hand():
+    """Linear, LayerNorm (biased variance, eps 1e-5, learned scale and shift), ReLU; none after the last layer."""
+    policy = mlp(norm=True, dropout=0.1)
+    kinds = [nn.Linear, nn.LayerNorm, nn.ReLU, nn.Dropout]
+    assert [type(layer) for layer in policy.layers] == [*kinds, *kinds, nn.Linear]
+    for layer in policy.layers:
+        if isinstance(layer, nn.LayerNorm):
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
+    obs = torch.randn(6, 11)
+    weights = {name: value.numpy().astype(np.float64) for name, value in policy.state_dict().items()}
+    out = (obs.numpy() - weights["mean"]) / weights["std"]
+    for i in (0, 4):
+        out = out @ weights[f"layers.{i}.weight"].T + weights[f"layers.{i}.bias"]
+        out = (out - out.mean(1, keepdims=True)) / np.sqrt(out.var(1, keepdims=True) + 1e-5)
+        out = np.maximum(out * weights[f"layers.{i + 1}.weight"] + weights[f"layers.{i + 1}.bias"], 0)
+    out = out @ weights["layers.8.weight"].T + weights["layers.8.bias"]
     np.testing.assert_allclose(policy(obs).detach().numpy(), out, rtol=1e-4, atol=1e-5)
 
 
@@ -90,14 +117,46 @@ def test_mean_and_std_are_buffers_not_parameters():
 
 def test_loss_by_hand():
     policy = mlp()
-    batch = {"observations": torch.randn(5, 11), "actions": torch.randn(5, 3)}
-    error = (policy(batch["observations"]) - batch["actions"]).detach().double().numpy()
+    batch = batch_of(torch.randn(5, 11), torch.randn(5, 3))
+    error = (policy(batch.observations) - batch.actions).detach().double().numpy()
     assert policy.loss(batch).item() == pytest.approx((error**2).sum() / 15, rel=1e-5)
     discrete = mlp(space=gym.spaces.Discrete(4))
-    batch = {"observations": torch.randn(5, 11), "actions": torch.tensor([0, 3, 1, 2, 2])}
-    logits = discrete(batch["observations"]).detach().double().numpy()
+    batch = batch_of(torch.randn(5, 11), torch.tensor([0, 3, 1, 2, 2]))
+    logits = discrete(batch.observations).detach().double().numpy()
     expected = np.mean([np.log(np.exp(row).sum()) - row[a] for row, a in zip(logits, [0, 3, 1, 2, 2], strict=True)])
     assert discrete.loss(batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("squashed", [False, True], ids=["linear", "squashed"])
+def test_gaussian_loss_is_the_negative_log_likelihood(squashed):
+    policy, plain = mlp(gaussian=True, squashed=squashed), mlp(squashed=squashed)
+    with torch.no_grad():
+        policy.layers[-1].weight.mul_(5)
+    batch = batch_of(3 * torch.randn(50, 11), torch.randn(50, 3))
+    raw = policy.layers((batch.observations - policy.mean) / policy.std).detach().double()
+    mean, log_std = raw[:, :3], -5 + 7 * (torch.tanh(raw[:, 3:]) + 1) / 2
+    assert log_std.min() < -3 < 0.5 < log_std.max()
+    mean = torch.tanh(mean) if squashed else mean  # BOX is (-1, 1)
+    expected = -torch.distributions.Normal(mean, log_std.exp()).log_prob(batch.actions.double()).mean()
+    assert policy.loss(batch).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert policy.layers[-1].out_features == 2 * plain.layers[-1].out_features
+    outputs = policy(1e6 * batch.observations)[:, 3:]
+    assert (outputs.min(), outputs.max()) == (-5, 2)
+
+
+@pytest.mark.parametrize("kind", [MLPStack, Stack])
+@pytest.mark.parametrize("squashed", [False, True], ids=["linear", "squashed"])
+def test_a_gaussian_policy_acts_on_its_mean_alone(squashed, kind):
+    policy, stacked, _ = family(4, gaussian=True, squashed=squashed)
+    obs = observations(4, 8)
+    before = kind(policy, stacked).act(obs, [0, 1, 2, 3])
+    assert before.shape == (4, 8, 3)
+    means = {k: v[:, :3] if k.startswith("layers.4") else v for k, v in stacked.items()}
+    expected = Stack(mlp(squashed=squashed), means).act(obs, [0, 1, 2, 3])
+    np.testing.assert_allclose(before, expected, rtol=1e-5, atol=1e-5)
+    for name in ("layers.4.weight", "layers.4.bias"):
+        stacked[name][:, 3:] = torch.nan
+    assert (kind(policy, stacked).act(obs, [0, 1, 2, 3]) == before).all()
 
 
 def test_box_actions_are_clipped_and_shaped_to_the_space():
@@ -168,6 +227,18 @@ def test_build():
     assert build(Recipe(policy="mlp:actions=clipped"), torch.zeros(4), torch.ones(4), BOX)(far).abs().max() > 1
     assert build(Recipe(), torch.zeros(4), torch.ones(4), gym.spaces.Discrete(4))(far).abs().max() > 1
     assert [layer.out_features for layer in default.layers if isinstance(layer, nn.Linear)] == [256, 256, 3]
+    gaussian = build(Recipe(policy="mlp:likelihood=gaussian,norm=layer"), torch.zeros(4), torch.ones(4), BOX)
+    assert gaussian.gaussian
+    assert gaussian.norm
+    assert gaussian.layers[-1].out_features == 6
+    assert not default.gaussian
+    assert not default.norm
+
+
+def test_every_policy_says_in_a_line_what_it_is():
+    assert list(POLICIES) == ["mlp", "transformer"]
+    for arguments in POLICIES.values():
+        assert len(arguments.__doc__.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -181,6 +252,8 @@ def test_build():
         ("mlp:depth=-1", "integer >= 0"),
         ("mlp:width=3,width=4", "twice"),
         ("mlp:actions=tanh", "squashed or clipped"),
+        ("mlp:norm=batch", "none or layer"),
+        ("mlp:likelihood=laplace", "mse or gaussian"),
         ("", "unknown policy"),
     ],
 )
@@ -188,6 +261,25 @@ def test_a_policy_string_that_is_wrong(string, message):
     with pytest.raises(StabError) as caught:
         build(Recipe(policy=string), torch.zeros(4), torch.ones(4), BOX)
     assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_string_that_does_not_fit_the_action_space(policy):
+    def make(arguments, space):
+        return build(Recipe(policy=f"{policy}:{arguments}"), torch.zeros(4), torch.ones(4), space)
+
+    with pytest.raises(
+        StabError, match=r"likelihood=gaussian needs Box actions, got Discrete\(4\): leave likelihood out"
+    ):
+        make("likelihood=gaussian", gym.spaces.Discrete(4))
+    assert not make("likelihood=mse", gym.spaces.Discrete(4)).gaussian
+    unbounded = gym.spaces.Box(-np.inf, np.inf, (3,))
+    with pytest.raises(StabError, match=rf"^train.policy='{policy}:': actions .* no bounds .* use actions=clipped$"):
+        make("", unbounded)
+    assert make("actions=clipped", unbounded).squash is None
+    with pytest.raises(StabError, match=r"^actions .* not supported"):
+        make("", gym.spaces.MultiDiscrete([2, 3]))
 
 
 # Side by side
@@ -223,6 +315,23 @@ def test_a_policys_actions_do_not_depend_on_its_company(width, rows, space, squa
     some = kind(policy, stacked)
     some.act(obs, list(range(count)))
     for live in ([0, 2, 3, 6], [2, 6], [6]):
+        assert (some.act(obs, live) == together[live]).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"gaussian": True}, {"gaussian": True, "squashed": True}, {"norm": True}], ids=str
+)
+@pytest.mark.parametrize(("width", "rows"), SIZES)
+def test_neither_do_those_of_other_kinds(width, rows, settings):
+    count = 5
+    policy, stacked, _ = family(count, width=width, space=ONE, **settings)
+    assert type(policy.stack(stacked)) is (Stack if "norm" in settings else MLPStack)
+    obs = observations(count, rows)
+    together = policy.stack(stacked).act(obs, list(range(count)))
+    for i in range(count):
+        assert (policy.stack(alone(stacked, i)).act(obs[i : i + 1], [0])[0] == together[i]).all()
+    some = policy.stack(stacked)
+    for live in (list(range(count)), [0, 3], [3]):
         assert (some.act(obs, live) == together[live]).all()
 
 

@@ -1,0 +1,125 @@
+"""The multi-layer perceptron: acts on the latest observation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stab.arguments import hyper
+from stab.recipe import Recipe
+from stab.tasks.policies.base import Network, Policy, PolicyArguments, Stack, output_size
+
+
+class MLP(Network):
+    """Normalisation, then ``depth`` hidden layers of ``width`` ReLU units with dropout, then a linear layer.
+
+    With ``norm`` a LayerNorm stands between a hidden layer's product and its ReLU. Outputs: see ``Network``.
+    """
+
+    def __init__(
+        self,
+        mean: Tensor,
+        std: Tensor,
+        action_space: gym.Space[Any],
+        *,
+        width: int,
+        depth: int,
+        dropout: float,
+        squashed: bool,
+        gaussian: bool = False,
+        norm: bool = False,
+    ) -> None:
+        super().__init__(mean, std, action_space, squashed=squashed, gaussian=gaussian)
+        self.norm = norm
+        sizes = [mean.numel()] + [width] * depth
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(sizes):
+            layers += [nn.Linear(inputs, outputs), *([nn.LayerNorm(outputs)] if norm else []), nn.ReLU()]
+            layers += [nn.Dropout(dropout)] if dropout else []
+        layers.append(nn.Linear(sizes[-1], self.outputs))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.finish(self.layers(self.normalise(observations)))
+
+    def stack(self, stacked: dict[str, Tensor]) -> Stack:
+        return Stack(self, stacked) if self.norm else MLPStack(self, stacked)
+
+
+class MLPStack(Stack):
+    """The same for MLPs without LayerNorm, with one batched product a layer.
+
+    Rows, inputs and outputs of every product are padded with zeros to multiples of 16. So each policy's operands begin at
+    a multiple of 64 bytes and no product is a thin one, for which other kernels would be chosen: the batched product
+    gives each policy the bits it would get alone. The tanh sees whole vectors for the same reason.
+    """
+
+    def __init__(self, policy: MLP, stacked: dict[str, Tensor]) -> None:
+        self.policy, self.stacked = policy, stacked
+        self.linear = [i for i, layer in enumerate(policy.layers) if isinstance(layer, nn.Linear)]
+        self.outputs = output_size(policy.action_space)
+        self.live: list[int] = []
+
+    def _keep(self, live: Sequence[int]) -> None:
+        self.live = list(live)
+        self.mean, self.std = self.stacked["mean"][self.live, None], self.stacked["std"][self.live, None]
+        self.layers = []
+        for i in self.linear:
+            weight, bias = self.stacked[f"layers.{i}.weight"][self.live], self.stacked[f"layers.{i}.bias"][self.live]
+            if i == self.linear[-1]:  # a Gaussian's log standard deviations take no part in acting
+                weight, bias = weight[:, : self.outputs], bias[:, : self.outputs]
+            padding = (0, _padding(weight.shape[2]), 0, _padding(weight.shape[1]))
+            bias = nn.functional.pad(bias, (0, _padding(bias.shape[1])))
+            self.layers.append((nn.functional.pad(weight, padding).mT, bias[:, None]))
+
+    def act(self, observations: np.ndarray, live: Sequence[int]) -> np.ndarray:
+        if self.live != list(live):
+            self._keep(live)
+        rows = observations.shape[1]
+        out = (torch.from_numpy(observations)[self.live] - self.mean) / self.std
+        out = nn.functional.pad(out, (0, _padding(out.shape[2]), 0, _padding(rows)))
+        for i, (weight, bias) in enumerate(self.layers):
+            out = torch.baddbmm(bias, out, weight)
+            if i < len(self.layers) - 1:
+                out = out.relu_()
+        squash = self.policy.squash
+        if squash:
+            out = squash.scale(out.tanh_()[:, :, : self.outputs])
+        return self.policy.to_actions(out[:, :rows, : self.outputs])
+
+
+def _padding(size: int) -> int:
+    return -size % 16
+
+
+@dataclass(frozen=True)
+class MLPArguments(PolicyArguments):
+    """A multi-layer perceptron with ReLU units: acts on the latest observation."""
+
+    width: int = hyper(256, "units a hidden layer", lambda v: v >= 1, "an integer >= 1")
+    depth: int = hyper(2, "hidden layers", lambda v: v >= 0, "an integer >= 0")
+    norm: str = hyper(
+        "none",
+        "layer: LayerNorm between a hidden layer's product and its ReLU",
+        lambda v: v in ("none", "layer"),
+        "none or layer",
+    )
+
+    def build(self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], recipe: Recipe) -> Policy:
+        return MLP(
+            mean,
+            std,
+            action_space,
+            width=self.width,
+            depth=self.depth,
+            dropout=recipe.dropout,
+            norm=self.norm == "layer",
+            **self.outputs(action_space),
+        )

@@ -1,0 +1,209 @@
+"""A causal Transformer: acts on the last observations and the actions between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stab.arguments import hyper
+from stab.recipe import Recipe
+from stab.registry import StabError
+from stab.tasks.policies.base import Network, Policy, PolicyArguments, output_size
+from stab.tasks.transitions import Batch
+
+CHUNK = 256  # windows evaluated at once when no gradient is wanted
+
+
+@dataclass(frozen=True)
+class History:
+    """What a Transformer remembers of its episodes; never changed in place.
+
+    Attributes:
+        tokens: (episodes, steps, width) the embedded time steps that are still within the context, latest last, before
+            positions are added; steps is 0 at the beginning.
+        actions: the action taken last, (episodes, act_dim) float32 or (episodes,) int64 counted from 0 for Discrete.
+    """
+
+    tokens: Tensor
+    actions: Tensor
+
+
+class Transformer(Network):
+    """A causal Transformer over the last ``context`` time steps; see ``Network`` for its outputs.
+
+    One token a time step i: linear(normalised observation o_i) + embedding of the previous action a_(i-1) (nothing at an
+    episode's first step) + a learned vector of its position counted from the window's end. Then ``depth`` blocks
+    x += attention(LayerNorm(x)), x += MLP(LayerNorm(x)) with a GELU layer of 4 ``width`` units and, in training, dropout
+    on both branches; LayerNorm and a linear layer give the action at step i from steps <= i.
+
+    The window of k steps reads k observations and the k actions before them, in training and in the closed loop alike.
+    """
+
+    def __init__(
+        self,
+        mean: Tensor,
+        std: Tensor,
+        action_space: gym.Space[Any],
+        *,
+        context: int,
+        width: int,
+        depth: int,
+        heads: int,
+        dropout: float,
+        squashed: bool,
+        gaussian: bool = False,
+    ) -> None:
+        super().__init__(mean, std, action_space, squashed=squashed, gaussian=gaussian)
+        self.context, self.width = context, width
+        self.discrete = isinstance(action_space, gym.spaces.Discrete)
+        size = output_size(action_space)
+        self.observation = nn.Linear(mean.numel(), width)
+        self.previous: nn.Module = nn.Embedding(size, width) if self.discrete else nn.Linear(size, width, bias=False)
+        self.positions = nn.Parameter(torch.randn(context, width) / 2)  # of the size of an embedded observation
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.outputs))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the mean of ``error`` over the steps of the windows that end at each transition of the batch.
+
+        Steps before an episode's beginning do not count. Without gradients windows are evaluated in chunks: the whole
+        validation set is given at once, and its activations would take gigabytes.
+        """
+        size = len(batch) if torch.is_grad_enabled() else CHUNK
+        errors, counts = [], []
+        for i in range(0, len(batch), size):
+            part = batch.source.batch(batch.indices[i : i + size])
+            outputs, actions, valid = self.predict(part)
+            errors.append(self.error(outputs[valid], actions[valid]))
+            counts.append(int(valid.sum()))
+        weights = torch.tensor(counts) / sum(counts)
+        return (torch.stack(errors) * weights).sum()
+
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return outputs (batch, context, outputs), the expert's actions there, and where they lie within the episode.
+
+        The last position is the transition itself.
+        """
+        # One step more than the context: the action before the window's first step.
+        observations, actions, within = batch.window(self.context + 1)
+        valid = within[:, 1:]
+        outputs = self(observations[:, 1:], actions[:, :-1], within[:, :-1], valid)
+        return outputs, actions[:, 1:], valid
+
+    def forward(self, observations: Tensor, previous: Tensor, known: Tensor, valid: Tensor) -> Tensor:
+        """Return outputs (batch, steps, outputs) of windows of at most ``context`` steps.
+
+        Args:
+            observations: (batch, steps, obs_dim).
+            previous: the actions one step before, (batch, steps, act_dim), or (batch, steps) for Discrete.
+            known: (batch, steps) bool, whether there was a step before.
+            valid: (batch, steps) bool, whether the step lies within the episode. What stands elsewhere has no influence.
+        """
+        return self.decode(self.embed(observations.masked_fill(~valid[..., None], 0), previous, known), valid)
+
+    def embed(self, observations: Tensor, previous: Tensor, known: Tensor) -> Tensor:
+        """Return tokens (..., width), without positions."""
+        if self.discrete:
+            taken = self.previous(previous).masked_fill(~known[..., None], 0)
+        else:
+            taken = self.previous(previous.masked_fill(~known[..., None], 0))
+        tokens: Tensor = self.observation(self.normalise(observations)) + taken
+        return tokens
+
+    def decode(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+        """Return the outputs of tokens (batch, steps, width): at every step, or without ``valid`` at the last alone."""
+        steps = tokens.shape[1]
+        x = tokens + self.positions[-steps:]
+        mask = None
+        if valid is not None:
+            # Padding sees itself, so that no row of the attention is empty; nobody else sees it.
+            seen = valid[:, None, :] | torch.eye(steps, dtype=torch.bool)
+            mask = (seen & torch.ones(steps, steps, dtype=torch.bool).tril())[:, None]
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, last=valid is None and i == len(self.blocks) - 1)
+        return self.finish(self.head(x if valid is not None else x[:, -1]))
+
+    def memory(self, episodes: int) -> History:
+        actions = torch.zeros(episodes, dtype=torch.int64) if self.discrete else torch.zeros(episodes, self._act_dim)
+        return History(torch.zeros(episodes, 0, self.width), actions)
+
+    def act(self, observations: Tensor, memory: History) -> tuple[np.ndarray, History]:
+        known = torch.full((len(observations),), memory.tokens.shape[1] > 0)
+        token = self.embed(observations, memory.actions, known)
+        tokens = torch.cat([memory.tokens, token[:, None]], 1)[:, -self.context :]
+        actions = self.to_actions(self.decode(tokens, None))
+        return actions, History(tokens, self._from_actions(actions))
+
+    def _from_actions(self, actions: np.ndarray) -> Tensor:
+        """Return actions of the space (episodes, ...) as ``Transitions`` holds them."""
+        if isinstance(self.action_space, gym.spaces.Discrete):
+            return torch.from_numpy(actions - self.action_space.start)
+        return torch.from_numpy(actions.astype(np.float32).reshape(len(actions), self._act_dim))
+
+    @property
+    def _act_dim(self) -> int:
+        return output_size(self.action_space)
+
+
+class Block(nn.Module):
+    """x += attention(LayerNorm(x)), then x += MLP(LayerNorm(x)), over x (batch, steps, width)."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, last: bool) -> Tensor:
+        """Return (batch, steps, width), or of the last step alone (batch, 1, width).
+
+        ``mask`` (batch, 1, steps, steps) bool says which step (third axis) sees which; without it, all up to itself.
+        """
+        qkv = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, steps, width / heads)
+        if last:
+            query, x = query[:, :, -1:], x[:, -1:]
+        seen = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None and not last
+        )
+        x = x + self.dropout(self.project(seen.transpose(1, 2).flatten(2)))
+        out: Tensor = x + self.dropout(self.mlp(self.norm_mlp(x)))
+        return out
+
+
+@dataclass(frozen=True)
+class TransformerArguments(PolicyArguments):
+    """A causal Transformer: acts on the last observations and the actions between them."""
+
+    context: int = hyper(16, "time steps it sees, the present one included", lambda v: v >= 1, "an integer >= 1")
+    width: int = hyper(64, "size of a token, a multiple of heads", lambda v: v >= 1, "an integer >= 1")
+    depth: int = hyper(2, "blocks of attention and MLP", lambda v: v >= 1, "an integer >= 1")
+    heads: int = hyper(4, "attention heads, a divisor of width", lambda v: v >= 1, "an integer >= 1")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % self.heads:
+            raise StabError(
+                f"width={self.width} is not a multiple of heads={self.heads}: each head takes width / heads units;"
+                f" use width={-(-self.width // self.heads) * self.heads} or other heads"
+            )
+
+    def build(self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], recipe: Recipe) -> Policy:
+        return Transformer(
+            mean,
+            std,
+            action_space,
+            context=self.context,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            dropout=recipe.dropout,
+            **self.outputs(action_space),
+        )
