@@ -195,13 +195,11 @@ def _show_results(talk: Console, plan: Plan, run: Path) -> None:
     from rich.console import Console
 
     from stab.reports import render
-    from stab.reports.table import table
+    from stab.reports.table import board
 
     with talk.status("Writing tables, figures and TensorBoard"):
         leaderboard = render(run)
-    console = Console()
-    for task in plan.config.tasks:
-        console.print(table(leaderboard, task))
+    Console().print(board(leaderboard))
     talk.print(
         f"Written to {run}; look at it with: tensorboard --logdir {run / 'tensorboard'}", markup=False, soft_wrap=True
     )

@@ -11,7 +11,9 @@ import typer
 if TYPE_CHECKING:
     import minari
 
-app = typer.Typer(help="Collect, inspect, check and delete demonstrations (ordinary Minari datasets).", no_args_is_help=True)
+app = typer.Typer(
+    help="Collect, inspect, check and delete demonstrations (ordinary Minari datasets).", no_args_is_help=True
+)
 
 Name = Annotated[str, typer.Argument(metavar="TASK|DATASET", help="A task (its own dataset), or a Minari dataset id.")]
 
@@ -160,9 +162,7 @@ def verify(name: Name) -> None:
 
 
 @app.command(epilog="Examples:\n\nstab data remove hopper\n\nstab data remove my/pendulum-v0 --yes")
-def remove(
-    name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
-) -> None:
+def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Delete a dataset from this machine, after asking."""
     from rich.console import Console
 

@@ -28,12 +28,11 @@ def report(
     from rich.console import Console
 
     from stab.reports import render
-    from stab.reports.table import table
+    from stab.reports.table import board
 
     leaderboard = render(run)
     if format is Format.table:
-        for task in leaderboard["run"]["tasks"]:
-            Console().print(table(leaderboard, task))
+        Console().print(board(leaderboard))
     else:
         suffix = {Format.json: "json", Format.markdown: "md", Format.csv: "csv"}[format]
         typer.echo((run / f"leaderboard.{suffix}").read_text(), nl=False)

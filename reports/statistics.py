@@ -93,7 +93,7 @@ def read(run: Path) -> Results:
             continue
         for string in cell["stabilizers"]:
             grouped.setdefault((cell["task"], string), []).append(cell)
-        key = f"{cell['task']}-{Recipe.from_dict(cell['recipe']).key}-seed{cell['seed']}"
+        key = cell_key(cell)
         path = run / "timings" / f"{key}.json"
         timings[key] = rows.read_json(path) if path.exists() else {}
     failures: dict[tuple[str, str], str] = {}
@@ -116,6 +116,11 @@ def read(run: Path) -> Results:
         if (task, string) not in failures and len(found) == config.seeds
     }
     return Results(run, config, about, series, timings, failures, skipped)
+
+
+def cell_key(cell: dict[str, Any]) -> str:
+    """Return the name of a cell's files."""
+    return f"{cell['task']}-{Recipe.from_dict(cell['recipe']).key}-seed{cell['seed']}"
 
 
 def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
@@ -324,8 +329,12 @@ def _about_task(results: Results, task: str) -> dict[str, Any]:
         warnings.append("Cells of this run were made with different versions of the libraries.")
     first = base.cells[0]
     keys = ("task_version", "environment", "dataset", "dataset_sha256", "expert_sha256", "horizons", "references",
-            "starts", "versions")  # fmt: skip
-    return {key: first[key] for key in keys} | {
+            "references_source", "starts", "versions")  # fmt: skip
+    timed = [t for key, t in results.timings.items() if key in {cell_key(cell) for cell in cells}]
+    spent = [t.get("train_seconds", math.nan) + sum(t.get("average_seconds", {}).values()) + t.get("rollout_seconds", 0)
+             for t in timed]  # fmt: skip
+    return {key: first.get(key) for key in keys} | {
+        "worker_seconds": _plain(float(sum(spent))) if spent else None,
         "window": [int(u) for u in base.updates[base.window]],
         "noise_floor": _plain(float(np.mean([gva.noise_floor(J) for J in scored]))),
         "learned": learned,

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 SMOKE = "SMOKE RUN: numbers say nothing"
 COLUMNS = ("#", "stabilizer", "GVA", "return", "worst", "val loss", "cost")
 NESTED = ("gva_per_seed", "gva_by_lag", "gva_by_horizon", "half_life")
+DEFAULT_SOURCE = "measured with the shipped expert"
+OVERVIEW = (
+    "*: not ranked (unsound or static).",
+    "amplification: the relative swing of the raw policy's return over that of its validation loss; worker min: minutes of"
+    " training and rollouts, summed over the workers.",
+)
 STATUS = {
     "undecided": f"the 95 % interval of its return difference to none straddles {gva.SOUND_MARGIN}.",
     "static": "its read-out does not change in the window, so there is nothing to score.",
@@ -22,12 +28,67 @@ STATUS = {
 }
 
 
-def table(leaderboard: dict[str, Any], task: str) -> RenderableType:
+def board(leaderboard: dict[str, Any]) -> RenderableType:
+    """Return the leaderboard of every task for a terminal, and of several an overview; fits 80 columns."""
+    from rich.console import Group
+    from rich.text import Text
+
+    tasks = list(leaderboard["run"]["tasks"])
+    if len(tasks) == 1:
+        return table(leaderboard, tasks[0])
+    parts: list[RenderableType] = []
+    for task in tasks:
+        parts += [table(leaderboard, task, brief=True), Text()]
+    return Group(*parts, *_overview(leaderboard), Text(), _notes(general_notes(leaderboard)))
+
+
+def _overview(leaderboard: dict[str, Any]) -> list[RenderableType]:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    heads, body = overview(leaderboard)
+    found: list[RenderableType] = []
+    for first in range(1, len(heads), 5):  # as many tasks side by side as fit
+        columns = [0, *range(first, min(first + 5, len(heads)))]
+        drawn = Table(title="GVA and return", box=box.HORIZONTALS, show_edge=False, title_style="bold", padding=0)
+        for column in columns:
+            drawn.add_column(heads[column], justify="right" if column else "left", overflow="fold", min_width=12)
+        for line in body:
+            drawn.add_row(*(Text(line[column]) for column in columns), end_section=line is body[-3])
+        found.append(drawn)
+    return found
+
+
+def overview(leaderboard: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the task x stabilizer matrix as text: heads and lines.
+
+    A cell is GVA and return, with a star where the entry is not ranked. The last two lines are the amplification of
+    the raw iterates and the minutes that the workers spent.
+    """
+    tasks = list(leaderboard["run"]["tasks"])
+    at = {(entry["task"], entry["stabilizer"]): entry for entry in leaderboard["entries"]}
+    strings = list(dict.fromkeys(entry["stabilizer"] for entry in leaderboard["entries"]))
+    order = {name: i for i, name in enumerate(leaderboard["run"]["settings"]["stabilizers"])}
+    body = []
+    for string in sorted(strings, key=lambda name: order.get(name, len(order))):
+        found = [at[task, string] for task in tasks]
+        cells = ["– " if e["gva"] is None else f"{e['gva']:.3f} {e['return']:.2f}" for e in found]
+        body.append([string, *(f"{c}*" if e["rank"] is None else f"{c} " for c, e in zip(cells, found, strict=True))])
+    raw = [at[task, "none"]["amplification"] for task in tasks]
+    body.append(["amplification", *("– " if value is None else f"{value:.1f} " for value in raw)])
+    spent = [leaderboard["run"]["tasks"][task].get("worker_seconds") for task in tasks]
+    body.append(["worker min", *("– " if seconds is None else f"{seconds / 60:.0f} " for seconds in spent)])
+    return ["", *tasks], body
+
+
+def table(leaderboard: dict[str, Any], task: str, brief: bool = False) -> RenderableType:
     """Return one task's leaderboard for a terminal; fits 80 columns.
 
     Args:
         leaderboard: the content of ``leaderboard.json``.
         task: one of its tasks.
+        brief: leave out the notes that are the same for every task.
     """
     from rich import box
     from rich.console import Group
@@ -47,15 +108,28 @@ def table(leaderboard: dict[str, Any], task: str) -> RenderableType:
     for entry, following in zip(found, [*found[1:], None], strict=True):
         last_ranked = entry["rank"] is not None and following is not None and following["rank"] is None
         drawn.add_row(*map(Text, _cells(leaderboard, entry)), end_section=last_ranked)
+    said = task_notes(leaderboard, task) if brief else notes(leaderboard, task)
+    return Group(drawn, Text(), _notes(said))
+
+
+def _notes(lines: list[str]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
     below = Table.grid(padding=(0, 1))
-    for note in notes(leaderboard, task):
+    for note in lines:
         below.add_row(" -", Text(note))
-    return Group(drawn, Text(), below)
+    return below
 
 
 def markdown(leaderboard: dict[str, Any]) -> str:
-    """Return the leaderboard of every task as GitHub Markdown, what ``leaderboard.md`` holds."""
-    return "\n".join(markdown_task(leaderboard, task) for task in leaderboard["run"]["tasks"])
+    """Return the leaderboard of every task as GitHub Markdown, what ``leaderboard.md`` holds; of several an overview first."""
+    parts = [markdown_task(leaderboard, task) for task in leaderboard["run"]["tasks"]]
+    if len(parts) > 1:
+        heads, body = overview(leaderboard)
+        lines = ["## GVA and return", "", _line(heads), _line([":--", *["--:"] * (len(heads) - 1)]), *map(_line, body)]
+        parts.insert(0, "\n".join([*lines, "", *(f"- {_escape(note)}" for note in OVERVIEW), ""]))
+    return "\n".join(parts)
 
 
 def markdown_task(leaderboard: dict[str, Any], task: str) -> str:
@@ -88,29 +162,47 @@ def title(leaderboard: dict[str, Any], task: str) -> str:
     """Return what was compared: task, environment, seeds x checkpoints x starts."""
     entry = entries(leaderboard, task)[0]
     environment = leaderboard["run"]["tasks"][task].get("environment")
+    dataset = leaderboard["run"]["settings"]["data"]["dataset"]
+    where = ", ".join(filter(None, (environment, dataset)))
     size = f"{entry['seeds']} seeds x {entry['checkpoints']} checkpoints x {entry['starts']} starts"
-    return f"{task}{f' ({environment})' if environment else ''}: {size}"
+    return f"{task}{f' ({where})' if where else ''}: {size}"
 
 
 def notes(leaderboard: dict[str, Any], task: str) -> list[str]:
-    """Return the sentences below the table: warnings, what did not run and why, how to read the columns."""
+    """Return the sentences below a table: those of the task, then how to read the columns."""
+    return task_notes(leaderboard, task) + general_notes(leaderboard, task)
+
+
+def task_notes(leaderboard: dict[str, Any], task: str) -> list[str]:
+    """Return what is to be said of one task: warnings, what did not run and why, where 0 and 1 are."""
     about, found = leaderboard["run"]["tasks"][task], entries(leaderboard, task)
     lines = [f"Warning: {warning}" for warning in about["warnings"]]
     lines += [f"{e['stabilizer']} ({e['status']}): {e['reason']}" for e in found if e["reason"]]
-    lines.append(
-        "GVA: the standard deviation of the return between two checkpoints, from the same start (random policy 0,"
-        " expert 1); lower is steadier; ± is a 95 % interval over seeds."
-    )
+    source = about.get("references_source")
+    if source and source != DEFAULT_SOURCE:
+        low, high = about["references"]["random"][-1], about["references"]["expert"][-1]
+        lines.append(f"Returns of {low:.4g} (random) and {high:.4g} (expert) count as 0 and 1; {source}.")
     if about["noise_floor"] is not None:
         lines.append(
             f"Differences in GVA below {about['noise_floor']:.3f} are within the A/A noise floor (none on half of the"
             " starts against none on the other half, same seeds)."
         )
+    return lines
+
+
+def general_notes(leaderboard: dict[str, Any], task: str | None = None) -> list[str]:
+    """Return how to read the columns, for one task or for all."""
+    found = [e for e in leaderboard["entries"] if task in (None, e["task"])]
+    lines = [] if task else list(OVERVIEW)
+    lines.append(
+        "GVA: the standard deviation of the return between two checkpoints, from the same start (random policy 0,"
+        " expert 1); lower is steadier; ± is a 95 % interval over seeds."
+    )
     lines += [f"{status}: {said}" for status, said in STATUS.items() if status in {e["status"] for e in found}]
-    lives = [f"{e['stabilizer']} {' to '.join(map(str, e['half_life']))}" for e in found if e["half_life"]]
+    lives = dict.fromkeys(f"{e['stabilizer']} {' to '.join(map(str, e['half_life']))}" for e in found if e["half_life"])
     if lives:
         lines.append(f"Effective half-life in updates, from the window's start to its end: {', '.join(lives)}.")
-    lines += [f"{e['stabilizer']}: {note}." for e in found for note in e["notes"] or []]
+    lines += dict.fromkeys(f"{e['stabilizer']}: {note}." for e in found for note in e["notes"] or [])
     lines.append(f"{leaderboard['run']['budget']} Seconds are those of training.")
     return lines
 

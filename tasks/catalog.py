@@ -63,6 +63,6 @@ class _Recorded:
         return Recorded(**{"name": "recorded", **settings})
 
 
-tasks.register("recorded")(_Recorded())
 for record in CATALOG:
     tasks.register(record.name)(record)
+tasks.register("recorded")(_Recorded())

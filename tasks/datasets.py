@@ -110,9 +110,13 @@ def split(
     """
     wanted, there = train_episodes + validation_episodes, dataset.total_episodes
     if wanted > there:
-        need = "one to train on and one to validate on are the least" if there < 2 else (
-            f"lower data.train_episodes ({train_episodes}) or data.validation_episodes ({validation_episodes}),"
-            " or collect more"
+        need = (
+            "one to train on and one to validate on are the least"
+            if there < 2
+            else (
+                f"lower data.train_episodes ({train_episodes}) or data.validation_episodes ({validation_episodes}),"
+                " or collect more"
+            )
         )
         raise StabError(
             f"dataset {dataset.id!r} has {there} episode{'s' * (there != 1)}, {wanted} are asked for: {need}"
@@ -155,7 +159,11 @@ def environment(dataset: minari.MinariDataset) -> gym.envs.registration.EnvSpec:
         raise StabError(f"dataset {dataset.id!r}: its environment {recorded.id} cannot be made: {_line(e)}") from e
     for what in ("observation_space", "action_space"):
         theirs, ours = getattr(dataset, what), getattr(env, what)
-        if type(theirs) is not type(ours) or theirs.shape != ours.shape or getattr(theirs, "n", 0) != getattr(ours, "n", 0):
+        if (
+            type(theirs) is not type(ours)
+            or theirs.shape != ours.shape
+            or getattr(theirs, "n", 0) != getattr(ours, "n", 0)
+        ):
             raise StabError(
                 f"dataset {dataset.id!r} has the {what.replace('_', ' ')} {theirs}, {recorded.id} has {ours}: the dataset"
                 " was not recorded in this environment"
@@ -298,7 +306,9 @@ def create(
     check_id(dataset_id)
     target = root() / dataset_id
     if target.exists() and not larger:
-        raise StabError(f"dataset {dataset_id!r} is already in {root()}; delete it first: stab data remove {dataset_id}")
+        raise StabError(
+            f"dataset {dataset_id!r} is already in {root()}; delete it first: stab data remove {dataset_id}"
+        )
     try:
         root().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".stab-", dir=root()) as folder, warnings.catch_warnings():

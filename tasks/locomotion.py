@@ -64,7 +64,9 @@ class Locomotion(Recorded):
         if self.dataset_id is not None and self.expert is None:
             raise StabError(f"{self.dataset_id!r} is not stab's to collect: leave out --dataset, or give --expert")
         expert = experts.load(self.record, self.expert)
-        count = max(self.record.episodes, self.train_episodes + self.validation_episodes) if episodes is None else episodes
+        count = (
+            max(self.record.episodes, self.train_episodes + self.validation_episodes) if episodes is None else episodes
+        )
         spec = gym.spec(self.record.environment)
         steps: list[list[tuple[Any, ...]]] = [[] for _ in range(count)]
         experts.act(expert.actor, spec, range(count), progress, lambda n, *step: steps[n].append(step))

@@ -174,7 +174,9 @@ class Recorded(Task):
         # The same policy many times over, as in a block of a rollout. Random actions fall at once: a reset would be a
         # good part of the cost, so step on.
         rows, policies = 8, 8
-        stack = policy.stack({name: value[None].repeat_interleave(policies, 0) for name, value in policy.state_dict().items()})
+        stack = policy.stack(
+            {name: value[None].repeat_interleave(policies, 0) for name, value in policy.state_dict().items()}
+        )
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in the workers
         observations = self._episodes.reset([0] * rows * policies).astype(np.float32).reshape(policies, rows, -1)
@@ -198,7 +200,9 @@ class Recorded(Task):
     def _env(self) -> gym.Env[Any, Any]:
         env = make(self._spec)
         if not isinstance(env.observation_space, gym.spaces.Box):
-            raise StabError(f"observations {env.observation_space} of {self._spec.id} are not supported: expected a Box")
+            raise StabError(
+                f"observations {env.observation_space} of {self._spec.id} are not supported: expected a Box"
+            )
         return env
 
     @functools.cached_property

@@ -84,8 +84,12 @@ def read_card(path: Any) -> dict[str, Any]:
     try:
         found = json.loads(card.read_text())
     except (OSError, ValueError) as e:
-        raise StabError(f"expert {path}: cannot read its card {card}: {e}; expected the .json beside the weights") from e
-    missing = {"environment", "weights_sha256", "references", "algorithm"} - set(found if isinstance(found, dict) else ())
+        raise StabError(
+            f"expert {path}: cannot read its card {card}: {e}; expected the .json beside the weights"
+        ) from e
+    missing = {"environment", "weights_sha256", "references", "algorithm"} - set(
+        found if isinstance(found, dict) else ()
+    )
     if missing:
         raise StabError(f"expert {path}: its card {card} lacks {', '.join(sorted(missing))}")
     return dict(found)

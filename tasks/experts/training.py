@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
@@ -10,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -22,6 +24,7 @@ from stab.tasks import experts
 from stab.tasks.base import Curve, References
 from stab.tasks.catalog import Record
 from stab.tasks.episodes import make
+from stab.tasks.policies import Actor
 from stab.tasks.rollout import random_returns
 
 # Environments stepped for each gradient step: physics is far cheaper than an update.
@@ -90,7 +93,9 @@ class Checkpoint:
     def write(self, path: Path) -> None:
         """Replace the file at ``path``."""
         best = self.best and {"steps": self.best.steps, "curve": asdict(self.best.curve)}
-        numbers = {name: getattr(self, name) for name in ("identity", "steps", "updates", "learning_starts", "position")}
+        numbers = {
+            name: getattr(self, name) for name in ("identity", "steps", "updates", "learning_starts", "position")
+        }
         arrays = {
             "about": np.frombuffer(json.dumps({**numbers, "best": best}).encode(), np.uint8),
             "best": np.frombuffer(self.best.weights if self.best else b"", np.uint8),
@@ -102,18 +107,29 @@ class Checkpoint:
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
         """Read one. Raises StabError when it is truncated or none."""
-        try:
-            with np.load(path, allow_pickle=False) as found:
-                about = json.loads(found["about"].tobytes())
-                best = about.pop("best")
-                return cls(
-                    best=Best(found["best"].tobytes(), best["steps"], Curve(**best["curve"])) if best else None,
-                    state=found["state"].tobytes(),
-                    replay={name: found[name] for name in REPLAY},
-                    **about,
-                )
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
-            raise StabError(f"checkpoint {path} cannot be read ({e}): delete it to begin anew") from e
+
+        def read(found: Any) -> Checkpoint:
+            about = json.loads(found["about"].tobytes())
+            best = about.pop("best")
+            return cls(
+                best=Best(found["best"].tobytes(), best["steps"], Curve(**best["curve"])) if best else None,
+                state=found["state"].tobytes(),
+                replay={name: found[name] for name in REPLAY},
+                **about,
+            )
+
+        return _open(path, read)
+
+
+T = TypeVar("T")
+
+
+def _open(path: Path, read: Callable[[Any], T]) -> T:
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return read(found)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
+        raise StabError(f"checkpoint {path} cannot be read ({e}): delete it to begin anew") from e
 
 
 def train(
@@ -167,7 +183,9 @@ def train(
     references = experts.measure(
         record, _actor(record, best.weights), lambda fraction: report("Measuring", fraction, latest)
     )
-    return files.publish(best.weights, experts.make_card(record, best.weights, references, _about(record, best, steps, seed)))
+    return files.publish(
+        best.weights, experts.make_card(record, best.weights, references, _about(record, best, steps, seed))
+    )
 
 
 def finished(record: Record, folder: Path, steps: int, seed: int) -> dict[str, Any] | None:
@@ -178,7 +196,8 @@ def finished(record: Record, folder: Path, steps: int, seed: int) -> dict[str, A
     """
     files, wanted = Files(folder, record.name), identify(record, seed)
     if files.checkpoint.exists():
-        _same(Checkpoint.read(files.checkpoint).identity, wanted, files.checkpoint)
+        about = _open(files.checkpoint, lambda found: json.loads(found["about"].tobytes())["identity"])
+        _same(about, wanted, files.checkpoint)
     elif not files.weights.exists() and not files.card.exists():
         return None
     try:
@@ -252,7 +271,7 @@ class Files:
         """Whether weights and card on disk are these."""
         try:
             described = experts.read_card(self.weights)["weights_sha256"]
-            return self.weights.read_bytes() == best.weights and described == experts.digest(best.weights)
+            return self.weights.read_bytes() == best.weights and described == hashlib.sha256(best.weights).hexdigest()
         except (OSError, StabError):
             return False
 
@@ -266,17 +285,17 @@ def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
         part.replace(path)
     except OSError as e:
-        part.unlink(missing_ok=True)
         raise StabError(f"cannot write {path}: {e.strerror or e}") from e
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
-def _learn(
-    record: Record, files: Files, kept: Checkpoint | None, steps: int, seed: int, report: Report
-) -> Best | None:
+def _learn(record: Record, files: Files, kept: Checkpoint | None, steps: int, seed: int, report: Report) -> Best | None:
     """Train from the checkpoint, or the beginning, to ``steps``; return the best average."""
     starts = kept.learning_starts if kept else min(LEARNING_STARTS, steps // 10)
     model = _model(record, seed, starts)
-    flax, jax = _import("flax.serialization"), _import("jax")
+    jax, to_bytes = _import("jax"), _import("flax.serialization").to_bytes
     average = model.policy.actor_state.params
     best = kept.best if kept else None
     random: Curve | None = None
@@ -321,7 +340,7 @@ def _learn(
             model._n_updates,
             starts,
             best,
-            flax.to_bytes(_state(model, average)),
+            to_bytes(_state(model, average)),
             {name: _compact(getattr(buffer, name)[: buffer.size()]) for name in REPLAY},
             buffer.pos,
         ).write(files.checkpoint)
@@ -389,7 +408,7 @@ def export(params: Mapping[str, Any], observations: int) -> dict[str, np.ndarray
     return tensors
 
 
-def _actor(record: Record, weights: bytes) -> experts.Actor:
+def _actor(record: Record, weights: bytes) -> Actor:
     env = make(gym.spec(record.environment))
     return experts.make_actor(safetensors.torch.load(weights), env, f"expert {record.name}")
 

@@ -64,7 +64,7 @@ class MLPStack(Stack):
     def __init__(self, policy: MLP, stacked: dict[str, Tensor]) -> None:
         self.policy, self.stacked = policy, stacked
         self.linear = [i for i, layer in enumerate(policy.layers) if isinstance(layer, nn.Linear)]
-        self.outputs = output_size(policy.action_space)
+        self.outputs = output_size(policy.action_space)  # a Gaussian's log standard deviations take no part in acting
         self.live: list[int] = []
 
     def _keep(self, live: Sequence[int]) -> None:
@@ -73,8 +73,6 @@ class MLPStack(Stack):
         self.layers = []
         for i in self.linear:
             weight, bias = self.stacked[f"layers.{i}.weight"][self.live], self.stacked[f"layers.{i}.bias"][self.live]
-            if i == self.linear[-1]:  # a Gaussian's log standard deviations take no part in acting
-                weight, bias = weight[:, : self.outputs], bias[:, : self.outputs]
             padding = (0, _padding(weight.shape[2]), 0, _padding(weight.shape[1]))
             bias = nn.functional.pad(bias, (0, _padding(bias.shape[1])))
             self.layers.append((nn.functional.pad(weight, padding).mT, bias[:, None]))

@@ -71,14 +71,18 @@ class Transformer(Network):
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean of ``error`` over the steps of the windows that end at each transition of the batch.
 
-        Steps before an episode's beginning do not count. Without gradients windows are evaluated in chunks: the whole
-        validation set is given at once, and its activations would take gigabytes.
+        Steps before an episode's beginning do not count. In evaluation (``eval()``) the transitions themselves are all that
+        counts, with the whole window before them: the one-step loss, comparable with that of other policies. Without
+        gradients windows are evaluated in chunks: the whole validation set is given at once, and its activations would
+        take gigabytes.
         """
         size = len(batch) if torch.is_grad_enabled() else CHUNK
         errors, counts = [], []
         for i in range(0, len(batch), size):
             part = batch.source.batch(batch.indices[i : i + size])
             outputs, actions, valid = self.predict(part)
+            if not self.training:
+                outputs, actions, valid = outputs[:, -1:], actions[:, -1:], valid[:, -1:]
             errors.append(self.error(outputs[valid], actions[valid]))
             counts.append(int(valid.sum()))
         weights = torch.tensor(counts) / sum(counts)

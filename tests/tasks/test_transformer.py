@@ -207,6 +207,13 @@ def test_dropout_acts_in_training_only():
     first = policy.loss(batch).item()
     torch.manual_seed(1)
     assert policy.loss(batch).item() == first
+    for silent in ("project", "mlp.2"):  # on either branch alone
+        policy = make(dropout=0.5).train()
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if silent in name:
+                    parameter.zero_()
+        assert policy.loss(batch).item() != policy.loss(batch).item()
     without = make().train()
     assert without.loss(batch).item() == without.loss(batch).item()
 

@@ -1,0 +1,178 @@
+"""``stab expert``: train the experts that demonstrations are collected from, and measure them again."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from stab.tasks.base import Curve, References
+    from stab.tasks.catalog import Record
+
+app = typer.Typer(help="Train the expert of a task, or measure it again.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="TASK", help="Task with an expert: hopper, walker2d, ...")]
+
+
+@app.command(
+    epilog="Examples:\n\nstab expert train hopper\n\nstab expert train ant --out my/experts --seed 1\n\n"
+    "stab expert train hopper --steps 500000  (goes on from a training of fewer steps)"
+)
+def train(
+    task: Name,
+    out: Annotated[Path, typer.Option(help="Folder of weights, card and checkpoint.")] = Path("experts"),
+    steps: Annotated[int | None, typer.Option(min=1000, help="Environment steps (default: the task's).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Training seed.")] = 0,
+) -> None:
+    """Train an expert (needs: pip install 'stab-gva\\[experts]'). The same command goes on after an interruption.
+
+    Hours for the larger tasks. The best actor so far and its card can be used at any time.
+    """
+    from rich.console import Console
+
+    from stab.cli.progress import bars
+    from stab.tasks.experts import training
+
+    record = _record(task)
+    talk = Console(stderr=True, highlight=False)
+    weights = out / f"{record.name}.safetensors"
+    card = training.finished(record, out, steps or record.steps, seed)
+    if card:
+        talk.print(
+            f"{weights} is finished already, at {card['trained_steps']:,} steps; more with --steps",
+            markup=False,
+            soft_wrap=True,
+        )
+        _show(card, weights)
+        return
+    try:
+        with bars(talk) as progress:
+            running: dict[str, Any] = {}
+
+            def report(stage: str, fraction: float, latest: str) -> None:
+                if stage not in running:
+                    running[stage] = progress.add_task(stage, total=1.0)
+                said = f"{stage} {record.name}" + (f": {latest}" if latest else "")
+                progress.update(running[stage], completed=fraction, description=said)
+
+            card = training.train(record, out, steps=steps, seed=seed, report=report)
+    except KeyboardInterrupt:
+        again = shlex.join(["stab", "expert", "train", task, "--out", str(out), "--seed", str(seed)])
+        again += f" --steps {steps}" if steps else ""
+        kept = f"the best expert so far is {weights}" if weights.exists() else "nothing is kept yet"
+        talk.print(f"Interrupted; {kept}. Go on with: {again}", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    _show(card, weights)
+    talk.print(
+        f"Collect demonstrations: stab data prepare {record.name} --expert {weights} --dataset my/{record.name}-v0\n"
+        f"{record.name}.checkpoint.npz beside it is for more steps; otherwise delete it",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command(
+    epilog="Examples:\n\nstab expert evaluate hopper\n\nstab expert evaluate hopper --expert experts/hopper.safetensors"
+)
+def evaluate(
+    task: Name,
+    expert: Annotated[
+        Path | None, typer.Option(help="Weights of another expert than the shipped one (card beside them).")
+    ] = None,
+) -> None:
+    """Measure an expert again over 100 episodes, and compare with its card.
+
+    Exit code 1 where the returns differ by more than three standard errors.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from stab.cli.progress import bars
+    from stab.tasks import experts
+
+    record = _record(task)
+    found = experts.load(record, expert)
+    with bars(Console(stderr=True)) as progress:
+        bar = progress.add_task(f"Measuring {record.name}", total=1.0)
+        measured = experts.measure(record, found.actor, lambda fraction: progress.update(bar, completed=fraction))
+    table = Table(title=str(expert or f"{record.name} expert"), box=None, title_justify="left", padding=(0, 2, 0, 0))
+    for column in ("", "card", "measured"):
+        table.add_column(column, justify="right" if column else "left")
+    for policy in ("expert", "random"):
+        said, got = getattr(found.references, policy), getattr(measured, policy)
+        table.add_row(f"{policy} return", _return(said), _return(got))
+        table.add_row(f"{policy} length", f"{said.length:.1f}", f"{got.length:.1f}")
+        table.add_row(f"{policy} episodes", str(said.episodes), str(got.episodes))
+    console = Console(highlight=False)
+    console.print(table)
+    verdict, agrees = compare(found.references, measured)
+    console.print(verdict, soft_wrap=True)
+    if not agrees:
+        raise typer.Exit(1)
+
+
+def compare(card: References, measured: References) -> tuple[str, bool]:
+    """Say how well a card's returns are met, and whether well enough.
+
+    |a - b| <= 3 sqrt(var_a / n_a + var_b / n_b), for the expert and for the random policy; the two measurements count as
+    independent, which they are where chaos has amplified another machine's last bits.
+    """
+    if card == measured:
+        return "equal to the last bit", True
+    differing = []
+    for policy in ("expert", "random"):
+        said, got = getattr(card, policy), getattr(measured, policy)
+        error = (said.std**2 / said.episodes + got.std**2 / got.episodes) ** 0.5
+        gap = abs(got.cumulative[-1] - said.cumulative[-1])
+        if not gap <= 3 * error:  # not a number agrees with nothing
+            differing.append(f"the {policy} policy's return by {gap:.1f}, three standard errors are {3 * error:.1f}")
+    if differing:
+        return f"differs: {'; '.join(differing)}", False
+    return "agrees with the card: returns within three standard errors", True
+
+
+def _record(task: str) -> Record:
+    from stab.registry import StabError, suggest
+    from stab.tasks import tasks
+    from stab.tasks.catalog import CATALOG
+
+    records = {record.name: record for record in CATALOG}
+    if task in records:
+        return records[task]
+    what = f"task {task!r} has no expert." if task in tasks.names() else f"unknown task {task!r}."
+    raise StabError(f"{what}{suggest(task, records)} Experts: {', '.join(records)}")
+
+
+def _return(curve: Curve) -> str:
+    return f"{curve.cumulative[-1]:.1f} +- {curve.std:.1f}"
+
+
+def _show(card: dict[str, Any], weights: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    goal = f"{card['goal']:.0f}" + (" (not reached)" if "falls_short" in card else "")
+    arguments = ", ".join(f"{name}={value}" for name, value in card["algorithm_args"].items())
+    random = card["references"]["random"]
+    lines = {
+        "weights": str(weights),
+        "environment": card["environment"],
+        "algorithm": card["algorithm"] + (f" ({arguments})" if arguments else ""),
+        "environment steps": f"{card['environment_steps']:,} of {card['trained_steps']:,}, seed {card['training_seed']}",
+        "exported": card["exported"],
+        "return": f"{card['return_mean']:.1f} +- {card['return_std']:.1f} in {card['length_mean']:.1f} steps",
+        "random policy": f"{random['cumulative'][-1]:.1f} +- {random['std']:.1f} in {random['length']:.1f} steps",
+        "measured over": card["evaluation"],
+        "goal": goal,
+        "command": card["command"],
+    }
+    table = Table(
+        title=f"{card['task']} expert", show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0)
+    )
+    for line, value in lines.items():
+        table.add_row(line, Text(value, overflow="fold"))
+    Console(highlight=False).print(table)
