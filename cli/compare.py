@@ -97,7 +97,7 @@ def compare(
         began = time.monotonic()
         _execute(talk, plan, run, processes, expected)
         comparison.about_run(run, sys.argv, time.monotonic() - began)
-        _show_results(talk, plan, run)
+        _show_results(talk, run)
     except KeyboardInterrupt:
         if run.exists():
             kept = len(list((run / "cells").glob("*.json")))
@@ -191,7 +191,7 @@ def _execute(talk: Console, plan: Plan, run: Path, workers: int, expected: list[
             progress.update(total, completed=spent + sum(at.values()), description=f"Cells {finished}/{len(todo)}")
 
 
-def _show_results(talk: Console, plan: Plan, run: Path) -> None:
+def _show_results(talk: Console, run: Path) -> None:
     from rich.console import Console
 
     from stab.reports import render

@@ -78,7 +78,12 @@ def overview(leaderboard: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     raw = [at[task, "none"]["amplification"] for task in tasks]
     body.append(["amplification", *("– " if value is None else f"{value:.1f} " for value in raw)])
     spent = [leaderboard["run"]["tasks"][task].get("worker_seconds") for task in tasks]
-    body.append(["worker min", *("– " if seconds is None else f"{seconds / 60:.0f} " for seconds in spent)])
+    body.append(
+        [
+            "worker min",
+            *("– " if seconds is None else f"{seconds / 60:.{1 if seconds < 600 else 0}f} " for seconds in spent),
+        ]
+    )
     return ["", *tasks], body
 
 
@@ -123,7 +128,7 @@ def _notes(lines: list[str]) -> RenderableType:
 
 
 def markdown(leaderboard: dict[str, Any]) -> str:
-    """Return the leaderboard of every task as GitHub Markdown, what ``leaderboard.md`` holds; of several an overview first."""
+    """Return the leaderboard of every task as GitHub Markdown, with an overview first where there are several."""
     parts = [markdown_task(leaderboard, task) for task in leaderboard["run"]["tasks"]]
     if len(parts) > 1:
         heads, body = overview(leaderboard)
