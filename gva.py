@@ -107,12 +107,13 @@ def jumps(J: ArrayLike) -> np.ndarray:
 def amplification(J: ArrayLike, val_loss: ArrayLike) -> float:
     """Return (gva_mean / mean return) / (std of val_loss / mean val_loss) over the window.
 
-    How many times larger the relative swing of the reward is than the relative swing of the loss. NaN where either mean
-    or the loss's swing is 0.
+    How many times larger the relative swing of the reward is than the relative swing of the loss. NaN where the mean
+    return or the loss's swing is 0, and where the mean loss is not positive (a log-likelihood can be), for then there is no
+    relative swing.
     """
     losses = np.asarray(val_loss, dtype=np.float64)
     mean, swing = float(_window(J).mean()), float(losses.std(ddof=1))
-    if mean == 0 or swing == 0 or losses.mean() == 0:
+    if mean == 0 or swing == 0 or losses.mean() <= 0:
         return math.nan
     return (gva_mean(J) / mean) / (swing / float(losses.mean()))
 

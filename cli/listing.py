@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-EXAMPLES = "Examples:\n\nstab list\n\nstab list stabilizers -v\n\nstab list tasks"
+EXAMPLES = "Examples:\n\nstab list\n\nstab list stabilizers -v\n\nstab list policies -v"
 
 
 class Family(StrEnum):
@@ -17,16 +17,17 @@ class Family(StrEnum):
 
     stabilizers = "stabilizers"
     tasks = "tasks"
+    policies = "policies"
 
 
 def list_(
-    family: Annotated[Family | None, typer.Argument(help="One of the two; both by default.")] = None,
+    family: Annotated[Family | None, typer.Argument(help="Stabilizers and tasks by default.")] = None,
     verbose: Annotated[
         bool,
         typer.Option("--verbose", "-v", help="Arguments with their ranges; loads plug-ins and says which are broken."),
     ] = False,
 ) -> None:
-    """List stabilizers and tasks, built in and found through entry points."""
+    """List stabilizers and tasks, built in and found through entry points, or the built-in policies."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -51,6 +52,15 @@ def list_(
             table.add_row(entry.name, Text(about))
         console.print(table)
         console.print()
+    if family is Family.policies:  # only then: their module imports torch
+        from stab.tasks.policies import POLICIES
+
+        table = Table(title="policies", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table.add_column("policy", no_wrap=True)
+        table.add_column("what it is")
+        for kind, arguments in POLICIES.items():
+            table.add_row(kind, Text(_about(arguments, "", verbose)))
+        console.print(table)
 
 
 def _about(obj: Any, origin: str, verbose: bool) -> str:

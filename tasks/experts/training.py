@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import math
-import os
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -357,10 +357,6 @@ def evaluate_every(steps: int) -> int:
 
 
 def _import(module: str) -> Any:
-    import importlib
-
-    # Tiny products on many threads wait for each other. Read by XLA when jax is first imported.
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # their dependencies' deprecations are not the user's
