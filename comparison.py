@@ -501,7 +501,9 @@ def costs(plan: Plan, cells: Sequence[Cell]) -> list[tuple[float, float]] | None
             return None
         horizon = min(config.eval.horizon, make_task(config, cell.task).horizon)
         steps = len(cell.stabilizers) * len(config.checkpoints) * config.eval.starts * horizon
-        found.append((cell.recipe.updates * cell.recipe.accumulation * speed[0], steps * speed[1]))
+        training = cell.recipe.updates * cell.recipe.accumulation * speed[0]
+        fresh = cell.recipe.samples * speed[1] if config.data.infinite else 0.0
+        found.append((training + fresh, steps * speed[1]))
     return found
 
 

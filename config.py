@@ -114,7 +114,9 @@ QUICK: dict[str, Any] = {
 # They ask for training long after the loss is flat without a number that we could check: 100,000 updates are our choice.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
-        "stabilizers": ["ema:alpha=0.67,half_life=6931", "lr_decay", "accumulation", "weight_decay", "dropout"],
+        "stabilizers": [
+            *("ema:alpha=0.67,half_life=6931", "polyak", "swa", "accumulation", "lr_decay", "weight_decay", "dropout"),
+        ],
         "train": {"updates": 100_000},
         "eval": {"checkpoint_every": 1000, "starts": 20, "horizon": 1000},
     },

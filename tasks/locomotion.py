@@ -24,7 +24,7 @@ from stab.tasks.rollout import Recorder, rollout
 from stab.tasks.transitions import Batch, Transitions
 
 FRESH_SEED = 1_000_000  # reset seeds of the infinite regime begin here, far from all others
-FRESH_ROWS = 5
+FRESH_ROWS = 5  # episodes that are added at a time where the first ones ended early
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ class Fresh:
         first = FRESH_SEED + (seed * 100_000 + epoch) * 10_000
         found: list[list[tuple[Any, Any]]] = []
         while sum(map(len, found)) < len(self):
-            seeds = range(first + len(found), first + len(found) + FRESH_ROWS)
+            rows = FRESH_ROWS if found else -(-len(self) // self.task.horizon)
+            seeds = range(first + len(found), first + len(found) + rows)
             block: list[list[tuple[Any, Any]]] = [[] for _ in seeds]
             self.task.watch(self._expert, seeds, lambda n, o, a, *_, block=block: block[n].append((o, a)))
             found += block

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import math
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -176,6 +177,8 @@ def train(
     if kept and kept.steps >= steps:  # killed while measuring, or fewer steps asked for than were taken
         best, steps = kept.best, kept.steps
     else:
+        _import("sbx")
+        _make(folder)
         best = _learn(record, files, kept, steps, seed, report)
     if best is None:
         raise StabError(f"training {record.name} diverged: no evaluation gave a finite return; try another seed")
@@ -276,11 +279,19 @@ class Files:
             return False
 
 
+def _make(folder: Path) -> None:
+    """Make the folder now: that it cannot be written is not to come out after an hour."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise StabError(f"cannot write {folder}: {e.strerror or e}") from e
+
+
 def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file whole or not at all."""
     part = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             write(file)
         part.replace(path)

@@ -65,12 +65,12 @@ def tree(folder):
 
 
 @pytest.fixture
-def _no_sbx(monkeypatch):
+def no_sbx(monkeypatch):
     monkeypatch.setitem(sys.modules, "sbx", None)
 
 
 @pytest.fixture
-def _few_episodes(monkeypatch):
+def few_episodes(monkeypatch):
     monkeypatch.setattr(experts, "EPISODES", 3)
 
 
@@ -114,7 +114,7 @@ def test_export_is_the_transpose():
     assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float32)}
 
 
-def test_without_sbx_it_says_what_to_install(tmp_path, _no_sbx):
+def test_without_sbx_it_says_what_to_install(tmp_path, no_sbx):
     with pytest.raises(StabError, match=r"pip install 'stab-gva\[experts\]'") as said:
         training.train(HOPPER, tmp_path / "experts", steps=1_000)
     assert "\n" not in str(said.value)
@@ -200,7 +200,7 @@ def test_a_renamed_checkpoint_of_another_task_is_refused(tmp_path):
         training.train(HOPPER, tmp_path)
 
 
-def test_a_finished_training_is_left_alone(tmp_path, _no_sbx):
+def test_a_finished_training_is_left_alone(tmp_path, no_sbx):
     card = publish(tmp_path)
     before = tree(tmp_path)
     assert training.train(HOPPER, tmp_path, steps=2_000) == card
@@ -224,13 +224,13 @@ def test_an_expert_without_checkpoint_is_not_overwritten(tmp_path):
         training.train(HOPPER, tmp_path, steps=2_000)
 
 
-def test_another_tasks_expert_in_the_folder_does_no_harm(tmp_path, _no_sbx):
+def test_another_tasks_expert_in_the_folder_does_no_harm(tmp_path, no_sbx):
     publish(tmp_path)
     with pytest.raises(StabError, match="needs sbx"):
         training.train(RECORDS["ant"], tmp_path)
 
 
-def test_killed_while_measuring_it_measures(tmp_path, _no_sbx, _few_episodes):
+def test_killed_while_measuring_it_measures(tmp_path, no_sbx, few_episodes):
     files = training.Files(tmp_path, "hopper")
     checkpoint().write(files.checkpoint)
     stages = []
@@ -281,7 +281,7 @@ def test_exported_actor_acts_as_sbx_does(name):
 
 
 @pytest.mark.experts
-def test_going_on_from_a_checkpoint_restores_everything(tmp_path, _few_episodes):
+def test_going_on_from_a_checkpoint_restores_everything(tmp_path, few_episodes):
     pytest.importorskip("sbx")
     record = RECORDS["humanoid"]  # SAC, hidden observations, short episodes
     fractions = []
