@@ -78,7 +78,7 @@ def test_the_newest_transition_is_always_within(episodes):
 def change(source, what):
     copy = Transitions(source.observations.clone(), source.actions.clone(), source.episodes.copy())
     if what == "observation":
-        copy.observations[3, 1] = np.nextafter(np.float32(copy.observations[3, 1]), np.float32(np.inf))
+        copy.observations[3, 1] = torch.nextafter(copy.observations[3, 1], torch.tensor(torch.inf))
     elif what == "action":
         copy.actions[-1, 0] += 1
     elif what == "sign of a zero":
