@@ -53,9 +53,9 @@ def train(
             running: dict[str, Any] = {}
 
             def report(stage: str, fraction: float, latest: str) -> None:
-                if stage not in running:
-                    running[stage] = progress.add_task(stage, total=1.0)
                 said = f"{stage} {record.name}" + (f": {latest}" if latest else "")
+                if stage not in running:
+                    running[stage] = progress.add_task(said, total=1.0)
                 progress.update(running[stage], completed=fraction, description=said)
 
             card = training.train(record, out, steps=steps, seed=seed, report=report)

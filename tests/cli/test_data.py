@@ -171,12 +171,12 @@ def test_a_larger_dataset_begins_with_the_smaller_one(hopper, prepared, root, st
     assert [p for p in root.rglob("*") if p.name.startswith(".")] == []  # the smaller one is gone
 
 
-def test_verify_equal_bit_for_bit(prepared, stab):
-    done = stab("data", "verify", "hopper", env={"MINARI_DATASETS_PATH": str(prepared / "minari")})
-    assert done.returncode == 0, done.stderr
-    assert "stab/hopper/expert-v0: equal bit for bit; 3 episodes, 3000 steps replayed" in done.stdout
-    assert "observations 0, of rewards 0" in done.stdout
-    assert widest(done.stdout) <= 80
+def test_verify_equal_bit_for_bit(root, stab_data):
+    code, out, err = stab_data("verify", "hopper")
+    assert code == 0, err
+    assert "stab/hopper/expert-v0: equal bit for bit; 3 episodes, 3000 steps replayed" in out
+    assert "observations 0, of rewards 0\n" in out
+    assert widest(out) <= 80
 
 
 def test_verify_reports_an_altered_reward(root, stab_data):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
-import os
 import sys
 import types
 from pathlib import Path
@@ -16,9 +16,8 @@ import pytest
 import torch
 from minari.data_collector import EpisodeBuffer
 
-import stab as package
 from stab import StabError
-from stab.comparison import make_config
+from stab.comparison import make_config, make_plan, prepare, run_cell
 from stab.recipe import Recipe
 from stab.tasks import datasets, tasks
 from stab.tasks.recorded import task_for
@@ -110,28 +109,45 @@ def test_pendulum_from_the_command_line(stab, tmp_path):
     assert "infinite" not in done.stderr
 
 
-def test_cartpole_twice_gives_the_same_bytes(stab, tmp_path):
-    found = []
-    for out in ("one", "two"):
-        done = stab("compare", "--dataset", "my/cartpole-v0", "-s", "ema", "--seeds", 1, "--out", out, *TINY)
-        assert done.returncode == 0, done.stderr
-        found.append({path.name: path.read_bytes() for path in (tmp_path / out / "cells").iterdir()})
-    assert len(found[0]) == 1
-    assert found[0] == found[1]
-    lengths = {row["length"] for text in found[0].values() for row in json.loads(text)["rows"]}
-    assert all(1 <= length <= 60 for length in lengths)
+def run_here(run, *overrides, stabilizers="none", **settings):
+    """Run a comparison's cells in this process; return their bytes by name."""
+    config, _ = make_config(stabilizers=stabilizers, seeds=1, overrides=[*TINY, *overrides], **settings)
+    plan = make_plan(config)
+    prepare(plan)
+    for cell in plan.cells:
+        job = {"cell": dataclasses.asdict(cell), "config": config.to_dict(), "run": str(run)}
+        run_cell(json.loads(json.dumps(job)), lambda phase, fraction: None)
+    return {path.name: path.read_bytes() for path in (run / "cells").iterdir()}
+
+
+def test_cartpole_twice_gives_the_same_bytes(own_root, stab, tmp_path):
+    """Once from the command line, which says whose scores are 0 and 1, and once here."""
+    example.record("my/cartpole-v0", "CartPole-v1", falling, episodes=EPISODES)
+    tell("my/cartpole-v0", ref_min_score=2.0, ref_max_score=402.0)
+    done = stab("compare", "--dataset", "my/cartpole-v0", "-s", "ema", "--seeds", 1, "--out", "run", *TINY)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "recorded (CartPole-v1, my/cartpole-v0)" in said
+    assert "count as 0 and 1; dataset's metadata." in said
+    first = {path.name: path.read_bytes() for path in (tmp_path / "run" / "cells").iterdir()}
+    assert len(first) == 1
+    assert first == run_here(tmp_path / "again", dataset="my/cartpole-v0", stabilizers="ema")
+    (cell,) = map(json.loads, first.values())
+    assert {row["length"] for row in cell["rows"]} <= set(range(1, 61))
+    assert all(row["cumulative"][-1] == row["length"] for row in cell["rows"])  # a reward of 1 a step
 
 
 @pytest.mark.parametrize("policy", ["transformer:context=4", "mlp:norm=layer,likelihood=gaussian"])
 def test_other_policies_on_pendulum(policy, tmp_path):
-    result = package.compare(
-        dataset="my/pendulum-v0", stabilizers="none", policy=policy, seeds=1, workers=1, out=tmp_path / "run",
-        overrides=[*TINY, "eval.starts=1"],
-    )  # fmt: skip
-    (entry,) = result.entries
-    assert (entry["task"], entry["stabilizer"]) == ("recorded", "none")
-    assert entry["return"] is not None
-    assert np.isfinite(entry["val_loss"])
+    found = [run_here(tmp_path / out, "eval.starts=1", dataset="my/pendulum-v0", policy=policy) for out in "ab"]
+    assert found[0] == found[1]
+    (cell,) = map(json.loads, found[0].values())
+    assert cell["recipe"]["policy"] == policy
+    assert cell["rows"]
+    for row in cell["rows"]:
+        assert row["length"] == 60
+        assert -60 * 16.3 <= row["cumulative"][-1] < 0
+    assert all(np.isfinite(point["val_loss"]) for point in cell["checkpoints"]["none"])
 
 
 def test_rows_of_cartpole_equal_stepping_it_one_by_one():
@@ -209,7 +225,7 @@ def test_measured_references_of_pendulum_by_hand():
         low, high = references.random.at(horizon), references.expert.at(horizon)
         assert high == pytest.approx(rewards[:, :horizon].sum(1).mean(), rel=1e-12)
         (J,) = references.normalise(np.array([(low + high) / 2]), [horizon]) if high > low else (0.5,)
-        assert J == pytest.approx(0.5)
+        assert pytest.approx(0.5) == J
 
 
 def test_scores_in_the_metadata_win(own_root):
@@ -222,16 +238,6 @@ def test_scores_in_the_metadata_win(own_root):
     # At a shorter horizon: what was measured, and the part of the correction that is due by then.
     at_ten = np.mean([r[:10].sum() for r in rewards]) + (402.0 - measured) * 10 / 500
     assert references.expert.at(10) == pytest.approx(at_ten, rel=1e-12)
-
-
-def test_scores_in_the_metadata_are_said_below_the_table(own_root, tmp_path):
-    short(ref_min_score=2.0, ref_max_score=402.0)
-    package.compare(
-        dataset="my/falling-v0", stabilizers="none", seeds=1, workers=1, out=tmp_path / "run",
-        overrides=[*TINY, "eval.starts=1", "eval.horizon=1000"],
-    )  # fmt: skip
-    said = (tmp_path / "run" / "leaderboard.md").read_text()
-    assert "Returns of 2 (random) and 402 (expert) count as 0 and 1; dataset's metadata." in said
 
 
 @pytest.mark.parametrize(("low", "high"), [(5.0, 5.0), (5.0, 1.0), (float("nan"), 5.0), (0.0, float("inf"))])
@@ -493,4 +499,3 @@ def test_demonstrations_of_ones_own_are_replayed_bitwise(stab):
         assert replay.exact
         assert (replay.episodes, replay.unseeded) == (EPISODES, 0)
         assert replay.steps == EPISODES * steps
-    assert os.environ["XDG_CACHE_HOME"]
