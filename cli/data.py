@@ -49,7 +49,7 @@ def prepare(
     made = tasks.get(task)(**settings)
     talk = Console(stderr=True, highlight=False)
     there = datasets.load(made.demonstrations_id).total_episodes if datasets.exists(made.demonstrations_id) else 0
-    if there and (there >= (episodes or 0)) and made.ready():
+    if there and (there >= episodes if episodes else made.ready()):
         talk.print(f"{made.demonstrations_id} is there already, {there} episodes: stab data show {dataset or task}")
         return
     with bars(talk) as progress:
@@ -68,8 +68,9 @@ def list_() -> None:
     from stab.registry import StabError
     from stab.tasks import datasets
     from stab.tasks.catalog import CATALOG
+    from stab.tasks.recorded import task_for
 
-    table = Table(title=f"Datasets in {datasets.root()}", box=None, title_justify="left", padding=(0, 2, 0, 0))
+    table = Table(title=Text(f"Datasets in {datasets.root()}"), box=None, title_justify="left", padding=(0, 2, 0, 0))
     for column in ("dataset", "environment", "episodes", "steps", "MB", "task"):
         numbers = column in ("episodes", "steps", "MB")
         table.add_column(column, justify="right" if numbers else "left", no_wrap=column == "dataset")
@@ -81,7 +82,7 @@ def list_() -> None:
             table.add_row(dataset_id, Text(str(e)))
             continue
         environment = found.env_spec.id if found.env_spec else "–"
-        task = next((record.name for record in CATALOG if record.environment == environment), "recorded")
+        task = task_for(dataset_id)
         size = sum(p.stat().st_size for p in (datasets.root() / dataset_id).rglob("*") if p.is_file()) / 1e6
         table.add_row(dataset_id, environment, str(found.total_episodes), str(found.total_steps), f"{size:.1f}", task)
     for record in CATALOG:
@@ -100,12 +101,16 @@ def show(name: Name) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from stab.cli.progress import bars
     from stab.tasks import datasets
 
     found = _find(name)
     about = datasets.stab_metadata(found)
     metadata = found.storage.metadata
-    returns = [float(rewards.sum()) for rewards in datasets.rewards(found)]
+    with bars(Console(stderr=True)) as progress:
+        bar = progress.add_task(f"Reading {found.id}", total=1.0)
+        rewards = datasets.rewards(found, lambda fraction: progress.update(bar, completed=fraction))
+    returns = [float(episode.sum()) for episode in rewards]
     table = Table(title=found.id, show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0))
     lines = {
         "folder": str(datasets.root() / found.id),
@@ -185,7 +190,8 @@ def _id(name: str) -> str:
     """Return the id of a dataset given itself or by the task whose own it is."""
     from stab.tasks import tasks
 
-    return name if "/" in name or name not in tasks.names() else tasks.get(name)(name=name).demonstrations_id
+    # What cannot be an id is a task: an unknown one is answered with the known ones.
+    return name if "/" in name or "-v" in name else tasks.get(name)(name=name).demonstrations_id
 
 
 def _find(name: str) -> minari.MinariDataset:

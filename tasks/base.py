@@ -89,7 +89,8 @@ class References:
         if high[-1] <= low[-1]:
             raise StabError(
                 f"the expert's reference return ({high[-1]:.4g}) is not above the random policy's ({low[-1]:.4g})"
-                " at the horizon: returns cannot be normalised; check the dataset's reference scores"
+                f" over {horizons[-1]} steps: returns cannot be normalised; choose a longer eval.horizon, or check the"
+                " dataset's reference scores"
             )
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray((returns - low) / (high - low))

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,7 +60,13 @@ def load(dataset_id: str) -> minari.MinariDataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return minari.load_dataset(dataset_id, download=download)
+            if download:
+                minari.download_dataset(dataset_id)
+            # Minari makes the recorded environment, whatever code it names, to learn spaces that are left out.
+            metadata = root() / dataset_id / "data" / "metadata.json"
+            if metadata.exists() and not {"observation_space", "action_space"} <= set(json.loads(metadata.read_text())):
+                raise ValueError("its metadata lacks observation_space or action_space")
+            return minari.load_dataset(dataset_id)
     except FileNotFoundError:
         raise StabError(
             f"dataset {dataset_id!r} is not in {root()}. Local datasets: {', '.join(local()) or 'none'}"
@@ -236,8 +242,8 @@ def replay(dataset: minari.MinariDataset, progress: Progress = no_progress) -> R
     env = make(environment(dataset))
     episodes = steps = unseeded = ends = 0
     worst = {"observations": 0.0, "rewards": 0.0}
-    about = dataset.storage.get_episode_metadata(dataset.episode_indices)
-    for number, (episode, seed) in enumerate(zip(dataset, (meta.get("seed") for meta in about), strict=True)):
+    seeds = (about.get("seed") for about in dataset.storage.get_episode_metadata(dataset.episode_indices))
+    for number, (episode, seed) in enumerate(_readable(dataset, zip(dataset, seeds, strict=True))):
         progress(number / dataset.total_episodes)
         if seed is None:
             unseeded += 1
@@ -262,11 +268,22 @@ def replay(dataset: minari.MinariDataset, progress: Progress = no_progress) -> R
     return Replay(episodes, steps, unseeded, worst["observations"], worst["rewards"], ends)
 
 
-def rewards(dataset: minari.MinariDataset) -> list[np.ndarray]:
-    """Return every episode's rewards. Raises StabError when they cannot be read."""
+def rewards(dataset: minari.MinariDataset, progress: Progress = no_progress) -> list[np.ndarray]:
+    """Return every episode's rewards. Raises StabError when they cannot be read, or there are none."""
+    found = []
+    for number, episode in enumerate(_readable(dataset, dataset), 1):
+        found.append(np.asarray(episode.rewards, dtype=np.float64))
+        progress(number / dataset.total_episodes)
+    if not found:
+        raise StabError(f"dataset {dataset.id!r} has no episodes")
+    return found
+
+
+def _readable(dataset: minari.MinariDataset, found: Iterable[Any]) -> Iterator[Any]:
+    """Yield what is read from a dataset. Raises StabError when it cannot be."""
     try:
-        return [np.asarray(episode.rewards, dtype=np.float64) for episode in dataset]
-    except Exception as e:
+        yield from found
+    except (OSError, KeyError, ValueError, TypeError, AssertionError, RuntimeError) as e:
         raise StabError(f"dataset {dataset.id!r} in {root()} cannot be read: {_line(e)}") from e
 
 
@@ -326,9 +343,15 @@ def create(
                 )
                 made.storage.update_metadata({"stab": metadata | {"references": references_to(references)}})
             _make_namespaces(dataset_id)
+            smaller = Path(folder) / "smaller"
             if larger and target.exists():
-                os.rename(target, Path(folder) / "smaller")
-            os.rename(Path(folder) / dataset_id, target)
+                os.rename(target, smaller)
+            try:
+                os.rename(Path(folder) / dataset_id, target)
+            except OSError:
+                if smaller.exists():
+                    os.rename(smaller, target)
+                raise
     except OSError as e:
         if exists(dataset_id):  # another process was faster
             return

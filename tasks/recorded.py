@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -26,7 +27,7 @@ from stab.tasks.base import Curve, Demonstrations, Progress, References, Task, n
 from stab.tasks.episodes import Episodes, make, make_episodes
 from stab.tasks.experts import RANDOM_SEED, curve, versions
 from stab.tasks.policies import Policy, build
-from stab.tasks.rollout import random_returns, rollout
+from stab.tasks.rollout import part, random_returns, rollout
 from stab.tasks.transitions import Transitions, digest
 
 RANDOM_EPISODES = 100
@@ -76,7 +77,7 @@ class Recorded(Task):
 
     def _load(self, progress: Progress) -> Demonstrations:
         found = datasets.load(self.demonstrations_id)
-        _ = self._spec  # whether the environment fits comes before what the episodes hold
+        _ = self._env  # whether the environment fits comes before what the episodes hold
         train, validation = datasets.split(found, self.train_episodes, self.validation_episodes)
         return Demonstrations(
             train,
@@ -96,6 +97,7 @@ class Recorded(Task):
         measured = self._measured(found, progress)
         low, high = (found.storage.metadata.get(key) for key in ("ref_min_score", "ref_max_score"))
         if low is None or high is None:
+            self._tell_apart(found, measured)
             return measured
         if not (math.isfinite(low) and math.isfinite(high) and high > low):
             raise StabError(f"dataset {found.id!r}: ref_max_score ({high}) is not above ref_min_score ({low})")
@@ -104,10 +106,7 @@ class Recorded(Task):
         )
 
     def _measured(self, found: minari.MinariDataset, progress: Progress) -> References:
-        """Measure the random policy, and take the dataset's episodes as the expert; once for each dataset.
-
-        Raises StabError where the two cannot be told apart.
-        """
+        """Measure the random policy, and take the dataset's episodes as the expert; once for each dataset."""
         folder = datasets.root() / found.id / "data"
         files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()]
         key = [found.id, str(folder), files, self._spec.to_json(), versions(("gymnasium", "mujoco", "numpy"))]
@@ -117,26 +116,29 @@ class Recorded(Task):
         except (OSError, ValueError):  # StabError is one: a cache that is not what it should be is made anew
             cumulative = np.zeros((found.total_episodes, self.horizon))
             lengths = np.zeros(found.total_episodes, dtype=np.int64)
-            for n, rewards in enumerate(datasets.rewards(found)):
+            for n, rewards in enumerate(datasets.rewards(found, part(progress, 0.0, 0.5))):
                 lengths[n] = min(len(rewards), self.horizon)
                 cumulative[n, : lengths[n]] = rewards[: lengths[n]].cumsum()
                 cumulative[n, lengths[n] :] = cumulative[n, lengths[n] - 1]
             seeds = range(RANDOM_SEED, RANDOM_SEED + RANDOM_EPISODES)
-            random = random_returns(self._env, seeds, self.horizon, progress)
+            random = random_returns(self._env, seeds, self.horizon, part(progress, 0.5, 0.5))
             references = References(
                 curve(*random, RANDOM_SEED), curve(cumulative, lengths, 0), "measured: random policy, dataset's mean"
             )
             _write_cache(cache, json.dumps(datasets.references_to(references)))
+        return references
+
+    def _tell_apart(self, found: minari.MinariDataset, references: References) -> None:
+        """Raise StabError where expert and random policy return about the same."""
         low, high = references.random, references.expert
         error = math.hypot(low.std / math.sqrt(low.episodes), high.std / math.sqrt(high.episodes))
         gap = high.cumulative[-1] - low.cumulative[-1]
         if gap <= APART * error:
             raise StabError(
-                f"dataset {found.id!r} returns {high.cumulative[-1]:.4g} a episode, actions at random"
+                f"dataset {found.id!r} returns {high.cumulative[-1]:.4g} an episode, actions at random"
                 f" {low.cumulative[-1]:.4g}: less than {APART:g} standard errors ({error:.2g}) better, so returns cannot be"
                 " normalised; give the dataset's ref_min_score and ref_max_score, or better demonstrations"
             )
-        return references
 
     def policy(self, recipe: Recipe) -> Policy:
         mean, std = self._statistics
@@ -248,7 +250,8 @@ def _write_cache(path: Path, text: str) -> None:
         temporary.write_text(text)
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _seconds(function: Callable[[], None], budget: float) -> float:

@@ -289,7 +289,7 @@ UNKNOWN = {
     "show an unknown id": (("show", "my/nowhere-v0"), "Local datasets: stab/halfcheetah/expert-v0, stab/hopper/exp"),
     "verify an unknown id": (("verify", "my/nowhere-v0"), "'my/nowhere-v0' is not in"),
     "remove an unknown id": (("remove", "my/nowhere-v0", "--yes"), "'my/nowhere-v0' is not in"),
-    "show no id": (("show", "nope"), "'nope' is no Minari dataset id"),
+    "show no id": (("show", "nope"), "Unknown task 'nope'"),
     "remove another folder": (("remove", "../../etc-v0", "--yes"), "no Minari dataset id"),
     "remove everything": (("remove", "stab/", "--yes"), "no Minari dataset id"),
     "prepare an unknown task": (("prepare", "hoper"), "Did you mean 'hopper'?"),

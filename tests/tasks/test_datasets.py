@@ -433,7 +433,8 @@ def test_a_hub_dataset_that_cannot_be_downloaded_is_one_clear_line(monkeypatch):
         asked.append(dataset_id)
         raise ConnectionError("no\nnetwork")
 
-    monkeypatch.setattr("minari.storage.hosting.download_dataset", download)
+    for name in ("minari.storage.hosting.download_dataset", "minari.download_dataset"):
+        monkeypatch.setattr(name, download)
     with pytest.raises(StabError, match="dataset 'mujoco/hopper/expert-v0' could not be downloaded: no network"):
         hopper("mujoco/hopper/expert-v0").dataset()
     with pytest.raises(StabError, match=r"dataset 'my/nowhere-v0' is not in .*Local datasets: none"):
@@ -443,7 +444,8 @@ def test_a_hub_dataset_that_cannot_be_downloaded_is_one_clear_line(monkeypatch):
 
 def test_what_is_on_disk_is_not_downloaded(monkeypatch):
     imitate("mujoco/hopper/expert-v0")
-    monkeypatch.setattr("minari.storage.hosting.download_dataset", lambda *a, **k: pytest.fail("downloads"))
+    for name in ("minari.storage.hosting.download_dataset", "minari.download_dataset"):
+        monkeypatch.setattr(name, lambda *args, **kwargs: pytest.fail("downloads"))
     assert len(hopper("mujoco/hopper/expert-v0").dataset().train) == 2 * STEPS
 
 
