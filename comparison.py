@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stab import engine, gva
-from stab.config import PRESETS, QUICK, Config, load
+from stab.config import PRESETS, QUICK, Config, Evaluation, load
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, suggest
 from stab.reports import rows
@@ -610,6 +610,10 @@ def prepare(plan: Plan, progress: Callable[[str, float], None] | None = None) ->
     """
     for name in plan.config.tasks:
         task = make_task(plan.config, name)
+        if plan.config.eval.horizon > max(task.horizon, Evaluation.horizon):
+            raise StabError(
+                f"eval.horizon={plan.config.eval.horizon}: an episode of {name} ends after {task.horizon} steps at the latest"
+            )
         data = task.dataset(functools.partial(progress, name) if progress else no_progress)
         data.references.normalise(_everything([0]).astype(float), [min(plan.config.eval.horizon, task.horizon)])
         for recipe in {c.recipe.key: c.recipe for c in plan.cells if c.task == name}.values():

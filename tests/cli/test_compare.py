@@ -178,7 +178,6 @@ BAD = {
     "no workers": (["-t", "hopper", "--all", "--workers", "0"], "workers=0"),
     "missing dataset": (["-t", "hopper", "--all", "--dataset", "my/own-v0"], "my/own-v0"),
     "malformed dataset id": (["-t", "hopper", "--all", "--dataset", "../../etc-v0"], "no Minari dataset id"),
-    "too many episodes": (["-t", "hopper", "--all", "data.train_episodes=100"], "25 episodes, 105 are asked for"),
     "too long a horizon": (["-t", "hopper", "--all", "eval.horizon=5000"], "eval.horizon=5000"),
     "unknown policy": (["-t", "hopper", "--all", "train.policy=mpl"], "Did you mean 'mlp'?"),
     "missing config": (["-t", "hopper", "--all", "--config", "nowhere.yaml"], "nowhere.yaml"),
