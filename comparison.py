@@ -27,7 +27,7 @@ from stab.reports import rows
 from stab.stabilizers import parse, split, stabilizers
 from stab.stabilizers.base import effective_half_life, memory
 from stab.tasks import Task, tasks
-from stab.tasks.base import no_progress
+from stab.tasks.base import Endless, no_progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -608,16 +608,20 @@ def prepare(plan: Plan, progress: Callable[[str, float], None] | None = None) ->
 
     Raises StabError where a dataset is missing or a recipe does not fit the task, before anything is trained.
     """
+    from stab.train import check_pool
+
     for name in plan.config.tasks:
         task = make_task(plan.config, name)
         if plan.config.eval.horizon > max(task.horizon, Evaluation.horizon):
             raise StabError(
-                f"eval.horizon={plan.config.eval.horizon}: an episode of {name} ends after {task.horizon} steps at the latest"
+                f"eval.horizon={plan.config.eval.horizon}: episodes of {name} end after {task.horizon} steps at the latest"
             )
         data = task.dataset(functools.partial(progress, name) if progress else no_progress)
         data.references.normalise(_everything([0]).astype(float), [min(plan.config.eval.horizon, task.horizon)])
         for recipe in {c.recipe.key: c.recipe for c in plan.cells if c.task == name}.values():
             task.policy(recipe)
+            if isinstance(data.train, Endless):
+                check_pool(data.train, recipe)
 
 
 def about_run(run: Path, command: Sequence[str], seconds: float) -> None:

@@ -147,15 +147,11 @@ def minibatches(data: Split, recipe: Recipe, seed: int, update: int) -> tuple[Sp
     functions of seed and number, so that any update's minibatches are known without the ones before. Of endless data
     each epoch has a pool of its own, and ends before the minibatch that would straddle.
 
-    Raises StabError when an endless epoch is shorter than one step's samples.
+    Raises StabError as ``check_pool`` does.
     """
     transitions, size = len(data), recipe.accumulation * recipe.batch_size
     if isinstance(data, Endless):
-        if size > transitions:
-            raise StabError(
-                f"an epoch of {transitions} fresh transitions is shorter than one step's {size} samples: raise"
-                " data.train_episodes, or lower train.batch_size or train.accumulation"
-            )
+        check_pool(data, recipe)
         number, step = divmod(update - 1, transitions // size)
         data, stream, first = data.pool(seed, number), _epoch(transitions, seed, number), step * size
     else:
@@ -164,6 +160,16 @@ def minibatches(data: Split, recipe: Recipe, seed: int, update: int) -> tuple[Sp
         stream = np.concatenate([_epoch(transitions, seed, number) for number in epochs])
         first -= epochs[0] * transitions
     return data, stream[first : first + size].reshape(recipe.accumulation, recipe.batch_size)
+
+
+def check_pool(data: Endless, recipe: Recipe) -> None:
+    """Raise StabError when an endless epoch is shorter than one step's samples."""
+    size = recipe.accumulation * recipe.batch_size
+    if size > len(data):
+        raise StabError(
+            f"an epoch of {len(data)} fresh transitions is shorter than one step's {size} samples: raise"
+            " data.train_episodes, or lower train.batch_size or train.accumulation"
+        )
 
 
 @functools.lru_cache(maxsize=4)

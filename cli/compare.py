@@ -124,7 +124,7 @@ def _show_plan(
     talk.print(f"{entries} entries on {', '.join(config.tasks)}: {', '.join(config.stabilizers)}", soft_wrap=False)
     talk.print(
         f"{cells} cells (training runs) of {config.train.updates} updates, {config.seeds} seeds; sharing trajectories saves"
-        f" {plan.shared} training runs; up to {plan.rollouts} episodes of {config.eval.horizon} steps"
+        f" {plan.shared} training runs; up to {plan.rollouts} episodes of at most {config.eval.horizon} steps"
     )
     for (task, string), reason in plan.skipped.items():
         talk.print(f"skipped: {task} x {string}: {reason}", markup=False)

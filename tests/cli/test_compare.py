@@ -180,6 +180,15 @@ BAD = {
     "malformed dataset id": (["-t", "hopper", "--all", "--dataset", "../../etc-v0"], "no Minari dataset id"),
     "too long a horizon": (["-t", "hopper", "--all", "eval.horizon=5000"], "eval.horizon=5000"),
     "unknown policy": (["-t", "hopper", "--all", "train.policy=mpl"], "Did you mean 'mlp'?"),
+    "unknown preset": (["-t", "hopper", "--preset", "papre"], "Did you mean 'paper'?"),
+    "fresh episodes of a given dataset": (
+        ["-t", "hopper", "--all", "data.infinite=true", "--dataset", "stab/hopper/expert-v0"],
+        "leave out --dataset",
+    ),
+    "a pool smaller than a step": (
+        ["-t", "hopper", "--all", "data.infinite=true", "data.train_episodes=1", "train.batch_size=2000"],
+        "raise data.train_episodes",
+    ),
     "missing config": (["-t", "hopper", "--all", "--config", "nowhere.yaml"], "nowhere.yaml"),
     "out is a file's child": (["-t", "hopper", "--all", "--out", "/dev/null/run"], "/dev/null"),
     "read-only out": (["-t", "hopper", "--all", "--out", "/proc/run"], "cannot write"),
