@@ -46,7 +46,7 @@ def compare(
     policy: Annotated[
         str | None, typer.Option(help="mlp:width=128,depth=3 or transformer:context=16; see: stab list policies -v")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings by name: paper (hours; look at --dry-run).")] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings by name: paper (long; look at --dry-run).")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smoke run: the whole pipeline in about a minute.")] = False,
     workers: Annotated[int | None, typer.Option(help="Worker processes (default: as many as cores).")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder (default: a dated folder under runs/).")] = None,
