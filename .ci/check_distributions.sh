@@ -31,8 +31,8 @@ from stab.tasks import tasks
 assert stab.__file__.startswith(sys.argv[1]), f"imported {stab.__file__}, expected it under {sys.argv[1]}"
 assert "hopper" in tasks.names()
 assert metadata.version("stab-gva") == stab.__version__
-for folder, name in (("stab", "py.typed"), ("stab.tasks.experts", "hopper.safetensors"), ("stab.reports", "leaderboard.schema.json")):
-    assert (resources.files(folder) / name).is_file(), (folder, name)
+for name in ("py.typed", "tasks/experts/humanoid.safetensors", "tasks/experts/ant.json", "reports/leaderboard.schema.json"):
+    assert resources.files("stab").joinpath(name).is_file(), name
 assert "torch" not in sys.modules and "mujoco" not in sys.modules
 PY
     ) && echo "$name ok"
