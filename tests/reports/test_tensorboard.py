@@ -35,33 +35,33 @@ def scalars(events: EventAccumulator, tag: str) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars(tag)}
 
 
-def test_one_run_a_task_and_stabilizer_and_one_for_the_leaderboard(written: tuple[statistics.Results, Path]) -> None:
+def test_one_run_a_stabilizer_and_one_for_the_leaderboard(written: tuple[statistics.Results, Path]) -> None:
     _, folder = written
     runs = {path.parent.relative_to(folder).as_posix() for path in folder.rglob("events.*")}
-    assert runs == {"toy/none", "toy/ema", "toy/lr_decay", "leaderboard"}
+    assert runs == {"none", "ema", "lr_decay", "leaderboard"}
     assert len(list(folder.rglob("events.*"))) == len(runs), "hyper-parameters make no runs of their own"
 
 
 @pytest.mark.parametrize("string", ["none", "ema", "lr_decay"])
 def test_scalars_equal_the_statistics(written: tuple[statistics.Results, Path], string: str) -> None:
     results, folder = written
-    series, events = results.series["toy", string], opened(folder / "toy" / string)
+    series, events = results.series["toy", string], opened(folder / string)
     updates = series.updates.tolist()
     expected = dict(zip(updates, series.returns.mean((0, 2)), strict=True))
-    assert scalars(events, "return") == pytest.approx(expected, rel=1e-6)
+    assert scalars(events, "toy/return") == pytest.approx(expected, rel=1e-6)
     expected = dict(zip(updates, series.val_loss.mean(0), strict=True))
-    assert scalars(events, "val_loss") == pytest.approx(expected, rel=1e-6)
+    assert scalars(events, "toy/val_loss") == pytest.approx(expected, rel=1e-6)
     window = series.updates[series.window].tolist()
     jumps = np.mean([gva.jumps(J) for J in series.returns[:, series.window]], axis=0)
-    assert scalars(events, "return_jump") == pytest.approx(dict(zip(window[1:], jumps, strict=True)), rel=1e-6)
+    assert scalars(events, "toy/return_jump") == pytest.approx(dict(zip(window[1:], jumps, strict=True)), rel=1e-6)
 
 
 def test_hyper_parameters_and_scores(written: tuple[statistics.Results, Path]) -> None:
     results, folder = written
     (entry,) = (e for e in statistics.leaderboard(results)["entries"] if e["stabilizer"] == "lr_decay")
-    events = opened(folder / "toy" / "lr_decay")
+    events = opened(folder / "lr_decay")
     for name in ("gva", "return", "worst", "val_loss"):
-        assert scalars(events, f"hparam/{name}") == pytest.approx({entry["updates"]: entry[name]}, rel=1e-6)
+        assert scalars(events, f"hparam/toy/{name}") == pytest.approx({entry["updates"]: entry[name]}, rel=1e-6)
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert values["stabilizer"].string_value == "lr_decay"
@@ -86,4 +86,4 @@ def test_slugs_name_the_runs(make_run: Callable[..., Path], tmp_path: Path) -> N
     slug = "lr_decay-power=2.0,shape=polynomial--ema"
     results.series["toy", string] = dataclasses.replace(series, rider=series.rider | {"slug": slug})
     tensorboard.write(results, leaderboard, {}, tmp_path)
-    assert (tmp_path / "toy" / slug).is_dir()
+    assert (tmp_path / slug).is_dir()
