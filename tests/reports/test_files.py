@@ -70,7 +70,7 @@ def test_render_writes_everything(run: Path) -> None:
     assert "| 1 | ema |" in (run / "leaderboard.md").read_text()
     figures = {f"toy-{name}.{kind}" for name in ("curves", "recipes", "scores") for kind in ("png", "svg")}
     assert {path.name for path in (run / "figures").iterdir()} == figures
-    assert {path.name for path in (run / "tensorboard").iterdir()} == {"toy", "leaderboard"}
+    assert {path.name for path in (run / "tensorboard").iterdir()} == {"none", "ema", "lr_decay", "leaderboard"}
 
 
 def test_rendering_again_gives_the_same_and_leaves_nothing_stale(run: Path) -> None:
@@ -82,7 +82,7 @@ def test_rendering_again_gives_the_same_and_leaves_nothing_stale(run: Path) -> N
     assert {path.name: path.read_bytes() for path in run.glob("leaderboard.*")} == before
     assert not list(run.rglob("stale*"))
     assert not list(run.glob(".*")), "no temporary folders stay"
-    assert len(list((run / "tensorboard" / "toy" / "ema").iterdir())) == 1
+    assert len(list((run / "tensorboard" / "ema").iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_the_network_by_hand(space, steps):
 
 @pytest.mark.parametrize(("space", "gaussian"), KINDS)
 def test_the_loss_is_the_mean_over_all_steps_of_all_windows(space, gaussian):
-    """Against one window at a time, without padding. Episodes shorter than the context included."""
+    """Against one window at a time, without padding; in evaluation the last step alone. Short episodes included."""
     policy = make(SPACES[space], gaussian=gaussian)
     data = demonstrations(SPACES[space], [12, 1, 3, 7])
     indices = np.random.default_rng(0).permutation(len(data))[:17]
@@ -142,7 +142,9 @@ def test_the_loss_is_the_mean_over_all_steps_of_all_windows(space, gaussian):
         outputs.append(window(policy, data, int(at)))
         actions.append(data.actions[at + 1 - len(outputs[-1]) : at + 1])
     expected = policy.error(torch.cat(outputs), torch.cat(actions))
-    assert policy.loss(data.batch(indices)).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert policy.train().loss(data.batch(indices)).item() == pytest.approx(expected.item(), rel=1e-5)
+    last = policy.error(torch.cat([o[-1:] for o in outputs]), torch.cat([a[-1:] for a in actions]))
+    assert policy.eval().loss(data.batch(indices)).item() == pytest.approx(last.item(), rel=1e-5)
 
 
 def test_without_gradients_the_loss_is_computed_in_chunks(monkeypatch):
