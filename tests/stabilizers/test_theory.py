@@ -1,7 +1,7 @@
 """Theory as the oracle: SGD on a noisy quadratic, through the real training loop, against closed forms.
 
-loss(theta; z) = |theta - z|^2 / 2 with z ~ N(0, 1) in each of D independent coordinates, SGD with step eta and minibatches of
-b, every sample drawn once. So each coordinate is an autoregression of order one,
+loss(theta; z) = |theta - z|^2 / 2 with z ~ N(0, 1) in each of D independent coordinates, SGD with step eta and minibatches
+of b, every sample drawn once. So each coordinate is an autoregression of order one,
 
     theta_t = a theta_(t-1) + eta xi_t,   a = 1 - eta,   Var xi = s^2 = 1 / b,
 
@@ -87,7 +87,7 @@ def variances(strings: list[str], recipe: Recipe = SGD, data: Noise | None = Non
 
 
 def mean_of(n: int, spacing: int = 1) -> float:
-    """Variance of the mean of n stationary iterates ``spacing`` updates apart: V / n (1 + 2 sum_k (1 - k/n) a^(k spacing))."""
+    """Variance of a mean of n stationary iterates, ``spacing`` apart: V / n (1 + 2 sum_k (1 - k/n) a^(k spacing))."""
     return V / n * (1 + 2 * sum((1 - k / n) * A ** (k * spacing) for k in range(1, n)))
 
 
@@ -123,7 +123,7 @@ def test_averages(found, string):
 
 
 def test_averages_with_a_memory_much_longer_than_the_iterates_lose_it_all_to_length(found):
-    """The limit of all of them: V (1 + a) / (1 - a) / n_effective, with n_effective = n of a mean and (2 - g) / g of an EMA."""
+    """The limit of all of them: V (1 + a) / (1 - a) / n_eff, with n_eff = n of a mean and (2 - g) / g of an EMA."""
     g = 1 - 2 ** (-1 / 20)
     assert found["ema:burn_in=60,half_life=20"] == pytest.approx(V * (1 + A) / (1 - A) * g / (2 - g), rel=0.4)
     assert found["polyak:start=60"] == pytest.approx(V * (1 + A) / (1 - A) / (UPDATES - 59), rel=0.1)
