@@ -1,7 +1,8 @@
 """stab: which training stabilizer keeps a network in a feedback loop steady from one checkpoint to the next?
 
 Public names: :func:`compare`, :class:`Recipe`, :func:`attach`, :class:`StabError`, ``stab.stabilizers.Average``,
-``stab.stabilizers.Intervention``, ``stab.tasks.Task``. Importing ``stab`` imports neither torch nor MuJoCo.
+``stab.stabilizers.Intervention``, ``stab.tasks.Task``, ``stab.checks.yield_checks``. Importing ``stab`` imports neither
+torch nor MuJoCo.
 """
 
 from importlib import import_module
@@ -25,7 +26,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("stabilizers", "tasks"):
+    if name in ("stabilizers", "tasks", "checks"):
         return import_module(f"stab.{name}")
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
