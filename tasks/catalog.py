@@ -54,6 +54,15 @@ CATALOG = [
 ]
 
 
+class _Cliff:
+    summary = "stab/Cliff-v0, linear and tiny: demonstrations stab/cliff/expert-v0 (collected on first use)"
+
+    def __call__(self, **settings: Any) -> Task:
+        from stab.tasks.cliff import Cliff
+
+        return Cliff(**{"name": "cliff", **settings})
+
+
 class _Recorded:
     summary = "your own dataset: stab compare --dataset my/pendulum-v0 (Box observations; Box or Discrete actions)"
 
@@ -65,4 +74,5 @@ class _Recorded:
 
 for record in CATALOG:
     tasks.register(record.name)(record)
+tasks.register("cliff")(_Cliff())
 tasks.register("recorded")(_Recorded())

@@ -21,6 +21,7 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
 
 from stab.registry import StabError
+from stab.tasks import environments
 from stab.tasks.base import Curve, Progress, References, no_progress
 from stab.tasks.episodes import make
 from stab.tasks.transitions import Transitions
@@ -140,6 +141,7 @@ def environment(dataset: minari.MinariDataset) -> gym.envs.registration.EnvSpec:
     code to run. Wrappers that only watch (Monitor, RecordEpisodeStatistics) are left out: they change nothing, and are
     often not installed. Raises StabError where the environment cannot be rebuilt, or its spaces are not the dataset's.
     """
+    environments.register()
     recorded = dataset.env_spec
     if recorded is None:
         raise StabError(f"dataset {dataset.id!r} records no environment: there is nothing to roll out in")
@@ -147,8 +149,8 @@ def environment(dataset: minari.MinariDataset) -> gym.envs.registration.EnvSpec:
         spec = copy.deepcopy(gym.spec(recorded.id))
     except gym.error.Error as e:
         raise StabError(
-            f"dataset {dataset.id!r} was recorded in {recorded.id}, which is not registered here ({_line(e)}): install the"
-            " package that registers it through the entry point gymnasium.envs"
+            f"dataset {dataset.id!r} was recorded in {recorded.id}, which is not registered here ({_line(e)}): write a task"
+            " plug-in (entry point stab.tasks) whose module registers it"
         ) from e
     spec.kwargs = spec.kwargs | {k: v for k, v in recorded.kwargs.items() if k != "render_mode"}
     spec.max_episode_steps = recorded.max_episode_steps

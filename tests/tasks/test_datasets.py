@@ -416,7 +416,7 @@ def test_an_environment_that_is_not_registered_names_the_cure():
     for make in (hopper, recorded):
         with pytest.raises(StabError, match=r"SomeRobot-v3") as refused:
             make("my/robot-v0").dataset()
-    assert "gymnasium.envs" in str(refused.value)
+    assert "entry point stab.tasks" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
