@@ -479,7 +479,7 @@ def test_an_environment_that_is_registered_no_longer(toy):
     dataset_id = toy(right)
     spec = gym.registry.pop("StabToy-v0")
     try:
-        with pytest.raises(StabError, match=r"recorded in StabToy-v0, which is not registered here .*gymnasium\.envs"):
+        with pytest.raises(StabError, match=r"StabToy-v0, which is not registered here .*entry point stab\.tasks"):
             task(dataset_id).dataset()
     finally:
         gym.registry["StabToy-v0"] = spec
