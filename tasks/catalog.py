@@ -20,7 +20,6 @@ class Record:
         steps: for how many environment steps.
         hidden: parts of the observation the expert is trained without (functions of the rest that slow learning down):
             names X of the environment's arguments ``include_X_in_observation``.
-        episodes: episodes of the task's own dataset.
     """
 
     name: str
@@ -30,7 +29,6 @@ class Record:
     algorithm_args: dict[str, Any] = field(default_factory=dict)
     steps: int = 500_000
     hidden: tuple[str, ...] = ()
-    episodes: int = 25
 
     @property
     def summary(self) -> str:

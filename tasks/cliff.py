@@ -14,15 +14,14 @@ from minari.data_collector import EpisodeBuffer
 
 from stab.registry import StabError
 from stab.tasks import datasets, environments
-from stab.tasks.base import Curve, Demonstrations, Progress, References, no_progress
+from stab.tasks.base import Curve, Progress, References, no_progress
+from stab.tasks.collected import Collected
 from stab.tasks.environments import CLIFF, EDGE, advance, expert
 from stab.tasks.episodes import Episodes, make
 from stab.tasks.experts import EXPERT_SEED, RANDOM_SEED, curve, versions
-from stab.tasks.recorded import Recorded
 from stab.tasks.rollout import part, random_returns
 
 NOISE = 0.02  # standard deviation of what is added to the expert's actions
-EPISODES = 25
 REFERENCE_EPISODES = 100
 LINEAR = "mlp:depth=0,actions=clipped"  # the expert's own class of policies; wants train.lr=0.01, see docs/cliff.md
 
@@ -30,7 +29,7 @@ environments.register()
 
 
 @dataclass(frozen=True)
-class Cliff(Recorded):
+class Cliff(Collected):
     """``stab/Cliff-v0`` and its linear expert; see ``environments.CliffEnv`` for the dynamics.
 
     Args:
@@ -45,27 +44,12 @@ class Cliff(Recorded):
 
     radius: float = 1.0
 
-    def _no_expert(self) -> None:
-        raise StabError(
-            f"data.infinite: task {self.name!r} has no fresh episodes; give it more: data.train_episodes=200, or use hopper"
-        )
-
-    @property
-    def demonstrations_id(self) -> str:
-        return self.dataset_id or f"stab/{self.name}/expert-v0"
-
-    def ready(self) -> bool:
-        if not datasets.exists(self.demonstrations_id):
-            return False
-        there = datasets.load(self.demonstrations_id).total_episodes
-        return self.dataset_id is not None or there >= self.train_episodes + self.validation_episodes
-
     def collect(self, progress: Progress = no_progress, episodes: int | None = None) -> None:
         """Write noisy episodes of the expert, reset seeds 0, 1, ..., and the references of the noiseless one.
 
         A larger dataset begins with the smaller one. Raises StabError for a ``dataset_id`` that is there already.
         """
-        count = max(EPISODES, self.train_episodes + self.validation_episodes) if episodes is None else episodes
+        count = self._count(episodes)
         spec = gym.spec(CLIFF)
         spec.kwargs = {"radius": self.radius}
         env = make(spec)
@@ -87,11 +71,6 @@ class Cliff(Recorded):
             description=f"{count} episodes of the linear expert of {CLIFF}, closed-loop spectral radius {self.radius:g}.",
         )
         progress(1.0)
-
-    def _load(self, progress: Progress) -> Demonstrations:
-        if self.dataset_id is None and not self.ready():
-            self.collect(progress)
-        return super()._load(progress)
 
     @functools.cached_property
     def _spec(self) -> gym.envs.registration.EnvSpec:
@@ -138,15 +117,7 @@ def episode(env: gym.Env[Any, Any], seed: int, noise: float = 0.0) -> EpisodeBuf
         observations.append(observation)
         steps.append((action, reward, terminated, truncated))
         done = terminated or truncated
-    actions, rewards, terminations, truncations = map(np.array, zip(*steps, strict=True))
-    return EpisodeBuffer(
-        seed=seed,
-        observations=np.array(observations),
-        actions=actions,
-        rewards=rewards,
-        terminations=terminations,
-        truncations=truncations,
-    )
+    return datasets.episode(seed, observations, steps)
 
 
 def measure(env: gym.Env[Any, Any], progress: Progress = no_progress) -> References:

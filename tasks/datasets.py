@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import minari
@@ -306,6 +306,27 @@ def references_from(data: dict[str, Any]) -> References:
 def references_to(references: References) -> dict[str, Any]:
     """Plain data, for JSON."""
     return asdict(references)
+
+
+def episode(
+    seed: int, observations: Sequence[Any], steps: Sequence[tuple[Any, SupportsFloat, bool, bool]]
+) -> EpisodeBuffer:
+    """Return an episode to write.
+
+    Args:
+        seed: its reset seed.
+        observations: one more than there are steps.
+        steps: action, reward, terminated, truncated.
+    """
+    actions, rewards, terminations, truncations = map(np.array, zip(*steps, strict=True))
+    return EpisodeBuffer(
+        seed=seed,
+        observations=np.array(observations),
+        actions=actions,
+        rewards=rewards,
+        terminations=terminations,
+        truncations=truncations,
+    )
 
 
 def create(

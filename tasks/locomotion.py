@@ -6,20 +6,19 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import minari
 import numpy as np
 import torch
-from minari.data_collector import EpisodeBuffer
 
 from stab.registry import StabError
 from stab.tasks import datasets, experts
 from stab.tasks.base import Demonstrations, Progress, References, no_progress
 from stab.tasks.catalog import CATALOG, Record
+from stab.tasks.collected import Collected
 from stab.tasks.policies import Actor
-from stab.tasks.recorded import Recorded
 from stab.tasks.rollout import Recorder, rollout
 from stab.tasks.transitions import Batch, Transitions
 
@@ -28,7 +27,7 @@ FRESH_ROWS = 5  # episodes that are added at a time where the first ones ended e
 
 
 @dataclass(frozen=True)
-class Locomotion(Recorded):
+class Locomotion(Collected):
     """A MuJoCo environment with an expert.
 
     Args:
@@ -41,20 +40,7 @@ class Locomotion(Recorded):
 
     record: Record = CATALOG[0]
     expert: Path | None = None
-
-    def _no_expert(self) -> None:
-        """There is one."""
-
-    @property
-    def demonstrations_id(self) -> str:
-        return self.dataset_id or f"stab/{self.name}/expert-v0"
-
-    def ready(self) -> bool:
-        if not datasets.exists(self.demonstrations_id):
-            return False
-        return self.dataset_id is not None or (
-            datasets.load(self.demonstrations_id).total_episodes >= self.train_episodes + self.validation_episodes
-        )
+    has_fresh_episodes: ClassVar[bool] = True
 
     def collect(self, progress: Progress = no_progress, episodes: int | None = None) -> None:
         """Write greedy episodes of the expert, reset seeds 0, 1, ..., into Minari's root.
@@ -64,15 +50,16 @@ class Locomotion(Recorded):
         if self.dataset_id is not None and self.expert is None:
             raise StabError(f"{self.dataset_id!r} is not stab's to collect: leave out --dataset, or give --expert")
         expert = experts.load(self.record, self.expert)
-        count = (
-            max(self.record.episodes, self.train_episodes + self.validation_episodes) if episodes is None else episodes
-        )
+        count = self._count(episodes)
         spec = gym.spec(self.record.environment)
         steps: list[list[tuple[Any, ...]]] = [[] for _ in range(count)]
         experts.act(expert.actor, spec, range(count), progress, lambda n, *step: steps[n].append(step))
         datasets.create(
             self.demonstrations_id,
-            [_buffer(found, seed) for seed, found in enumerate(steps)],
+            [
+                datasets.episode(seed, [*(step[0] for step in found), found[-1][-1]], [step[1:-1] for step in found])
+                for seed, found in enumerate(steps)
+            ],
             spec,
             expert.references,
             {
@@ -88,8 +75,6 @@ class Locomotion(Recorded):
         )
 
     def _load(self, progress: Progress) -> Demonstrations:
-        if self.dataset_id is None and not self.ready():
-            self.collect(progress)
         found = super()._load(progress)
         if self.dataset_id is None and found.expert_sha256 != experts.load(self.record).sha256:
             raise StabError(
@@ -179,15 +164,3 @@ class Fresh:
     @functools.cached_property
     def _expert(self) -> Any:
         return experts.load(self.task.record, self.task.expert).actor
-
-
-def _buffer(steps: list[tuple[Any, ...]], seed: int) -> EpisodeBuffer:
-    observations, actions, rewards, terminations, truncations, following = zip(*steps, strict=True)
-    return EpisodeBuffer(
-        seed=seed,
-        observations=np.array([*observations, following[-1]]),
-        actions=np.array(actions),
-        rewards=np.array(rewards),
-        terminations=np.array(terminations),
-        truncations=np.array(truncations),
-    )

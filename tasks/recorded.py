@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import minari
@@ -46,15 +46,14 @@ class Recorded(Task):
     actions, cross-entropy for Discrete ones.
     """
 
-    def __post_init__(self) -> None:
-        if self.infinite:
-            self._no_expert()
+    has_fresh_episodes: ClassVar[bool] = False  # whether it can draw every minibatch from fresh ones
 
-    def _no_expert(self) -> None:
-        raise StabError(
-            f"data.infinite needs an expert to draw fresh episodes from, {self.name!r} has a dataset alone: use a task"
-            " with an expert, such as hopper"
-        )
+    def __post_init__(self) -> None:
+        if self.infinite and not self.has_fresh_episodes:
+            raise StabError(
+                f"data.infinite needs an expert to draw fresh episodes from, task {self.name!r} has none: use a task that"
+                " has, such as hopper"
+            )
 
     @property
     def demonstrations_id(self) -> str:

@@ -21,6 +21,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from stab.registry import StabError
+from stab.tasks import datasets
 from stab.tasks.base import Curve, Progress, References, no_progress
 from stab.tasks.catalog import Record
 from stab.tasks.episodes import make, make_episodes
@@ -65,7 +66,11 @@ def load(record: Record, path: Path | None = None) -> Expert:
     if sha256 != card["weights_sha256"]:
         raise StabError(f"{what}: the weights are not those its card describes (SHA-256 differs); get both files again")
     env = make(gym.spec(record.environment))
-    return Expert(make_actor(weights, env, what), card, references_of(card, what), sha256)
+    try:
+        references = datasets.references_from(card["references"])
+    except StabError as e:
+        raise StabError(f"{what}: {e} in its card") from e
+    return Expert(make_actor(weights, env, what), card, references, sha256)
 
 
 def read_weights(path: Any) -> dict[str, Tensor]:
@@ -117,14 +122,6 @@ def make_actor(weights: dict[str, Tensor], env: gym.Env[Any, Any], what: str) ->
             f" {wanted[0]} and {wanted[1]}: it is an expert of another task"
         )
     return actor
-
-
-def references_of(card: dict[str, Any], what: str) -> References:
-    """Return a card's reference returns. Raises StabError when they are malformed."""
-    try:
-        return References(Curve(**card["references"]["random"]), Curve(**card["references"]["expert"]))
-    except (KeyError, TypeError) as e:
-        raise StabError(f"{what}: malformed reference returns in its card: {e}") from e
 
 
 def act(

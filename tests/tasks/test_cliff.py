@@ -17,7 +17,8 @@ from gymnasium.utils.env_checker import check_env
 from stab import StabError
 from stab.recipe import Recipe
 from stab.tasks import datasets, environments, tasks
-from stab.tasks.cliff import EPISODES, LINEAR, NOISE, Cliff, CliffEpisodes, episode
+from stab.tasks.cliff import LINEAR, NOISE, Cliff, CliffEpisodes, episode
+from stab.tasks.collected import EPISODES
 from stab.tasks.environments import ANGLE, CLIFF, HORIZON, PUSH, START, advance, expert
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cliff_horizon.py"
