@@ -11,7 +11,7 @@ import platform
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,13 +19,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stab import engine, gva
+from stab import engine, gva, snapshots
 from stab.config import PRESETS, QUICK, Config, Evaluation, load
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, suggest
 from stab.reports import rows
 from stab.stabilizers import parse, split, stabilizers
-from stab.stabilizers.base import effective_half_life, memory
+from stab.stabilizers.base import averaged, effective_half_life, memory
 from stab.tasks import Task, tasks
 from stab.tasks.base import Endless, no_progress
 
@@ -33,11 +33,21 @@ if TYPE_CHECKING:
     import numpy as np
 
     from stab.reports.statistics import Results
+    from stab.stabilizers.base import Params
 
 START_SEED = 50_000
 RUN_FILES = {
     *("config.yaml", "run.json", "skipped.json", "cells", "timings", "failures", "weights", "figures", "tensorboard"),
-    *("leaderboard.json", "leaderboard.csv", "leaderboard.md"),
+    *(
+        "leaderboard.json",
+        "leaderboard.csv",
+        "leaderboard.md",
+        "snapshots",
+        "averages",
+        "averages.json",
+        "averages.csv",
+    ),
+    "averages.md",
 }
 PACKAGES = {"stab": "stab-gva", "torch": "torch", "mujoco": "mujoco", "gymnasium": "gymnasium", "minari": "minari"}
 
@@ -243,26 +253,18 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
     task = make_task(config, cell.task)
     data = task.dataset()
     averages = {s: a for s in cell.stabilizers if (a := parse(s).average)}
-    policy = task.policy(cell.recipe).eval()
-    validation = data.validation.batch(_everything(data.validation))
-    horizons = gva.horizon_grid(min(config.eval.horizon, task.horizon))
-    starts = [START_SEED + n for n in range(config.eval.starts)]
-
-    checkpoints: dict[str, list[dict[str, Any]]] = {s: [] for s in cell.stabilizers}
-    weights: dict[str, dict[str, torch.Tensor]] = {}  # by content: equal read-outs are rolled out once
-    latest: dict[str, dict[str, torch.Tensor]] = {}
+    every = config.snapshots.every
+    policy = task.policy(cell.recipe)
+    parameters = {name for name, _ in policy.named_parameters(remove_duplicate=False)}
+    riders = averages | ({snapshots.RIDER: snapshots.BlockMeans(every)} if every else {})
+    read_outs: dict[str, dict[int, Params]] = {s: {} for s in cell.stabilizers}
+    buffers: dict[int, Params] = {}
     trajectory = []
     last = None
-    for point in train(task, cell.recipe, cell.seed, averages, config.checkpoints):
+    for point in train(task, cell.recipe, cell.seed, riders, config.checkpoints):
         last = point
         for string in cell.stabilizers:
-            latest[string] = point.averages.get(string, point.raw)
-            policy.load_state_dict(latest[string])
-            with torch.inference_mode():
-                val_loss = float(task.loss(policy, validation))
-            sha = _digest(latest[string])
-            weights.setdefault(sha, latest[string])
-            checkpoints[string].append({"update": point.update, "val_loss": val_loss, "weights": sha})
+            read_outs[string][point.update] = point.averages.get(string, point.raw)
         trajectory.append(
             {
                 "update": point.update,
@@ -271,30 +273,18 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
                 "gradient_norm2": point.gradient_norm2,
             }
         )
+        buffers[point.update] = {name: value for name, value in point.raw.items() if name not in parameters}
         report("training", point.update / cell.recipe.updates)
     assert last is not None
 
     began = time.perf_counter()
-    names = list(weights)
-    stacked = {name: torch.stack([weights[sha][name] for sha in names]) for name in weights[names[0]]}
-    cumulative, lengths = task.rollout(policy, stacked, starts, horizons, lambda done: report("rollouts", done))
+    checkpoints, found, steps = roll_out(task, config, cell.recipe, read_outs, report)
     rollout_seconds = time.perf_counter() - began
-    J = data.references.normalise(cumulative, horizons)
-    index = {sha: i for i, sha in enumerate(names)}
-    found = [
-        {
-            "stabilizer": string,
-            "update": point["update"],
-            "start": start,
-            "return": J[index[point["weights"]], n, -1].item(),
-            "length": lengths[index[point["weights"]], n].item(),
-            "cumulative": cumulative[index[point["weights"]], n].tolist(),
-        }
-        for string, points in checkpoints.items()
-        for point in points
-        for n, start in enumerate(starts)
-    ]
-    _save_weights(run, cell, latest)
+    _save_weights(run, cell, {string: points[last.update] for string, points in read_outs.items()})
+    if every:
+        read = last.averages[snapshots.RIDER]
+        blocks = {name: read[name] for name in averaged(policy, riders[snapshots.RIDER])}
+        snapshots.save(snapshot_file(run, cell.key), every, cell.recipe.updates, blocks, buffers)
     rows.write_json(
         run / "timings" / f"{cell.key}.json",
         {
@@ -302,9 +292,10 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
             "average_seconds": last.average_seconds,
             "average_bytes": last.average_bytes,
             "rollout_seconds": rollout_seconds,
-            "rollout_steps": int(lengths.sum()),
+            "rollout_steps": steps,
         },
     )
+    horizons, starts = evaluation(config, task)
     references = {
         "random": [data.references.random.at(h) for h in horizons],
         "expert": [data.references.expert.at(h) for h in horizons],
@@ -334,7 +325,7 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
             "window": config.window,
             "stabilizers": list(cell.stabilizers),
             "raw": cell.stabilizers[0],
-            "riders": {string: _about_rider(string, cell.recipe, config.window) for string in cell.stabilizers},
+            "riders": {string: about_rider(string, cell.recipe, config.window) for string in cell.stabilizers},
             "trajectory": trajectory,
             "checkpoints": checkpoints,
             "rows": found,
@@ -342,7 +333,67 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
     )
 
 
-def _about_rider(string: str, recipe: Recipe, window: list[int]) -> dict[str, Any]:
+def roll_out(
+    task: Task,
+    config: Config,
+    recipe: Recipe,
+    read_outs: Mapping[str, Mapping[int, Params]],
+    report: Callable[[str, float], None],
+) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]], int]:
+    """Roll out read-outs by name and update; equal ones once.
+
+    Returns ``checkpoints`` (by name: update, validation loss, digest of the weights) and ``rows`` of a cell, and the
+    number of environment steps taken.
+    """
+    import torch
+
+    data = task.dataset()
+    policy = task.policy(recipe).eval()
+    validation = data.validation.batch(_everything(data.validation))
+    horizons, starts = evaluation(config, task)
+    checkpoints: dict[str, list[dict[str, Any]]] = {name: [] for name in read_outs}
+    weights: dict[str, Params] = {}  # by content
+    for name, points in read_outs.items():
+        for update, tensors in points.items():
+            sha = _digest(tensors)
+            weights.setdefault(sha, tensors)
+            policy.load_state_dict(tensors)
+            with torch.inference_mode():
+                val_loss = float(task.loss(policy, validation))
+            checkpoints[name].append({"update": update, "val_loss": val_loss, "weights": sha})
+    index = {sha: i for i, sha in enumerate(weights)}
+    first = next(iter(weights.values()))
+    stacked = {name: torch.stack([tensors[name] for tensors in weights.values()]) for name in first}
+    cumulative, lengths = task.rollout(policy, stacked, starts, horizons, lambda done: report("rollouts", done))
+    J = data.references.normalise(cumulative, horizons)
+    found = [
+        {
+            "stabilizer": string,
+            "update": point["update"],
+            "start": start,
+            "return": J[index[point["weights"]], n, -1].item(),
+            "length": lengths[index[point["weights"]], n].item(),
+            "cumulative": cumulative[index[point["weights"]], n].tolist(),
+        }
+        for string, points in checkpoints.items()
+        for point in points
+        for n, start in enumerate(starts)
+    ]
+    return checkpoints, found, int(lengths.sum())
+
+
+def evaluation(config: Config, task: Task) -> tuple[list[int], list[int]]:
+    """Return the horizons and the starts (reset seeds) of every rollout."""
+    horizons = gva.horizon_grid(min(config.eval.horizon, task.horizon))
+    return horizons, [START_SEED + n for n in range(config.eval.starts)]
+
+
+def snapshot_file(run: Path, key: str) -> Path:
+    """Return where a cell's snapshots lie."""
+    return run / "snapshots" / f"{key}.safetensors"
+
+
+def about_rider(string: str, recipe: Recipe, window: list[int]) -> dict[str, Any]:
     """Return what reports say of a stabilizer, so that they need not load it (it may be a plug-in)."""
     stabilizer = parse(string)
     average = stabilizer.average

@@ -45,6 +45,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Snapshots:
+    """What is kept of training, so that averages can be chosen afterwards (``stab report RUN --averages ...``).
+
+    Args:
+        every: updates whose iterates are averaged into one snapshot, a divisor of ``eval.checkpoint_every``; None keeps
+            nothing. On disk: updates / every x parameters x 4 bytes a training run.
+    """
+
+    every: int | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that decides the numbers of a comparison.
 
@@ -56,6 +68,7 @@ class Config:
         train: the base recipe.
         eval: checkpoints, starts, horizon.
         data: demonstrations.
+        snapshots: what is kept of training.
 
     Raises StabError when a value is out of range, or the window holds fewer than two checkpoints.
     """
@@ -67,6 +80,7 @@ class Config:
     train: Recipe = field(default_factory=Recipe)
     eval: Evaluation = field(default_factory=Evaluation)
     data: Data = field(default_factory=Data)
+    snapshots: Snapshots = field(default_factory=Snapshots)
 
     def __post_init__(self) -> None:
         limits = {
@@ -80,6 +94,12 @@ class Config:
         for name, value in limits.items():
             if value < 1:
                 raise StabError(f"{name}={value} is out of range: expected an integer >= 1")
+        every = self.snapshots.every
+        if every is not None and (every < 1 or self.eval.checkpoint_every % every):
+            raise StabError(
+                f"snapshots.every={every} is out of range: expected a divisor of eval.checkpoint_every"
+                f" ({self.eval.checkpoint_every}), so that snapshots end at checkpoints"
+            )
         if len(self.window) < 2:
             raise StabError(
                 f"GVA needs at least two checkpoints in the second half of training, these settings give"
@@ -134,7 +154,7 @@ def load(*layers: dict[str, Any] | Path, overrides: Sequence[str] = ()) -> Confi
     from yaml import YAMLError
 
     merged = OmegaConf.structured(Config)
-    for node in (merged, merged.train, merged.eval, merged.data):
+    for node in (merged, merged.train, merged.eval, merged.data, merged.snapshots):
         OmegaConf.set_readonly(node, False)  # frozen dataclasses are read-only, even to a merge
     what = "settings"
     try:

@@ -1,14 +1,20 @@
-"""``stab report``: rebuild a run's tables, figures and TensorBoard from its rows."""
+"""``stab report``: rebuild a run's tables, figures and TensorBoard from its rows; choose averages afterwards."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-EXAMPLES = "Examples:\n\nstab report runs/2026-11-22-101500-hopper\n\nstab report RUN --format json | jq '.entries[0]'"
+from stab.cli.progress import bars
+
+EXAMPLES = (
+    "Examples:\n\nstab report runs/2026-11-22-101500-hopper\n\nstab report RUN --format json | jq '.entries[0]'\n\n"
+    'stab report RUN --averages "ema:half_life=100|300|1000,polyak"   (a run made with snapshots.every=50)'
+)
 
 
 class Format(StrEnum):
@@ -23,16 +29,65 @@ class Format(StrEnum):
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     format: Annotated[Format, typer.Option(help="What to print; the files are rebuilt in any case.")] = Format.table,
+    averages: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Averages to read off the run's snapshots and roll out; | separates values. Printed instead of the"
+            " leaderboard.",
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes (default: as many as cores).")] = None,
 ) -> None:
     """Rebuild leaderboard files, figures and TensorBoard from the rows of a run, without training; print the leaderboard."""
     from rich.console import Console
 
-    from stab.reports import render
+    from stab.registry import StabError
+    from stab.reports import averages as chosen
+    from stab.reports import render, rows
     from stab.reports.table import board
 
+    if averages is not None:
+        _read_off(run, averages, workers)
     leaderboard = render(run)
-    if format is Format.table:
-        Console().print(board(leaderboard))
-    else:
+    if format is not Format.table:
         suffix = {Format.json: "json", Format.markdown: "md", Format.csv: "csv"}[format]
-        typer.echo((run / f"leaderboard.{suffix}").read_text(), nl=False)
+        name = "leaderboard" if averages is None else "averages"
+        typer.echo((run / f"{name}.{suffix}").read_text(), nl=False)
+    elif averages is None:
+        Console().print(board(leaderboard))
+    elif (run / "averages.json").exists():
+        Console().print(chosen.table(rows.read_json(run / "averages.json")))
+    else:
+        raise StabError("no average was read off on every seed")
+
+
+def _read_off(run: Path, averages: str, workers: int | None) -> None:
+    """Read off and roll out what is not on disk yet, with a progress bar. Raises StabError when one fails."""
+    from rich.console import Console
+
+    from stab import comparison, posthoc
+    from stab.registry import StabError
+
+    todo = posthoc.unfinished(posthoc.make_jobs(run, posthoc.expand(averages)))
+    if not todo:
+        return
+    talk = Console(stderr=True, highlight=False)
+    done: dict[posthoc.Job, float] = dict.fromkeys(todo, 0.0)
+    failed: dict[posthoc.Job, str] = {}
+    finished = 0
+    events: Any = posthoc.execute(todo, comparison.check_workers(workers))
+    try:
+        with bars(talk) as progress, closing(events):
+            total = progress.add_task(f"Averages 0/{len(todo)}", total=len(todo))
+            for job, event in events:
+                done[job] = event.fraction if event.kind == "progress" else 1.0
+                if event.kind == "failed":
+                    failed[job] = event.reason
+                finished += event.kind != "progress"
+                progress.update(total, completed=sum(done.values()), description=f"Averages {finished}/{len(todo)}")
+    except KeyboardInterrupt:
+        talk.print("Interrupted. What was finished is kept; the same command goes on.")
+        raise typer.Exit(130) from None
+    for job, reason in failed.items():
+        raise StabError(f"{job.string} of {job.cell.stem} failed: {reason}")

@@ -16,10 +16,11 @@ from stab.reports import rows
 def render(run: Path) -> dict[str, Any]:
     """Rebuild every rendering of a run folder from its rows; return the content of ``leaderboard.json``.
 
-    Writes ``leaderboard.json``, ``leaderboard.csv``, ``leaderboard.md``, ``figures/`` and ``tensorboard/``. Trains
-    nothing. Raises StabError when the folder is no run or cannot be written.
+    Writes ``leaderboard.json``, ``leaderboard.csv``, ``leaderboard.md``, ``figures/`` and ``tensorboard/``, and
+    ``averages.json``, ``.csv`` and ``.md`` where averages were chosen afterwards. Trains nothing. Raises StabError when the
+    folder is no run or cannot be written.
     """
-    from stab.reports import figures, statistics, table, tensorboard
+    from stab.reports import averages, figures, statistics, table, tensorboard
 
     results = statistics.read(run)
     leaderboard = statistics.leaderboard(results)
@@ -27,6 +28,12 @@ def render(run: Path) -> dict[str, Any]:
     rows.write_text(run / "leaderboard.csv", table.csv_text(leaderboard))
     rows.write_text(run / "leaderboard.md", table.markdown(leaderboard))
     drawn = figures.draw(results, leaderboard)
+    if results.afterwards:
+        chosen = averages.summary(results)
+        rows.write_json(run / "averages.json", chosen, indent=1)
+        rows.write_text(run / "averages.csv", averages.csv_text(chosen))
+        rows.write_text(run / "averages.md", averages.markdown(chosen))
+        drawn |= figures.draw_averages(chosen, leaderboard)
     _rebuild(run / "figures", lambda folder: figures.save(drawn, folder))
     _rebuild(run / "tensorboard", lambda folder: tensorboard.write(results, leaderboard, drawn, folder))
     return leaderboard

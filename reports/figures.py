@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by colour-blind readers; every use is also told by position, shape or label.
 BLUE, VERMILION, GREY, SHADE = "#0072B2", "#D55E00", "#8c8c8c", "#efefef"
+COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP"
+APART = 1.4  # factor between ticks, so that their labels do not touch
 WIDTH = 7.0  # inches: two columns of a paper
 SIZE = 7.5  # points
 
@@ -136,6 +139,58 @@ def scores(leaderboard: dict[str, Any], task: str) -> Figure:
     legend = "filled: mean and 95 % interval; hollow: each seed; band: none ± noise floor; tick: worst checkpoint"
     figure.supxlabel(legend, fontsize=SIZE)
     _title(figure, leaderboard["run"]["smoke"], f"{task}: how much the return changes between checkpoints")
+    return figure
+
+
+def draw_averages(chosen: dict[str, Any], leaderboard: dict[str, Any]) -> dict[str, Figure]:
+    """Return ``<task>-averages`` of every task: GVA and return of averages read off afterwards, against the half-life."""
+    tasks = dict.fromkeys(entry["task"] for entry in chosen["entries"])
+    return {f"{task}-averages": averages(chosen, leaderboard, task) for task in tasks}
+
+
+def averages(chosen: dict[str, Any], leaderboard: dict[str, Any], task: str) -> Figure:
+    """Draw GVA and return against the effective half-life at the end of training, a line a kind of average.
+
+    Bars are 95 % intervals; hollow squares the same averages as they rode online; the grey line is ``none``.
+    """
+    figure = _figure(2.9)
+    panels = figure.subplots(1, 2)
+    found = [entry for entry in chosen["entries"] if entry["task"] == task]
+    families: dict[str, list[dict[str, Any]]] = {}
+    for entry in found:  # lr_decay+ema:half_life=300 belongs to lr_decay+ema
+        families.setdefault(re.sub(r":[^+]*", "", entry["stabilizer"]), []).append(entry)
+    base = next((e for e in entries(leaderboard, task) if e["stabilizer"] == "none"), None)
+    for axes, key, name in zip(
+        panels, ("gva", "return"), ("GVA (lower is steadier)", "return (random 0, expert 1)"), strict=True
+    ):
+        _style(axes)
+        axes.set_xscale("log")
+        if base is not None and base[key] is not None:
+            axes.axhline(base[key], color=GREY, linewidth=1, label="none")
+        for colour, marker, (family, points) in zip(COLOURS, MARKERS, families.items(), strict=False):
+            x, y = [p["half_life"][1] for p in points], [p[key] for p in points]
+            axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.2, label=family)
+            for p in points:
+                if p[f"{key}_low"] is not None:
+                    axes.plot([p["half_life"][1]] * 2, [p[f"{key}_low"], p[f"{key}_high"]], color=colour, linewidth=0.8)
+                if p["online_gva"] is not None:
+                    value = p[f"online_{key}"]
+                    axes.plot(p["half_life"][1], value, "s", color=colour, markerfacecolor="none", markersize=9)
+        axes.set_title(name, fontsize=SIZE + 0.5)
+        axes.set_xlabel("effective half-life at the end of training (updates)", fontsize=SIZE)
+        ticks: list[int] = []
+        for life in sorted({p["half_life"][1] for p in found}):
+            if not ticks or life > APART * ticks[-1]:
+                ticks.append(life)
+        axes.set_xticks(ticks)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.minorticks_off()
+    panels[0].set_ylim(bottom=min(0.0, panels[0].get_ylim()[0]))
+    panels[1].legend(fontsize=SIZE - 0.5, frameon=False)
+    figure.supxlabel(
+        "filled: read off afterwards, with 95 % interval; hollow square: the same average online", fontsize=SIZE
+    )
+    _title(figure, leaderboard["run"]["smoke"], f"{task}: averages chosen after training")
     return figure
 
 

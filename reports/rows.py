@@ -60,14 +60,16 @@ def read_json(path: Path) -> Any:
         raise StabError(f"cannot read {path}: {e}") from e
 
 
-def cells(run: Path) -> Iterator[dict[str, Any]]:
+def cells(run: Path, folder: str = "cells") -> Iterator[dict[str, Any]]:
     """Yield the finished cells of a run folder, in the order of their file names.
+
+    ``folder="averages"``: the averages that were read off snapshots afterwards, each a cell of one stabilizer.
 
     A cell holds what its rows share (protocol, task, dataset, expert, environment, recipe, seed, versions, evaluation),
     ``checkpoints`` (a record per stabilizer and checkpoint) and ``rows`` (one per stabilizer, checkpoint and start).
     Raises StabError for a file that is no cell.
     """
-    for path in sorted((run / "cells").glob("*.json")):
+    for path in sorted((run / folder).glob("*.json")):
         cell = read_json(path)
         if not isinstance(cell, dict) or cell.get("schema") != SCHEMA or not cell.keys() >= CELL_KEYS:
             raise StabError(f"{path} is no cell of stab (schema {SCHEMA}); move it out of the run folder")

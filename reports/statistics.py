@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class Results:
         about: how the run was made (run.json).
         timings: cell key -> seconds and bytes.
         failures, skipped: (task, stabilizer) -> reason.
+        afterwards: by (task, stabilizer), averages that were read off snapshots, finished on every seed.
     """
 
     run: Path
@@ -75,6 +76,7 @@ class Results:
     timings: dict[str, dict[str, Any]]
     failures: dict[tuple[str, str], str]
     skipped: dict[tuple[str, str], str]
+    afterwards: dict[tuple[str, str], Series] = field(default_factory=dict)
 
 
 def read(run: Path) -> Results:
@@ -115,7 +117,12 @@ def read(run: Path) -> Results:
         for (task, string), found in grouped.items()
         if (task, string) not in failures and len(found) == config.seeds
     }
-    return Results(run, config, about, series, timings, failures, skipped)
+    chosen: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cell in rows.cells(run, "averages"):
+        if cell["task"] in config.tasks and cell["seed"] < config.seeds:
+            chosen.setdefault((cell["task"], cell["stabilizers"][0]), []).append(cell)
+    afterwards = {key: _series(*key, found) for key, found in chosen.items() if len(found) == config.seeds}
+    return Results(run, config, about, series, timings, failures, skipped, afterwards)
 
 
 def cell_key(cell: dict[str, Any]) -> str:
@@ -293,7 +300,7 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
         "average_bytes": _mean([t.get("average_bytes", {}).get(string, 0) for t in timings]),
         "status": status,
     }
-    entry |= _plain(figures)
+    entry |= plain(figures)
     return entry
 
 
@@ -334,9 +341,9 @@ def _about_task(results: Results, task: str) -> dict[str, Any]:
     spent = [t.get("train_seconds", math.nan) + sum(t.get("average_seconds", {}).values()) + t.get("rollout_seconds", 0)
              for t in timed]  # fmt: skip
     return {key: first.get(key) for key in keys} | {
-        "worker_seconds": _plain(float(sum(spent))) if spent else None,
+        "worker_seconds": plain(float(sum(spent))) if spent else None,
         "window": [int(u) for u in base.updates[base.window]],
-        "noise_floor": _plain(float(np.mean([gva.noise_floor(J) for J in scored]))),
+        "noise_floor": plain(float(np.mean([gva.noise_floor(J) for J in scored]))),
         "learned": learned,
         "warnings": warnings,
     }
@@ -346,12 +353,12 @@ def _mean(values: list[Any]) -> float:
     return float(np.mean(values)) if all(v is not None for v in values) else math.nan
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numbers of Python's own types, and None for what does not exist (NaN)."""
     if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
+        return {key: plain(v) for key, v in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value

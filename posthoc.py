@@ -1,0 +1,150 @@
+"""Averages chosen after training: read off a run's snapshots, rolled out as every other entry, kept beside the cells."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stab import engine, snapshots
+from stab.comparison import about_rider, make_task, roll_out, snapshot_file
+from stab.config import load
+from stab.recipe import Recipe
+from stab.registry import StabError
+from stab.reports import rows
+from stab.reports.statistics import cell_key
+from stab.stabilizers import parse, split
+from stab.stabilizers.base import slug
+
+if TYPE_CHECKING:
+    from stab.stabilizers.base import Params
+
+
+def expand(text: str) -> list[str]:
+    """Return the canonical strings that a list with alternatives spells; ``|`` separates values of one argument.
+
+    >>> expand("ema:half_life=100|300,alpha=0.67,polyak")
+    ['ema:alpha=0.67,half_life=100', 'ema:alpha=0.67,half_life=300', 'polyak']
+
+    Raises StabError for what is no stabilizer string.
+    """
+    found = []
+    for pattern in split(text):
+        pieces = [piece.split("|") for piece in re.split(r"([=,:+])", pattern)]
+        found += [parse("".join(choice)).string for choice in itertools.product(*pieces)]
+    return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One average of one cell, to be read off and rolled out."""
+
+    cell: Path
+    string: str
+
+    @property
+    def file(self) -> Path:
+        """Where its rows will lie."""
+        return self.cell.parent.parent / "averages" / f"{self.cell.stem}-{slug(self.string)}.json"
+
+
+def make_jobs(run: Path, strings: Sequence[str]) -> list[Job]:
+    """Return what is to be read off for these strings: one job a task and seed whose recipe they share.
+
+    Raises StabError when the run kept no snapshots, a string is no convex average, its settings do not fit the length of
+    training, or the run has no training run of its recipe.
+    """
+    config = load(run / "config.yaml") if (run / "config.yaml").exists() else None
+    if config is None:
+        raise StabError(f"{run} is no run folder: it has no config.yaml")
+    if config.snapshots.every is None:
+        raise StabError(
+            f"{run} kept no snapshots to read averages off: run the comparison with snapshots.every="
+            f"{config.eval.checkpoint_every // 4 or 1} (a divisor of eval.checkpoint_every)"
+        )
+    cells = {(c["task"], Recipe.from_dict(c["recipe"]).key, c["seed"]): c for c in rows.cells(run)}
+    jobs = []
+    for string in strings:
+        stabilizer = parse(string)
+        if stabilizer.average is None or not stabilizer.average.convex:
+            raise StabError(f"{string!r} is no average that can be read off: expected one that declares convex weights")
+        recipe = stabilizer.apply(config.train)
+        stabilizer.average.init({}, recipe.updates)
+        for task, seed in itertools.product(config.tasks, range(config.seeds)):
+            cell = cells.get((task, recipe.key, seed))
+            if cell is None:
+                known = dict.fromkeys(c["raw"] for c in cells.values() if c["task"] == task)
+                raise StabError(
+                    f"{string!r}: {run} has no training run of {stabilizer.raw!r} on {task} with seed {seed}; it has"
+                    f" {', '.join(known) or 'none that finished'}"
+                )
+            key = cell_key(cell)
+            if not snapshot_file(run, key).exists():
+                raise StabError(f"the snapshots {snapshot_file(run, key)} are gone: run the comparison again")
+            jobs.append(Job(run / "cells" / f"{key}.json", string))
+    return jobs
+
+
+def unfinished(jobs: Sequence[Job]) -> list[Job]:
+    """Return those whose rows are not on disk yet."""
+    return [job for job in jobs if not job.file.exists()]
+
+
+def execute(jobs: Sequence[Job], workers: int) -> Generator[tuple[Job, engine.Event]]:
+    """Read off and roll out; yield events as they come."""
+    plain = [{"cell": str(job.cell.resolve()), "string": job.string} for job in jobs]
+    with closing(engine.run("stab.posthoc:run_job", plain, workers)) as events:
+        for event in events:
+            yield jobs[event.job], event
+
+
+def run_job(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
+    """Read one average off one cell's snapshots, roll out its window, write its rows; what a worker does."""
+    import torch
+
+    torch.set_num_threads(1)
+    path, string = Path(job["cell"]), job["string"]
+    run, cell = path.parent.parent, rows.read_json(path)
+    config = load(run / "config.yaml")
+    recipe = Recipe.from_dict(cell["recipe"])
+    average = parse(string).average
+    assert average is not None
+    taken = snapshots.load(snapshot_file(run, path.stem))
+    report("reading off", 0.0)
+    found, misplaced = taken.read_off(average, cell["window"])
+    checkpoints, rolled, _ = roll_out(make_task(config, cell["task"]), config, recipe, {string: found}, report)
+    about = about_rider(string, recipe, cell["window"])
+    rows.write_json(
+        Job(path, string).file,
+        cell
+        | {
+            "stabilizers": [string],
+            "riders": {string: about},
+            "checkpoints": checkpoints,
+            "rows": rolled,
+            "read_off": {
+                "every": taken.every,
+                "misplaced": misplaced,
+                "distance": _distance(run, cell, string, found[recipe.updates]),
+            },
+        },
+    )
+
+
+def _distance(run: Path, cell: dict[str, Any], string: str, found: Params) -> float | None:
+    """Return |read off - online| / |online - raw| of the final weights; None where the average did not ride online."""
+    from safetensors.torch import load_file
+
+    if string not in cell["stabilizers"]:
+        return None
+    online, raw = (
+        load_file(run / "weights" / f"{cell['task']}-{slug(s)}-seed{cell['seed']}.safetensors")
+        for s in (string, cell["raw"])
+    )
+    error = sum(float((found[k].double() - v.double()).square().sum()) for k, v in online.items())
+    moved = sum(float((raw[k].double() - v.double()).square().sum()) for k, v in online.items())
+    return (error / moved) ** 0.5 if moved else None
