@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import stab
-from stab.cli import check, compare, data, expert, listing, report
+from stab.cli import check, compare, data, expert, listing, new, report
 from stab.registry import StabError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("list", epilog=listing.EXAMPLES)(listing.list_)
 app.command("check", epilog=check.EXAMPLES)(check.check)
+app.add_typer(new.app, name="new")
 app.add_typer(data.app, name="data")
 app.add_typer(expert.app, name="expert")
 app.command("report", epilog=report.EXAMPLES)(report.report)

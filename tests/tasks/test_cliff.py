@@ -17,8 +17,8 @@ from gymnasium.utils.env_checker import check_env
 from stab import StabError
 from stab.recipe import Recipe
 from stab.tasks import datasets, environments, tasks
-from stab.tasks.cliff import LINEAR, NOISE, Cliff, CliffEpisodes, episode
-from stab.tasks.collected import EPISODES
+from stab.tasks.cliff import LINEAR, NOISE, Cliff, CliffEpisodes
+from stab.tasks.collected import EPISODES, episode
 from stab.tasks.environments import ANGLE, CLIFF, HORIZON, PUSH, START, advance, expert
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cliff_horizon.py"
@@ -57,7 +57,7 @@ def test_the_closed_loops_eigenvalues_are_the_documented_ones(radius):
 def test_the_noiseless_expert_never_falls():
     env = gym.make(CLIFF)
     for seed in range(20):
-        made = episode(env, seed)
+        made = episode(env, lambda state, _: expert(state), seed)
         assert len(made.rewards) == sum(made.rewards) == HORIZON
         assert made.truncations[-1]
         assert not made.terminations.any()
