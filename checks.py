@@ -27,6 +27,7 @@ from stab.recipe import Recipe, load_object
 from stab.registry import Incompatible, StabError, suggest
 from stab.stabilizers import Average, Intervention, Stabilizer, parse, stabilizers
 from stab.stabilizers.base import clone
+from stab.stabilizers.cards import card
 from stab.stabilizers.none import NoStabilizer
 from stab.tasks import Curve, Demonstrations, References, Task, tasks
 from stab.tasks.base import Progress, no_progress
@@ -236,6 +237,16 @@ def is_a_frozen_dataclass(stabilizer: Stabilizer) -> None:
             _require(not missing, f"{name}.{f.name} has no default: give it one, as in hyper(default, doc, ...)")
 
 
+def has_a_card(stabilizer: Stabilizer) -> None:
+    """The docstring has a first line, a formula, and paragraphs Suggested:, Cost: and Source: (``stabilizers.cards``)."""
+    for method in _methods(stabilizer):
+        missing = card(type(method)).missing
+        _require(
+            not missing,
+            f"the docstring of {type(method).__name__}, which stab list -v and the docs show, lacks {', '.join(missing)}",
+        )
+
+
 def copies_and_pickles(stabilizer: Stabilizer) -> None:
     """A deep copy and a pickled copy equal the original: cells run in other processes."""
     for method in _methods(stabilizer):
@@ -362,10 +373,7 @@ def constant_iterates_give_that_constant(average: Average) -> None:
 
 
 def stays_in_the_hull(average: Average) -> None:
-    """Where ``convex`` is declared, each element lies between the least and the greatest it has had.
-
-    Tolerance: one ulp of the greatest magnitude for every update so far, as each may round once.
-    """
+    """Where ``convex`` is declared, each element lies between the least and the greatest it has had (to an ulp)."""
     total = _total(average)
     ramp = torch.linspace(1, 2, total + 1, dtype=F64)[:, None].expand(-1, 3) * torch.tensor([1, -1, 3])
     for kind, iterates in (("independent", _iterates(total)), ("steadily moving", ramp)):
@@ -374,7 +382,7 @@ def stays_in_the_hull(average: Average) -> None:
             for name, value in average.read(state).items():
                 latest = _params(iterates[step])[name]
                 low[name], high[name] = torch.minimum(low[name], latest), torch.maximum(high[name], latest)
-                slack = max(step, 1) * torch.finfo(F64).eps * torch.maximum(low[name].abs(), high[name].abs())
+                slack = torch.finfo(F64).eps * torch.maximum(low[name].abs(), high[name].abs())
                 inside = (value >= low[name] - slack) & (value <= high[name] + slack)
                 _require(
                     bool(inside.all()),
@@ -740,7 +748,7 @@ def loss_falls_on_one_batch(task: Task) -> None:
     )
 
 
-BOTH: list[Callable[[Any], None]] = [is_a_frozen_dataclass, copies_and_pickles]
+BOTH: list[Callable[[Any], None]] = [is_a_frozen_dataclass, has_a_card, copies_and_pickles]
 CONVEX: list[Callable[[Any], None]] = [stays_in_the_hull, commutes_with_affine_maps]
 AVERAGE: list[Callable[[Any], None]] = [
     reads_from_the_start,

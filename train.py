@@ -136,7 +136,7 @@ def train(
             policy.load_state_dict(live_state)
             variance, norm2 = gradient_noise(task, policy, recipe, (seed, GRADIENT, update))
             policy.load_state_dict(live_state)
-            memory = {name: _nbytes(state.state_dict()) for name, state in states.items()}
+            memory = {name: nbytes(state.state_dict()) for name, state in states.items()}
             yield Checkpoint(update, raw, read, variance, norm2, lr, train_seconds, dict(seconds), memory)
 
 
@@ -243,12 +243,12 @@ def _entropy(*key: int) -> int:
     return mixed >> 1
 
 
-def _nbytes(state: Any) -> int:
+def nbytes(state: Any) -> int:
     """Return the bytes of all tensors in nested data."""
     if isinstance(state, torch.Tensor):
         return state.nbytes
     parts = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
-    return sum(_nbytes(part) for part in parts)
+    return sum(nbytes(part) for part in parts)
 
 
 def _switch(optimizer: torch.optim.Optimizer, mode: str) -> None:

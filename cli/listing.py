@@ -1,15 +1,26 @@
-"""``stab list``: what is registered."""
+"""``stab list``: what is registered; with ``-v`` the stabilizers' cards."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-EXAMPLES = "Examples:\n\nstab list\n\nstab list stabilizers -v\n\nstab list policies -v"
+from stab.cli.progress import bars
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stab.costs import Cost
+    from stab.stabilizers.cards import Card
+
+EXAMPLES = (
+    "Examples:\n\nstab list\n\nstab list stabilizers -v\n\nstab list policies -v\n\n"
+    "stab list stabilizers --markdown > docs/stabilizers.md"
+)
 
 
 class Family(StrEnum):
@@ -24,7 +35,15 @@ def list_(
     family: Annotated[Family | None, typer.Argument(help="Stabilizers and tasks by default.")] = None,
     verbose: Annotated[
         bool,
-        typer.Option("--verbose", "-v", help="Arguments with their ranges; loads plug-ins and says which are broken."),
+        typer.Option(
+            "--verbose",
+            "-v",
+            help="Arguments with their ranges; of stabilizers the whole card, with costs measured once on this machine"
+            " (seconds each). Loads plug-ins and says which are broken.",
+        ),
+    ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The stabilizers' cards as a page in Markdown (implies -v).")
     ] = False,
 ) -> None:
     """List stabilizers and tasks, built in and found through entry points, or the built-in policies."""
@@ -32,14 +51,19 @@ def list_(
     from rich.table import Table
     from rich.text import Text
 
-    from stab.registry import Registry
+    from stab.registry import Registry, StabError
     from stab.stabilizers import stabilizers
     from stab.tasks import tasks
 
+    if markdown and family is not Family.stabilizers:
+        raise StabError("--markdown is for stabilizers: stab list stabilizers --markdown")
     registries: dict[Family, Registry[Any]] = {Family.stabilizers: stabilizers, Family.tasks: tasks}
     console = Console()
     for name, registry in registries.items():
         if family not in (None, name):
+            continue
+        if name is Family.stabilizers and (verbose or markdown):
+            _cards(console, markdown)
             continue
         table = Table(title=name.value, title_justify="left", box=None, padding=(0, 2, 0, 0))
         table.add_column(registry.noun, no_wrap=True)
@@ -69,7 +93,104 @@ def _about(obj: Any, origin: str, verbose: bool) -> str:
         return f"plug-in, not loaded ({origin}); -v loads it"
     lines = [getattr(obj, "summary", None) or (inspect.getdoc(obj) or "undocumented").splitlines()[0]]
     if verbose and isinstance(obj, type) and dataclasses.is_dataclass(obj):
-        for f in dataclasses.fields(obj):
-            lines.append(f"  {f.name}={f.default}  {f.metadata.get('doc', '')}; {f.metadata.get('expected', '')}")
+        lines += [f"  {f.name}={f.default}  {_meaning(f)}" for f in dataclasses.fields(obj)]
         lines.append(f"  [{obj.__module__}:{obj.__qualname__}]")
     return "\n".join(lines)
+
+
+def _meaning(argument: dataclasses.Field[Any]) -> str:
+    return f"{argument.metadata.get('doc', '')}; {argument.metadata.get('expected', '')}"
+
+
+def _cards(console: Console, markdown: bool) -> None:
+    """Print every stabilizer's card, or the page of them."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from stab.costs import SETTING, cached
+    from stab.stabilizers import stabilizers
+    from stab.stabilizers.cards import card
+
+    listing = stabilizers.listing(load=True)
+    sound = [entry.name for entry in listing if not entry.broken]
+    with bars(Console(stderr=True, highlight=False)) as progress:
+        running = progress.add_task("Measuring costs", total=1.0, visible=False)
+        costs = cached(sound, lambda done: progress.update(running, completed=done, visible=True))
+    if markdown:
+        typer.echo(_page([(name, stabilizers.get(name), costs[name]) for name in sound]), nl=False)
+        return
+    for entry in listing:
+        if entry.broken:
+            _card(console, entry.name, f"broken: {entry.broken} ({entry.origin})", [])
+            continue
+        cls = stabilizers.get(entry.name)
+        found = card(cls)
+        lines = [("rule" if n == 0 else "", line) for n, line in enumerate(found.formula.splitlines())]
+        lines += [(f.name, f"{f.default}: {_meaning(f)}") for f in dataclasses.fields(cls)]
+        lines += [(label.lower(), text.replace("``", "")) for label, text in _labelled(found, costs[entry.name])]
+        lines.append(("defined in", f"{cls.__module__}:{cls.__qualname__}"))
+        _card(console, entry.name, found.summary.replace("``", ""), lines)
+    console.print(Text(f"Costs are measured on this machine: {SETTING}."))
+    console.print()
+
+
+def _card(console: Console, name: str, summary: str, lines: list[tuple[str, str]]) -> None:
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    console.print(Text.assemble((name, "bold"), "  ", summary))
+    below = Table.grid(padding=(0, 2, 0, 0))
+    below.add_column(no_wrap=True)
+    below.add_column()
+    for label, text in lines:
+        below.add_row(label, Text(text))
+    console.print(Padding(below, (0, 0, 1, 2)))
+
+
+def _labelled(card: Card, cost: Cost | str) -> list[tuple[str, str]]:
+    measured = f"not measured ({cost})" if isinstance(cost, str) else str(cost)
+    return [
+        ("Suggested", card.suggested),
+        ("Cost", f"{card.cost} Measured: {measured}."),
+        ("Conflicts", card.conflicts if card.conflicts != "not stated" else "none known."),
+        ("Source", card.source),
+    ]
+
+
+def _page(entries: list[tuple[str, type, Cost | str]]) -> str:
+    """Return the docs page of the stabilizers."""
+    from stab.costs import SETTING
+    from stab.stabilizers import Average
+    from stab.stabilizers.cards import card
+
+    head = [
+        "# Stabilizers",
+        "",
+        "Made by `stab list stabilizers --markdown`; what a card says is the docstring of its class. Costs are measured"
+        f" against the base recipe ({SETTING}): time of an update, memory kept between updates.",
+        "",
+        "| stabilizer | kind | what it is | time | copies |",
+        "| :-- | :-- | :-- | --: | --: |",
+    ]
+    body = []
+    for name, cls, cost in entries:
+        found, kind = card(cls), "average" if issubclass(cls, Average) else "intervention"
+        time, copies = ("–", "–") if isinstance(cost, str) else (f"x{cost.time:.2f}", f"{round(cost.memory, 1) + 0:g}")
+        head.append(f"| [{name}](#{name}) | {kind} | {_cell(found.summary)} | {time} | {copies} |")
+        body += ["", f"## {name}", "", found.summary, "", "```", *found.formula.splitlines(), "```", ""]
+        body += [paragraph for text in found.prose for paragraph in (text.replace("``", "`"), "")]
+        if dataclasses.fields(cls):
+            body += ["| argument | default | meaning | range |", "| :-- | :-- | :-- | :-- |"]
+            for f in dataclasses.fields(cls):
+                meta = f.metadata
+                body.append(
+                    f"| {f.name} | {f.default} | {_cell(meta.get('doc', ''))} | {_cell(meta.get('expected', ''))} |"
+                )
+            body.append("")
+        body += [f"- **{label}:** {text.replace('``', '`')}" for label, text in _labelled(found, cost)]
+    return "\n".join([*head, *body, ""])
+
+
+def _cell(text: str) -> str:
+    return text.replace("``", "`").replace("|", "\\|")

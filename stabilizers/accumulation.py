@@ -13,11 +13,16 @@ from stab.stabilizers.base import Intervention, stabilizers
 class Accumulation(Intervention):
     """Average the gradients of k micro-batches before each optimizer step.
 
-    g = (1 / k) sum_{i=1..k} g_i, which divides the gradient variance by k. The number of optimizer steps stays the same,
+    ::
+
+        g = (1 / k) sum_{i=1..k} g_i,   Var g = Var g_1 / k
+
+    The number of optimizer steps stays the same,
     so training draws k times the samples and takes about k times as long; the cost columns show it.
 
-    Defaults: 4 micro-batches a step.
+    Suggested: 2 to 16 micro-batches a step; a learning rate tuned for small batches is small for large ones.
     Cost: k times the samples and the training time.
+    Conflicts: none; with ``data.infinite`` an epoch must hold one step's samples.
     Source: large batches as a remedy for gradient variance: arXiv 2310.11428, section 3.
     """
 

@@ -13,10 +13,14 @@ from stab.stabilizers.base import Intervention, stabilizers
 class Dropout(Intervention):
     """Zero each hidden unit with probability p during training and scale the others by 1 / (1 - p); none in rollouts.
 
-    h <- h * m / (1 - p), m ~ Bernoulli(1 - p) for each unit, example and update.
+    ::
 
-    Defaults: p 0.1.
-    Cost: one random draw a hidden unit an update.
+        h <- h m / (1 - p)
+        m ~ Bernoulli(1 - p)   for each unit, example and update
+
+    Suggested: 0.05 to 0.2.
+    Cost: one random draw a hidden unit and example an update.
+    Conflicts: none; a policy without hidden units has nothing to drop.
     Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15, 2014.
     """
 

@@ -38,16 +38,20 @@ class EMAState:
 class EMA(Average):
     """Exponential moving average with burn-in and a decaying rate.
 
-    Until update t0 (the burn-in) the average is the iterate, bitwise. Then::
+    ::
 
-        avg <- (1 - g_t) avg + g_t theta_t,   g_t = max(g_min, (1 + t - t0)^-alpha),   g_min = 1 - 2^(-1 / half_life)
+        avg <- (1 - g_t) avg + g_t theta_t
+        g_t = max(g_min, (1 + t - t0)^-alpha)
+        g_min = 1 - 2^(-1 / half_life)
 
-    With alpha = 1 it is the running mean of the iterates from t0 on until the half-life is reached; a smaller alpha
-    forgets faster from the start. Where (1 + total - t0)^-alpha > g_min the half-life never comes into force.
-    Over independent iterates the stationary variance is g_min / (2 - g_min) of the raw one.
+    Until update t0 (the burn-in) the average is the iterate, bitwise. With alpha = 1 it is the running mean of the iterates
+    from t0 on until the half-life is reached; a smaller alpha forgets faster from the start. Where
+    (1 + total - t0)^-alpha > g_min the half-life never comes into force. Over independent iterates the stationary variance
+    is g_min / (2 - g_min) of the raw one.
 
-    Defaults: half_life 0.05 and burn_in 0.1 of training, alpha 1.
+    Suggested: a half-life of 0.02 to 0.1 of training, burn_in after the loss has fallen, alpha 1 (0.67: the source's).
     Cost: one copy of the parameters; one multiply-add a parameter an update.
+    Conflicts: another average (at most one). With a small alpha the half-life may never come into force; notes say so.
     Source: burn-in and annealed rate: arXiv 2310.11428, section 2 and appendix on experimental details; the average
     itself: ``torch_ema.ExponentialMovingAverage`` with ``decay`` = 1 - g_t set before each update.
     """

@@ -14,11 +14,15 @@ from stab.stabilizers.base import Intervention, stabilizers
 class LRDecay(Intervention):
     """Lower the learning rate over training, from its full value to the fraction f = ``final`` of it.
 
-    With s = t / updates the factor is f + (1 - f)(1 - s) (linear), f + (1 - f)(1 + cos(pi s)) / 2 (cosine) or
-    f + (1 - f)(1 - s)^power (polynomial).
+    ::
 
-    Defaults: linear to 0.
+        linear      lr_t = lr (f + (1 - f) (1 - s)),   s = t / updates
+        cosine      lr_t = lr (f + (1 - f) (1 + cos(pi s)) / 2)
+        polynomial  lr_t = lr (f + (1 - f) (1 - s)^power)
+
+    Suggested: linear or cosine to 0.
     Cost: none.
+    Conflicts: replaces a schedule that the base recipe has; refused by ``schedule_free``.
     Source: linear and polynomial decay among the remedies of arXiv 2310.11428, section 3; cosine: Loshchilov and Hutter,
     arXiv 1608.03983, equation 5, without restarts.
     """

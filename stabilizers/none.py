@@ -11,7 +11,14 @@ from stab.stabilizers.base import Intervention, stabilizers
 class NoStabilizer(Intervention):
     """No stabilizer: the raw iterates of the base recipe. The reference every other entry is compared with.
 
-    theta_t as it is. Defaults: nothing to set. Cost: none. Always run.
+    ::
+
+        read = theta_t
+
+    Always run.
+
+    Suggested: nothing to set.
+    Cost: none.
     Source: the unstabilized iterates of arXiv 2310.11428, figure 1.
     """
 

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 class Polyak(Average):
     """Mean of the tail of the iterates.
 
-    Before update t0 (``start``) it is the iterate; from t0 on, with n iterates seen since::
+    ::
 
-        avg <- avg + (theta_t - avg) / n        so that  avg = mean(theta_t0, ..., theta_t)
+        avg = mean(theta_t0, ..., theta_t)
+        avg <- avg + (theta_t - avg) / n   with n iterates since t0
 
-    Over independent iterates its variance is 1 / n of the raw one.
+    Before update t0 (``start``) it is the iterate. Over independent iterates its variance is 1 / n of the raw one.
 
-    Defaults: start 0.25 of training.
+    Suggested: a start of 0.25 to 0.5 of training, after the loss has fallen: what came before stays in the mean.
     Cost: one copy of the parameters; one multiply-add a parameter an update.
+    Conflicts: another average (at most one).
     Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992; tail averaging: Jain et
     al., arXiv 1610.03774.
     """

@@ -15,14 +15,19 @@ if TYPE_CHECKING:
 @stabilizers.register("swa")
 @dataclass(frozen=True)
 class SWA(Average):
-    """Mean of the iterates at updates t0, t0 + every, t0 + 2 every, ... up to now.
+    """Mean of every so-many-th iterate from a point of training on.
 
-    avg = mean(theta_t0, theta_(t0 + every), ...). Before update t0 (``start``) it is the iterate. The average is computed by
+    ::
+
+        avg = mean(theta_t0, theta_(t0+every), theta_(t0+2 every), ...)
+
+    Before update t0 (``start``) it is the iterate. The average is computed by
     ``torch.optim.swa_utils.get_swa_multi_avg_fn``; the cyclic learning rate of the paper is not part of it (compose with
     ``lr_decay``).
 
-    Defaults: start 0.25 of training, every 100 updates.
+    Suggested: a start of 0.25 to 0.75 of training; every 10 to 100 updates, or the length of an epoch.
     Cost: one copy of the parameters; one multiply-add a parameter every ``every`` updates.
+    Conflicts: another average (at most one).
     Source: Izmailov et al., "Averaging weights leads to wider optima and better generalization", arXiv 1803.05407,
     algorithm 1.
     """

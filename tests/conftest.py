@@ -24,9 +24,10 @@ Stab = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session", autouse=True)
 def minari_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Minari's root for the whole session."""
+    """Minari's root, and stab's cache, for the whole session."""
     root = tmp_path_factory.mktemp("minari")
     os.environ["MINARI_DATASETS_PATH"] = str(root)
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     return root
 
 

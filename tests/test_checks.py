@@ -86,7 +86,7 @@ def test_what_cannot_be_checked_is_said(obj, message):
 
 @dataclass(frozen=True)
 class Mean(Polyak):
-    """Right."""
+    pass  # right
 
 
 class NoDataclass(Polyak):
@@ -99,6 +99,14 @@ def local():
         pass
 
     return Local()
+
+
+@dataclass(frozen=True)
+class NoCard(Polyak):
+    """Mean of something.
+
+    Source: hearsay.
+    """
 
 
 @dataclass(frozen=True)
@@ -236,7 +244,7 @@ BACKWARDS = [0]
 
 @dataclass(frozen=True)
 class MicroBatches(Polyak):
-    """Counts backward passes where there are any."""
+    # Counts backward passes where there are any.
 
     def init(self, params, total):
         state = super().init(params, total)
@@ -264,7 +272,16 @@ class Behind(Polyak):
 
 @dataclass(frozen=True)
 class Half(Intervention):
-    """Right: half the learning rate."""
+    """Right: half the learning rate.
+
+    ::
+
+        lr <- factor lr
+
+    Suggested: nothing.
+    Cost: none.
+    Source: none.
+    """
 
     factor: float = hyper(0.5, "of lr", lambda v: v > 0, "a number > 0")
     neutral: ClassVar[dict] = {"factor": 1.0}
@@ -372,6 +389,7 @@ class Infinite(Toy):
 
 WRONG = [
     (NoDataclass, "is_a_frozen_dataclass", "add @dataclass(frozen=True)"),
+    (NoCard, "has_a_card", "lacks a formula (a block after ::), Suggested:, Cost:"),
     (local, "copies_and_pickles", "define the class at the top of a module"),
     (Late, "reads_from_the_start", "read gives names []"),
     (Meddler, "update_leaves_parameters", "an average looks and never touches"),
@@ -425,7 +443,7 @@ def test_a_wrong_plugin_fails_the_check_with_its_mistake(obj, name, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("obj", [NoDataclass, local, Noisy, Forgetful, MicroBatches, NotNeutral, Idle,
+@pytest.mark.parametrize("obj", [NoDataclass, NoCard, local, Noisy, Forgetful, MicroBatches, NotNeutral, Idle,
                                  Reshuffled, Float32, Company, WrongSign], ids=lambda obj: obj.__name__)  # fmt: skip
 def test_one_mistake_fails_one_check(obj):
     failed = []
@@ -583,3 +601,17 @@ def test_recipes_of_the_kit_are_left_alone():
         check.run()
     assert before == BASES
     assert BASES[1] == Recipe()
+
+
+@dataclass(frozen=True)
+class Outside(Polyak):
+    """Two ulps above the greatest iterate."""
+
+    def read(self, state):
+        return {name: value * (1 + 2 * torch.finfo(value.dtype).eps) for name, value in state.mean.items()}
+
+
+def test_the_hull_is_meant_to_an_ulp():
+    (check,) = [c for c in yield_checks(Outside) if c.name == "stays_in_the_hull"]
+    with pytest.raises(CheckFailed, match="lies outside the iterates so far"):
+        check.run()

@@ -67,7 +67,7 @@ def test_listing_shows_it_without_importing_it(environment, tmp_path):
 def test_verbose_listing_loads_it_and_says_what_is_broken(environment, tmp_path):
     said = " ".join(stab(environment, "list", "stabilizers", "-v", cwd=tmp_path).stdout.split())
     assert "lawa Latest weight averaging" in said
-    assert "every=100 updates between iterates" in said
+    assert "every 100: updates between iterates" in said
     assert "broken broken: RuntimeError: needs a licence (stab-broken 0.1.0: stab_broken:Missing)" in said
 
 

@@ -32,8 +32,15 @@ class Recent:
 class LAWA(Average):
     """Latest weight averaging: the mean of the last ``count`` iterates that lie ``every`` updates apart.
 
-    read = mean of theta at the last ``count`` multiples of ``every`` up to now; before the first multiple it is the
-    iterate. Cost: ``count`` copies of the parameters.
+    ::
+
+        avg = mean of theta_t at the last ``count`` multiples of ``every`` up to now
+
+    Before the first multiple it is the iterate.
+
+    Suggested: the last 5 to 10, a few hundred updates apart.
+    Cost: ``count`` copies of the parameters, and one copying of them every ``every`` updates.
+    Conflicts: another average (at most one).
     Source: Kaddour, "Stop wasting my time! Saving days of ImageNet and BERT training with latest weight averaging",
     arXiv 2209.14981.
     """

@@ -19,7 +19,8 @@ class Clip(Intervention):
 
     ::
 
-        g <- clamp(g, -value, value) elementwise,   then   g <- g min(1, norm / |g|),   |g| over all parameters together
+        g <- clamp(g, -value, value)   elementwise, then
+        g <- g min(1, norm / |g|)      |g| over all parameters together
 
     Only a gradient beyond the limit is changed, so ask first how long they are (``gradient_norm2`` + ``gradient_variance``
     of leaderboard.json is the mean square norm). By value alone: ``clip:norm=inf,value=0.1``.

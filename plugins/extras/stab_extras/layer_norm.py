@@ -15,7 +15,9 @@ class LayerNorm(Intervention):
 
     ::
 
-        h <- w (h - mean(h)) / sqrt(var(h) + 1e-5) + b,   mean and variance over the layer's units, before the ReLU
+        h <- w (h - mean(h)) / sqrt(var(h) + 1e-5) + b
+
+    Mean and variance are over the layer's units, before the ReLU; w and b are learned.
 
     It edits the recipe's policy, ``mlp`` to ``mlp:norm=layer``: another network with another initial loss, so compare its
     return with ``none``'s first.

@@ -20,7 +20,8 @@ class Lookahead(Intervention):
 
     ::
 
-        every k updates:   slow <- slow + alpha (fast - slow),   fast <- slow
+        every k updates:   slow <- slow + alpha (fast - slow)
+                           fast <- slow
 
     The slow weights are the ones that are evaluated; the optimizer's own state (Adam's moments) is kept across restarts. The
     averages that ride on it see the fast weights.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,19 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PowerEMA(Average):
-    """Weigh iterate i by the integral of tau^gamma over [i - 1, i]: a memory that is a fixed share of the run so far.
+    """Power-function average: its memory is a fixed share of the run so far.
 
     ::
 
         avg_t = sum_i (i^(gamma+1) - (i-1)^(gamma+1)) / t^(gamma+1) theta_i
         avg <- beta_t avg + (1 - beta_t) theta_t,   beta_t = (1 - 1/t)^(gamma+1)
 
-    The two are the same: the factors beta_(i+1) ... beta_t telescope to (i/t)^(gamma+1), and 1 - beta_i leaves the
-    difference of powers. ``sigma_rel`` is the profile's standard deviation as a share of t. With density
-    (gamma + 1) tau^gamma on [0, 1], mean (gamma+1)/(gamma+2) and second moment (gamma+1)/(gamma+3),
-
-        sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)),
-
+    Iterate i weighs the integral of tau^gamma over [i - 1, i]. The two lines are the same: the factors
+    beta_(i+1) ... beta_t telescope to (i/t)^(gamma+1), and 1 - beta_i leaves the difference of powers. ``sigma_rel`` is the
+    profile's standard deviation as a share of t. With density (gamma + 1) tau^gamma on [0, 1], mean (gamma+1)/(gamma+2) and
+    second moment (gamma+1)/(gamma+3) its square is (gamma + 1) / ((gamma + 2)^2 (gamma + 3)),
     a cubic in gamma. gamma = 0, the mean of all iterates, has 1/sqrt(12) = 0.2887; 0.1 is gamma = 6.94. Over independent
     iterates the variance falls as 1/t for ever: (gamma+1)^2 / (2 gamma + 1) / t of the raw one.
 
@@ -48,7 +47,7 @@ class PowerEMA(Average):
     )
     convex: ClassVar[bool] = True
 
-    @property
+    @functools.cached_property
     def gamma(self) -> float:
         """The exponent: with x = gamma + 1 the largest root of sigma_rel^2 (x + 1)^2 (x + 2) = x."""
         s2 = self.sigma_rel**2

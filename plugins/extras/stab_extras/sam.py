@@ -20,7 +20,8 @@ class SAM(Intervention):
 
     ::
 
-        e = rho g(theta) / |g(theta)|,   the optimizer's step at theta with the gradient g(theta + e)
+        e = rho g(theta) / |g(theta)|
+        the optimizer's step at theta, with the gradient g(theta + e)
 
     Both gradients are of the same minibatch (with the same dropout masks).
 

@@ -22,7 +22,9 @@ class ScheduleFree(Intervention):
 
     ::
 
-        y = (1 - beta) z + beta x,   z <- z - lr g(y),   x <- x + (z - x) / t        (SGD, equal weights)
+        y = (1 - beta) z + beta x
+        z <- z - lr g(y)
+        x <- x + (z - x) / t
 
     z is the raw sequence, x its running mean, which is evaluated; y is where gradients are taken. For AdamW the step of z is
     divided by the root of Adam's second moment. ``warmup`` raises the learning rate linearly at the start.

@@ -19,7 +19,8 @@ class TruncatedNoise(Intervention):
 
     ::
 
-        g <- phi_b(g + scale R u),   phi_b(v) = v min(1, b / |v|),   P(R > r) = r^-alpha for r >= 1
+        g <- phi_b(g + scale R u),   phi_b(v) = v min(1, b / |v|)
+        P(R > r) = r^-alpha for r >= 1,   b = threshold
 
     u is uniform on the unit sphere of all parameters together, so the noise has the norm ``scale`` R: never less than
     ``scale``, and of infinite variance for alpha < 2. Rare large jumps carry the iterate out of narrow minima; the cut keeps
