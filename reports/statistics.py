@@ -294,7 +294,7 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
         "gradient_variance": np.mean([[p["gradient_variance"] for p in seed] for seed in noise]),
         "gradient_norm2": np.mean([[p["gradient_norm2"] for p in seed] for seed in noise]),
         "half_life": series.rider["half_life"],
-        "notes": series.rider["notes"],
+        "notes": [*series.rider["notes"], *_idle(series, base)],
         "train_seconds": _mean([t.get("train_seconds") for t in timings]),
         "average_seconds": _mean([t.get("average_seconds", {}).get(string, 0.0) for t in timings]),
         "average_bytes": _mean([t.get("average_bytes", {}).get(string, 0) for t in timings]),
@@ -302,6 +302,14 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
     }
     entry |= plain(figures)
     return entry
+
+
+def _idle(series: Series, base: Series | None) -> list[str]:
+    """Return a note where the entry's weights are those of ``none`` at every checkpoint of every seed."""
+    if base is None or base is series:
+        return []
+    own, raw = ([[p["weights"] for p in c["checkpoints"][s.stabilizer]] for c in s.cells] for s in (series, base))
+    return ["it had no effect: its weights are those of none, bit for bit"] if own == raw else []
 
 
 def _recipe(config: Config, string: str) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,23 @@ def test_csv_has_one_line_an_entry_and_only_scalars(run: Path) -> None:
         assert set(row) == set(entry) - set(table.NESTED)
         for key, text in row.items():
             assert text == ("" if entry[key] is None else str(entry[key]))
+
+
+def test_what_had_no_effect_is_said(run: Path) -> None:
+    for path in (run / "cells").glob("*.json"):
+        cell = json.loads(path.read_text())
+        if "lr_decay" in cell["checkpoints"]:
+            base = next(
+                other
+                for other in map(json.loads, (p.read_text() for p in (run / "cells").glob("*.json")))
+                if "none" in other["checkpoints"] and other["seed"] == cell["seed"]
+            )
+            for own, raw in zip(cell["checkpoints"]["lr_decay"], base["checkpoints"]["none"], strict=True):
+                own["weights"] = raw["weights"]
+            path.write_text(json.dumps(cell))
+    leaderboard = board(run)
+    said = " ".join(shown(leaderboard).split())
+    assert "lr_decay: it had no effect: its weights are those of none, bit for bit." in said
+    assert "ema: it had no effect" not in said
+    assert "none: it had no effect" not in said
+    assert "lr_decay: it had no effect" in table.markdown(leaderboard)

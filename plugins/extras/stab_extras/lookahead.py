@@ -64,7 +64,7 @@ class LookaheadOptimizer(Wrapper):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         with torch.enable_grad():
-            loss = self.inner.step(closure)  # type: ignore[arg-type]
+            loss = self.inner.step(closure)
         fast = self.parameters
         for p in fast:
             self.state[p]["step"] += 1

@@ -60,7 +60,7 @@ class SAMOptimizer(Wrapper):
             loss = closure()
         moved = [p for p in self.parameters if p.grad is not None]
         here = [p.clone() for p in moved]
-        gradients = [p.grad for p in moved]
+        gradients = [p.grad for p in moved if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         # At a gradient of exactly zero there is no direction: stay.
         torch._foreach_add_(moved, gradients, alpha=self.rho / float(norm) if norm > 0 else 0.0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stab.recipe import Recipe
 from stab.train import make_optimizer
@@ -31,7 +31,7 @@ class Wrapper(torch.optim.Optimizer):
         super().__init__(self.inner.param_groups, {})
 
     @property
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
     def train(self) -> None:
