@@ -66,8 +66,7 @@ def list_() -> None:
     from rich.text import Text
 
     from stab.registry import StabError
-    from stab.tasks import datasets
-    from stab.tasks.catalog import CATALOG
+    from stab.tasks import datasets, tasks
     from stab.tasks.recorded import task_for
 
     table = Table(title=Text(f"Datasets in {datasets.root()}"), box=None, title_justify="left", padding=(0, 2, 0, 0))
@@ -85,10 +84,14 @@ def list_() -> None:
         task = task_for(dataset_id)
         size = sum(p.stat().st_size for p in (datasets.root() / dataset_id).rglob("*") if p.is_file()) / 1e6
         table.add_row(dataset_id, environment, str(found.total_episodes), str(found.total_steps), f"{size:.1f}", task)
-    for record in CATALOG:
-        own = f"stab/{record.name}/expert-v0"
+    for entry in tasks.listing(load=True):
+        try:
+            made = tasks.get(entry.name)(name=entry.name)
+            own = made.demonstrations_id
+        except Exception:  # a broken plug-in (stab list -v says why), or a task without a dataset of its own
+            continue
         if own not in there:
-            table.add_row(own, record.environment, "–", "–", "–", record.name)
+            table.add_row(own, getattr(made, "environment", "–"), "–", "–", "–", entry.name)
             table.caption = Text("–: collected on first use, or by stab data prepare TASK")
     table.caption_justify = "left"
     Console().print(table)

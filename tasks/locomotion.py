@@ -99,6 +99,11 @@ class Locomotion(Collected):
             return datasets.references_from(about["references"])
         return experts.load(self.record).references
 
+    @property
+    def environment(self) -> str:
+        """Gymnasium id."""
+        return self.record.environment
+
     @functools.cached_property
     def _spec(self) -> gym.envs.registration.EnvSpec:
         own = gym.spec(self.record.environment)

@@ -23,7 +23,7 @@ from torch import Tensor
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks import datasets
-from stab.tasks.base import Curve, Demonstrations, Progress, References, Task, no_progress
+from stab.tasks.base import Curve, Demonstrations, Progress, References, Task, no_progress, tasks
 from stab.tasks.episodes import Episodes, make, make_episodes
 from stab.tasks.experts import RANDOM_SEED, curve, versions
 from stab.tasks.policies import Policy, build
@@ -219,9 +219,12 @@ class Recorded(Task):
 
 
 def task_for(dataset_id: str) -> str:
-    """Return the name of the task that a dataset belongs to: the built-in one of its environment, or ``recorded``."""
+    """Return the task that a dataset belongs to: the one that collects it, that of its environment, or ``recorded``."""
     from stab.tasks.catalog import CATALOG
 
+    for name in tasks.names():
+        if dataset_id == f"stab/{name}/expert-v0":
+            return name
     spec = datasets.load(dataset_id).env_spec
     for record in CATALOG:
         if spec is not None and spec.id == record.environment:
