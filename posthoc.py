@@ -77,10 +77,11 @@ def make_jobs(run: Path, strings: Sequence[str]) -> list[Job]:
         for task, seed in itertools.product(config.tasks, range(config.seeds)):
             cell = cells.get((task, recipe.key, seed))
             if cell is None:
-                known = dict.fromkeys(c["raw"] for c in cells.values() if c["task"] == task)
+                there = {c["raw"] for c in cells.values() if c["task"] == task}
+                known = [raw for raw in dict.fromkeys(parse(s).raw for s in config.stabilizers) if raw in there]
                 raise StabError(
                     f"{string!r}: {run} has no training run of {stabilizer.raw!r} on {task} with seed {seed}; it has"
-                    f" {', '.join(known) or 'none that finished'}"
+                    f" {', '.join(known) or 'nothing that finished'}"
                 )
             key = cell_key(cell)
             if not snapshot_file(run, key).exists():

@@ -102,7 +102,8 @@ def averaged(module: nn.Module, average: Average) -> Params:
     # Tied parameters under each of their names, so that a read-out loads into the module whole.
     tensors: Params = {name: p.detach() for name, p in module.named_parameters(remove_duplicate=False)}
     if average.averages_buffers:
-        tensors |= {name: b for name, b in module.named_buffers() if b.is_floating_point()}
+        held = module.state_dict().keys()  # buffers that are not persistent are no part of a read-out
+        tensors |= {name: b for name, b in module.named_buffers() if b.is_floating_point() and name in held}
     return tensors
 
 

@@ -16,7 +16,7 @@ from stab.cli.main import main
 from stab.posthoc import expand
 from stab.registry import StabError
 
-SIZES = ("--policy", "mlp:depth=0,actions=clipped", "train.lr=0.01", "train.updates=400", "eval.checkpoint_every=20",
+SIZES = ("--policy", "mlp:depth=0", "train.lr=0.01", "train.updates=400", "eval.checkpoint_every=20",
          "eval.starts=2", "eval.horizon=100")  # fmt: skip
 
 

@@ -680,6 +680,17 @@ def test_an_average_of_buffers_averages_the_float_ones():
     assert point.averages["mean"].keys() == point.raw.keys()
 
 
+def test_an_average_of_buffers_leaves_out_those_that_are_not_saved():
+    def network(recipe):
+        made = batchnorm(recipe)
+        made.register_buffer("scale", torch.ones(2), persistent=False)  # as the bounds of squashed actions
+        return made
+
+    point = points(Toy(network=network), averages={"mean": Latest()}, checkpoints={12})[0]
+    assert point.averages["mean"].keys() == point.raw.keys()
+    network(SMALL).load_state_dict(point.averages["mean"])
+
+
 def test_running_statistics_count_the_training_batches_and_nothing_else():
     point = points(Toy(network=batchnorm), replace(SMALL, accumulation=2))[-1]
     assert point.raw["1.num_batches_tracked"] == 12 * 2
