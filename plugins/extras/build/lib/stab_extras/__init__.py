@@ -1,1 +1,0 @@
-"""More stabilizers for stab. One method, one file; the file list is the table of contents."""
