@@ -558,6 +558,22 @@ def costs(plan: Plan, cells: Sequence[Cell]) -> list[tuple[float, float]] | None
     return found
 
 
+def snapshot_bytes(plan: Plan) -> int:
+    """Return what the snapshots of the plan take on disk. The tasks' demonstrations must be there."""
+    every = plan.config.snapshots.every
+    if every is None:
+        return 0
+    sizes = {
+        (cell.task, cell.recipe.key): sum(
+            p.nbytes for p in make_task(plan.config, cell.task).policy(cell.recipe).parameters()
+        )
+        for cell in plan.cells
+    }
+    return sum(
+        sizes[cell.task, cell.recipe.key] * len(snapshots.block_ends(cell.recipe.updates, every)) for cell in plan.cells
+    )
+
+
 def wall_seconds(expected: Sequence[tuple[float, float]], workers: int) -> float:
     """Return the wall seconds that cells of these costs take: the work shared evenly, at least the longest cell."""
     seconds = [sum(cost) for cost in expected]

@@ -135,6 +135,9 @@ def _show_plan(
     if expected is not None:
         wall = comparison.wall_seconds(expected, workers)
         talk.print(f"about {_duration(wall)} with {workers} workers{collecting}")
+    if config.snapshots.every and ready:
+        megabytes = comparison.snapshot_bytes(plan) / 1e6
+        talk.print(f"snapshots of every {config.snapshots.every} updates: {megabytes:.0f} MB on disk")
     talk.print(f"run folder: {run}", markup=False, soft_wrap=True)
 
 
