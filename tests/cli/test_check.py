@@ -36,7 +36,7 @@ def test_a_wrong_plugin_in_the_current_folder_fails_with_its_mistake(stab, tmp_p
     said = " ".join(done.stdout.split())
     assert "FAILED my_pkg:Alias read_never_aliases: update 0: writing into a read-out changes the average" in said
     assert "ok my_pkg:Fine read_never_aliases" in said
-    assert re.search(r"28 checks, \d failed$", said)
+    assert re.search(r"30 checks, \d failed$", said)
     assert "Read-outs are new tensors" in said
     assert max(map(len, done.stdout.splitlines())) <= 80
 
