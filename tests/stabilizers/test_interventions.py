@@ -143,7 +143,7 @@ def test_methods_are_frozen_and_document_their_arguments(name):
 @pytest.mark.parametrize("name", stabilizers.names())
 def test_docstrings_give_formula_defaults_cost_and_source(name):
     text = inspect.getdoc(stabilizers.get(name))
-    assert all(item in text for item in ("Defaults: ", "Cost: ", "Source: "))
+    assert all(item in text for item in ("Suggested: ", "Cost: ", "Source: "))
     assert re.search(r"[=<]|theta", text)
 
 
