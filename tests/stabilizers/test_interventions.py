@@ -11,7 +11,8 @@ from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.stabilizers import Intervention, parse, stabilizers
 
-NAMES = [n for n in stabilizers.names() if issubclass(stabilizers.get(n), Intervention)]
+BUILT_IN = [n for n in stabilizers.names() if stabilizers.peek(n)]  # plug-ins are not loaded yet
+NAMES = [n for n in BUILT_IN if issubclass(stabilizers.get(n), Intervention)]
 OWN = {  # the recipe fields that are a built-in's business
     "none": set(),
     "accumulation": {"accumulation"},
@@ -128,7 +129,7 @@ def test_a_value_outside_the_declared_range_is_refused(name, value):
             cls(**{field.name: value})
 
 
-@pytest.mark.parametrize("name", stabilizers.names())
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_methods_are_frozen_and_document_their_arguments(name):
     cls = stabilizers.get(name)
     assert cls.__doc__
@@ -140,8 +141,8 @@ def test_methods_are_frozen_and_document_their_arguments(name):
             setattr(method, field.name, field.default)
 
 
-@pytest.mark.parametrize("name", stabilizers.names())
-def test_docstrings_give_formula_defaults_cost_and_source(name):
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_docstrings_give_formula_suggestions_cost_and_source(name):
     text = inspect.getdoc(stabilizers.get(name))
     assert all(item in text for item in ("Suggested: ", "Cost: ", "Source: "))
     assert re.search(r"[=<]|theta", text)
