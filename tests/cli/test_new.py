@@ -13,7 +13,7 @@ import pytest
 
 import stab as package
 
-ROOT = Path(package.__file__).parent
+ROOT = Path(__file__).parents[2]
 TINY = ("train.updates=40", "eval.checkpoint_every=10", "eval.starts=2")
 NEW = {  # name -> the rest of the command, the folder
     "my_mean": (("stabilizer", "my_mean"), "stab-my-mean"),
