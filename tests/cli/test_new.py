@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import stab as package
-
 ROOT = Path(__file__).parents[2]
 TINY = ("train.updates=40", "eval.checkpoint_every=10", "eval.starts=2")
 NEW = {  # name -> the rest of the command, the folder
