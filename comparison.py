@@ -25,7 +25,7 @@ from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, suggest
 from stab.reports import rows
 from stab.stabilizers import parse, split, stabilizers
-from stab.stabilizers.base import averaged, effective_half_life, memory
+from stab.stabilizers.base import effective_half_life, memory
 from stab.tasks import Task, tasks
 from stab.tasks.base import Endless, no_progress
 
@@ -254,11 +254,10 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
     data = task.dataset()
     averages = {s: a for s in cell.stabilizers if (a := parse(s).average)}
     every = config.snapshots.every
-    policy = task.policy(cell.recipe)
-    parameters = {name for name, _ in policy.named_parameters(remove_duplicate=False)}
+    parameters = {name for name, _ in task.policy(cell.recipe).named_parameters(remove_duplicate=False)}
     riders = averages | ({snapshots.RIDER: snapshots.BlockMeans(every)} if every else {})
     read_outs: dict[str, dict[int, Params]] = {s: {} for s in cell.stabilizers}
-    buffers: dict[int, Params] = {}
+    taken = snapshots.Snapshots(every or 0, cell.recipe.updates)
     trajectory = []
     last = None
     for point in train(task, cell.recipe, cell.seed, riders, config.checkpoints):
@@ -273,7 +272,8 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
                 "gradient_norm2": point.gradient_norm2,
             }
         )
-        buffers[point.update] = {name: value for name, value in point.raw.items() if name not in parameters}
+        if every:
+            taken.take(point, parameters)
         report("training", point.update / cell.recipe.updates)
     assert last is not None
 
@@ -282,9 +282,7 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
     rollout_seconds = time.perf_counter() - began
     _save_weights(run, cell, {string: points[last.update] for string, points in read_outs.items()})
     if every:
-        read = last.averages[snapshots.RIDER]
-        blocks = {name: read[name] for name in averaged(policy, riders[snapshots.RIDER])}
-        snapshots.save(snapshot_file(run, cell.key), every, cell.recipe.updates, blocks, buffers)
+        snapshots.save(snapshot_file(run, cell.key), taken)
     rows.write_json(
         run / "timings" / f"{cell.key}.json",
         {
@@ -570,7 +568,9 @@ def snapshot_bytes(plan: Plan) -> int:
         for cell in plan.cells
     }
     return sum(
-        sizes[cell.task, cell.recipe.key] * len(snapshots.block_ends(cell.recipe.updates, every)) for cell in plan.cells
+        sizes[cell.task, cell.recipe.key]
+        * (len(snapshots.block_ends(cell.recipe.updates, every)) + len(plan.config.checkpoints))
+        for cell in plan.cells
     )
 
 

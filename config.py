@@ -50,7 +50,7 @@ class Snapshots:
 
     Args:
         every: updates whose iterates are averaged into one snapshot, a divisor of ``eval.checkpoint_every``; None keeps
-            nothing. On disk: updates / every x parameters x 4 bytes a training run.
+            nothing. On disk: (updates / every + checkpoints) x parameters x 4 bytes a training run.
     """
 
     every: int | None = None

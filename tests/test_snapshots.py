@@ -15,7 +15,6 @@ from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.snapshots import BlockMeans, Snapshots, block_ends
 from stab.stabilizers import parse
-from stab.stabilizers.base import clone
 from stab.train import train
 
 RECIPE = Recipe(batch_size=8, updates=103)
@@ -26,10 +25,11 @@ def run(every: int, strings=(), task=None, checkpoints=(53, 103)):
     task = task or Toy("toy")
     averages = {s: parse(s).average for s in strings} | {snapshots.RIDER: BlockMeans(every)}
     points = {p.update: p for p in train(task, RECIPE, 0, averages, range(1, RECIPE.updates + 1))}
-    parameters = {name for name, _ in task.policy(RECIPE).named_parameters()}
-    blocks = {k: v for k, v in points[103].averages[snapshots.RIDER].items() if v.shape != points[103].raw[k].shape}
-    buffers = {t: {k: v for k, v in points[t].raw.items() if k not in parameters} for t in checkpoints}
-    return points, Snapshots(every, RECIPE.updates, blocks, buffers)
+    parameters = {name for name, _ in task.policy(RECIPE).named_parameters(remove_duplicate=False)}
+    taken = Snapshots(every, RECIPE.updates)
+    for t in checkpoints:
+        taken.take(points[t], parameters)
+    return points, taken
 
 
 def test_blocks_end_at_the_last_update():
@@ -59,7 +59,9 @@ def test_state_goes_on_after_an_interruption():
             saved = broken.state_dict()
             broken = average.init(iterates[0], 20)
             broken.load_state_dict(saved)
-    assert torch.equal(average.read(whole)["w"], average.read(broken)["w"])
+    one, other = average.read(whole), average.read(broken)
+    assert list(one) == list(other) == ["blocks/w", "last/w"]
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("string", ["ema", "ema:half_life=20,alpha=0.67", "polyak", "swa:every=7"])
@@ -104,6 +106,22 @@ def test_a_tail_that_begins_with_a_block_is_exact():
         assert torch.allclose(found[103][name], value, atol=1e-6)
 
 
+def test_before_it_begins_an_average_is_the_latest_iterate():
+    points, taken = run(50, ["polyak:start=80"])
+    found, misplaced = taken.read_off(parse("polyak:start=80").average, [53])
+    assert misplaced == pytest.approx(0, abs=1e-12)
+    for name, value in points[53].raw.items():
+        assert torch.allclose(found[53][name], value, atol=1e-6), name
+
+
+def test_the_last_iterate_keeps_its_own_weight():
+    """An EMA of half-life 1 is half the last iterate: with it at hand, less is misplaced than an even spread would."""
+    _, taken = run(10, ["ema:half_life=1,burn_in=0"])
+    _, misplaced = taken.read_off(parse("ema:half_life=1,burn_in=0").average, [103])
+    even = 1 / 2 - 1 / 10 + 1 / 4 - 1 / 10 + 1 / 8 - 1 / 10  # what the three weights above 1/10 have over it
+    assert misplaced < even - 0.1
+
+
 def test_buffers_are_the_raw_iterates():
     points, taken = run(50, ["polyak"])
     found, _ = taken.read_off(parse("polyak").average, (53, 103))
@@ -135,13 +153,16 @@ def test_snapshots_do_not_change_training():
 def test_they_survive_the_disk(tmp_path):
     _, taken = run(50)
     path = tmp_path / "snapshots" / "a.safetensors"
-    snapshots.save(path, taken.every, taken.total, taken.blocks, taken.buffers)
+    snapshots.save(path, taken)
     again = snapshots.load(path)
-    assert (again.every, again.total, again.buffers.keys()) == (taken.every, taken.total, taken.buffers.keys())
+    assert (again.every, again.total, list(again.last)) == (taken.every, taken.total, [53, 103])
     for name, value in taken.blocks.items():
         assert torch.equal(again.blocks[name], value)
-    for t, found in taken.buffers.items():
-        assert all(torch.equal(again.buffers[t][k], v) for k, v in found.items())
+    for kind in ("last", "buffers"):
+        for t, found in getattr(taken, kind).items():
+            there = getattr(again, kind)[t]
+            assert there.keys() == found.keys()
+            assert all(torch.equal(there[k], v) for k, v in found.items())
     assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
 
 
@@ -149,7 +170,7 @@ def test_they_survive_the_disk(tmp_path):
 def test_damaged_files_are_said(tmp_path, damage):
     _, taken = run(50)
     path = tmp_path / "a.safetensors"
-    snapshots.save(path, taken.every, taken.total, taken.blocks, taken.buffers)
+    snapshots.save(path, taken)
     damage(path)
     with pytest.raises(StabError, match="cannot read the snapshots"):
         snapshots.load(path)
@@ -161,13 +182,13 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(StabError, match="snapshots are large"):
-        snapshots.save(tmp_path / "a.safetensors", 50, 103, {"w": torch.zeros(2, 3)}, {})
+        snapshots.save(tmp_path / "a.safetensors", Snapshots(50, 103, {"w": torch.zeros(2, 3)}))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_read_off_is_said():
     _, taken = run(50)
-    with pytest.raises(StabError, match="no block of 50 updates ends at update 60"):
+    with pytest.raises(StabError, match=r"no checkpoint at update 60 to read off; there is at \[53, 103\]"):
         taken.read_off(parse("ema").average, [60])
     polyak = type(parse("polyak").average)
 
@@ -195,10 +216,7 @@ def test_tied_parameters_load_whole():
         def policy(self, recipe):
             return Tied()
 
-    task = TiedToy("tied")
-    points = list(train(task, RECIPE, 0, {snapshots.RIDER: BlockMeans(1)}, [103]))
-    policy = Tied()
-    names = {name for name, _ in policy.named_parameters(remove_duplicate=False)}
-    blocks = clone({k: v for k, v in points[-1].averages[snapshots.RIDER].items() if k in names})
-    found, _ = Snapshots(1, 103, blocks, {103: {}}).read_off(parse("ema").average, [103])
-    policy.load_state_dict(found[103])
+    _, taken = run(1, task=TiedToy("tied"))
+    found, _ = taken.read_off(parse("ema").average, [103])
+    Tied().load_state_dict(found[103])
+    assert torch.equal(found[103]["one.weight"], found[103]["other.weight"])
