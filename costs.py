@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SETTING = "MLP of two layers of 256 units, 11 observations, 3 actions, batch 256"
-WARM_UP, UPDATES, ROUNDS = 20, 80, 3
+WARM_UP, UPDATES, ROUNDS = 10, 50, 3
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Cost:
 def measure(names: Sequence[str], progress: Callable[[float], None] | None = None) -> dict[str, Cost | str]:
     """Return the cost of each stabilizer string with its default arguments, or why it could not be measured.
 
-    Runs of the base recipe and of the edited one alternate, three of each, 80 updates after a warm-up of 20; the ratio is
-    the median of the pairs. The time of an average is its own, over that of the training it rides on. Takes one to four
+    Runs of the base recipe and of the edited one alternate, three of each, 50 updates after a warm-up of 10; the ratio is
+    the median of the pairs. The time of an average is its own, over that of the training it rides on. Takes one to three
     seconds a stabilizer; expect an error of a few hundredths, more on a busy machine. Memory is counted, not sampled: the
     optimizer's and the average's state, and the parameters.
     """
