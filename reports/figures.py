@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREY, SHADE = "#0072B2", "#D55E00", "#8c8c8c", "#efefef"
 COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
-APART = 1.4  # factor between ticks, so that their labels do not touch
+APART = 1.8  # factor between ticks, so that their labels do not touch
 WIDTH = 7.0  # inches: two columns of a paper
 SIZE = 7.5  # points
 
@@ -185,7 +185,7 @@ def averages(chosen: dict[str, Any], leaderboard: dict[str, Any], task: str) -> 
         axes.set_xticks(ticks)
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.minorticks_off()
-    panels[0].set_ylim(bottom=min(0.0, panels[0].get_ylim()[0]))
+    panels[0].set_ylim(bottom=-0.02 * panels[0].get_ylim()[1])  # intervals may reach below 0, a GVA cannot
     panels[1].legend(fontsize=SIZE - 0.5, frameon=False)
     figure.supxlabel(
         "filled: read off afterwards, with 95 % interval; hollow square: the same average online", fontsize=SIZE
