@@ -53,9 +53,9 @@ def measure(names: Sequence[str], progress: Callable[[float], None] | None = Non
     """Return the cost of each stabilizer string with its default arguments, or why it could not be measured.
 
     Runs of the base recipe and of the edited one alternate, five of each, 30 updates after a warm-up of 10; the ratio is
-    that of the shortest, which a busy machine disturbs least. The time of an average is its own, over that of the training
-    it rides on. Takes one to three seconds a stabilizer; expect an error of a few hundredths. Memory is counted, not sampled:
-    the optimizer's and the average's state, and the parameters.
+    that of the shortest, which a busy machine disturbs least. The time of an average is its own, over that of the
+    training it rides on. Takes one to three seconds a stabilizer; expect an error of a few hundredths. Memory is counted,
+    not sampled: the optimizer's and the average's state, and the parameters.
     """
     found: dict[str, Cost | str] = {}
     for n, name in enumerate(names):
