@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from stab.cli.expert import compare
 from stab.cli.main import main
-from stab.tasks import experts
+from stab.tasks import datasets, experts
 from stab.tasks.base import Curve, References
 from stab.tasks.catalog import CATALOG
 from stab.tasks.experts import training
@@ -299,4 +299,4 @@ def test_killed_it_goes_on_and_the_card_holds(stab, tmp_path):
     again = stab("expert", "evaluate", "hopper", "--expert", files.weights)
     assert again.returncode == 0, again.stdout
     assert again.stdout.splitlines()[-1] == "equal to the last bit"
-    assert replace(experts.load(HOPPER, files.weights).references) == experts.references_of(card, "card")
+    assert replace(experts.load(HOPPER, files.weights).references) == datasets.references_from(card["references"])
