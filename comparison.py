@@ -11,7 +11,7 @@ import platform
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from stab.stabilizers.base import Params
 
 START_SEED = 50_000
+BLOCK = 16  # read-outs that are rolled out side by side
 RUN_FILES = {
     *("config.yaml", "run.json", "skipped.json", "cells", "timings", "failures", "weights", "figures", "tensorboard"),
     *(
@@ -256,14 +257,16 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
     every = config.snapshots.every
     parameters = {name for name, _ in task.policy(cell.recipe).named_parameters(remove_duplicate=False)}
     riders = averages | ({snapshots.RIDER: snapshots.BlockMeans(every)} if every else {})
-    read_outs: dict[str, dict[int, Params]] = {s: {} for s in cell.stabilizers}
+    rolled = RollOut(task, config, cell.recipe, cell.stabilizers, config.checkpoints, report)
+    latest: dict[str, Params] = {}
     taken = snapshots.Snapshots(every or 0, cell.recipe.updates)
     trajectory = []
     last = None
     for point in train(task, cell.recipe, cell.seed, riders, config.checkpoints):
         last = point
         for string in cell.stabilizers:
-            read_outs[string][point.update] = point.averages.get(string, point.raw)
+            latest[string] = point.averages.get(string, point.raw)
+            rolled.add(string, point.update, latest[string])
         trajectory.append(
             {
                 "update": point.update,
@@ -277,10 +280,8 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
         report("training", point.update / cell.recipe.updates)
     assert last is not None
 
-    began = time.perf_counter()
-    checkpoints, found, steps = roll_out(task, config, cell.recipe, read_outs, report)
-    rollout_seconds = time.perf_counter() - began
-    _save_weights(run, cell, {string: points[last.update] for string, points in read_outs.items()})
+    checkpoints, found = rolled.finish()
+    _save_weights(run, cell, latest)
     if every:
         snapshots.save(snapshot_file(run, cell.key), taken)
     rows.write_json(
@@ -289,8 +290,8 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
             "train_seconds": last.train_seconds,
             "average_seconds": last.average_seconds,
             "average_bytes": last.average_bytes,
-            "rollout_seconds": rollout_seconds,
-            "rollout_steps": steps,
+            "rollout_seconds": rolled.seconds,
+            "rollout_steps": rolled.steps,
         },
     )
     horizons, starts = evaluation(config, task)
@@ -331,53 +332,90 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
     )
 
 
-def roll_out(
-    task: Task,
-    config: Config,
-    recipe: Recipe,
-    read_outs: Mapping[str, Mapping[int, Params]],
-    report: Callable[[str, float], None],
-) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]], int]:
-    """Roll out read-outs by name and update; equal ones once.
+class RollOut:
+    """Rolls out read-outs as they come, a block of them at a time, so that memory does not grow with the checkpoints.
 
-    Returns ``checkpoints`` (by name: update, validation loss, digest of the weights) and ``rows`` of a cell, and the
-    number of environment steps taken.
+    Equal read-outs are rolled out once. A rollout does not depend on its company, so neither do the numbers on the blocks.
+
+    Args:
+        names: of the stabilizers, whose read-outs will come at each of ``updates``.
+        report: called with "rollouts" and the fraction that is done.
+
+    Attributes:
+        seconds: spent in rollouts and validation losses.
+        steps: environment steps taken.
     """
-    import torch
 
-    data = task.dataset()
-    policy = task.policy(recipe).eval()
-    validation = data.validation.batch(_everything(data.validation))
-    horizons, starts = evaluation(config, task)
-    checkpoints: dict[str, list[dict[str, Any]]] = {name: [] for name in read_outs}
-    weights: dict[str, Params] = {}  # by content
-    for name, points in read_outs.items():
-        for update, tensors in points.items():
-            sha = _digest(tensors)
-            weights.setdefault(sha, tensors)
-            policy.load_state_dict(tensors)
-            with torch.inference_mode():
-                val_loss = float(task.loss(policy, validation))
-            checkpoints[name].append({"update": update, "val_loss": val_loss, "weights": sha})
-    index = {sha: i for i, sha in enumerate(weights)}
-    first = next(iter(weights.values()))
-    stacked = {name: torch.stack([tensors[name] for tensors in weights.values()]) for name in first}
-    cumulative, lengths = task.rollout(policy, stacked, starts, horizons, lambda done: report("rollouts", done))
-    J = data.references.normalise(cumulative, horizons)
-    found = [
-        {
-            "stabilizer": string,
-            "update": point["update"],
-            "start": start,
-            "return": J[index[point["weights"]], n, -1].item(),
-            "length": lengths[index[point["weights"]], n].item(),
-            "cumulative": cumulative[index[point["weights"]], n].tolist(),
-        }
-        for string, points in checkpoints.items()
-        for point in points
-        for n, start in enumerate(starts)
-    ]
-    return checkpoints, found, int(lengths.sum())
+    def __init__(
+        self,
+        task: Task,
+        config: Config,
+        recipe: Recipe,
+        names: Sequence[str],
+        updates: Sequence[int],
+        report: Callable[[str, float], None],
+    ) -> None:
+        self.task, self.data, self.policy, self.report = task, task.dataset(), task.policy(recipe).eval(), report
+        self.validation = self.data.validation.batch(_everything(self.data.validation))
+        self.horizons, self.starts = evaluation(config, task)
+        self.checkpoints: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        self.expected = len(names) * len(updates)
+        self.pending: dict[str, Params] = {}  # by content
+        self.found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.seconds, self.steps = 0.0, 0
+
+    def add(self, name: str, update: int, read_out: Params) -> None:
+        """Take in one read-out; roll out when a block is full."""
+        import torch
+
+        began = time.perf_counter()
+        sha = _digest(read_out)
+        self.policy.load_state_dict(read_out)
+        with torch.inference_mode():
+            val_loss = float(self.task.loss(self.policy, self.validation))
+        self.checkpoints[name].append({"update": update, "val_loss": val_loss, "weights": sha})
+        if sha not in self.found:
+            self.pending[sha] = read_out
+        self.seconds += time.perf_counter() - began
+        if len(self.pending) == BLOCK:
+            self._roll_out()
+
+    def _roll_out(self) -> None:
+        import torch
+
+        began = time.perf_counter()
+        done, share = len(self.found) / self.expected, len(self.pending) / self.expected
+        first = next(iter(self.pending.values()))
+        stacked = {name: torch.stack([tensors[name] for tensors in self.pending.values()]) for name in first}
+        returns, lengths = self.task.rollout(
+            self.policy, stacked, self.starts, self.horizons, lambda part: self.report("rollouts", done + part * share)
+        )
+        self.found |= dict(zip(self.pending, zip(returns, lengths, strict=True), strict=True))
+        self.pending = {}
+        self.steps += int(lengths.sum())
+        self.seconds += time.perf_counter() - began
+
+    def finish(self) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+        """Roll out what is left; return ``checkpoints`` and ``rows`` of a cell."""
+        if self.pending:
+            self._roll_out()
+        rows = []
+        for string, points in self.checkpoints.items():
+            for point in points:
+                cumulative, lengths = self.found[point["weights"]]
+                J = self.data.references.normalise(cumulative, self.horizons)
+                rows += [
+                    {
+                        "stabilizer": string,
+                        "update": point["update"],
+                        "start": start,
+                        "return": J[n, -1].item(),
+                        "length": lengths[n].item(),
+                        "cumulative": cumulative[n].tolist(),
+                    }
+                    for n, start in enumerate(self.starts)
+                ]
+        return self.checkpoints, rows
 
 
 def evaluation(config: Config, task: Task) -> tuple[list[int], list[int]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stab import engine, snapshots
-from stab.comparison import about_rider, make_task, roll_out, snapshot_file
+from stab.comparison import RollOut, about_rider, make_task, snapshot_file
 from stab.config import load
 from stab.recipe import Recipe
 from stab.registry import StabError
@@ -117,7 +117,10 @@ def run_job(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
     taken = snapshots.load(snapshot_file(run, path.stem))
     report("reading off", 0.0)
     found, misplaced = taken.read_off(average, cell["window"])
-    checkpoints, rolled, _ = roll_out(make_task(config, cell["task"]), config, recipe, {string: found}, report)
+    rolled = RollOut(make_task(config, cell["task"]), config, recipe, [string], cell["window"], report)
+    for update, read_out in found.items():
+        rolled.add(string, update, read_out)
+    checkpoints, lines = rolled.finish()
     about = about_rider(string, recipe, cell["window"])
     rows.write_json(
         Job(path, string).file,
@@ -126,7 +129,7 @@ def run_job(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
             "stabilizers": [string],
             "riders": {string: about},
             "checkpoints": checkpoints,
-            "rows": rolled,
+            "rows": lines,
             "read_off": {
                 "every": taken.every,
                 "misplaced": misplaced,

@@ -166,19 +166,18 @@ def _execute(talk: Console, plan: Plan, run: Path, workers: int, expected: list[
     with bars(talk) as progress, closing(comparison.execute(plan, run, workers)) as events:
         total = progress.add_task(f"Cells 0/{len(todo)}", total=sum(map(sum, cost.values())))
         running: dict[str, Any] = {}
-        at: dict[str, float] = {}
+        at: dict[str, dict[str, float]] = {}
         for cell, event in events:
             train, rollouts = cost[cell.key]
             label = f"{cell.task} {'/'.join(cell.stabilizers)}"
             if event.kind == "progress":
                 if cell.key not in running:
                     running[cell.key] = progress.add_task(label, total=train + rollouts)
-                at[cell.key] = (
-                    train * event.fraction if event.phase == "training" else train + rollouts * event.fraction
-                )
+                share = train if event.phase == "training" else rollouts
+                at.setdefault(cell.key, {})[event.phase] = share * event.fraction
                 progress.update(
                     running[cell.key],
-                    completed=at[cell.key],
+                    completed=sum(at[cell.key].values()),
                     description=f"  {_shorten(label)} #{cell.seed} {event.phase}",
                 )
             else:
@@ -191,7 +190,11 @@ def _execute(talk: Console, plan: Plan, run: Path, workers: int, expected: list[
                     progress.console.print(f"failed: {label} seed {cell.seed}: {event.reason}", markup=False)
                 elif not progress.console.is_terminal:
                     progress.console.print(f"{finished}/{len(todo)} {label} seed {cell.seed}", markup=False)
-            progress.update(total, completed=spent + sum(at.values()), description=f"Cells {finished}/{len(todo)}")
+            progress.update(
+                total,
+                completed=spent + sum(sum(phases.values()) for phases in at.values()),
+                description=f"Cells {finished}/{len(todo)}",
+            )
 
 
 def _show_results(talk: Console, run: Path) -> None:

@@ -1,0 +1,135 @@
+"""Run all benchmarks in order and write one Markdown page.
+
+    python benchmarks/run.py                                # into docs/performance.md; about half an hour
+    python benchmarks/run.py --quick --out smoke.md         # tiny sizes, about a minute: its numbers say nothing
+
+Run it on an otherwise idle machine.
+"""
+
+import argparse
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+from measure import bar, demonstrations, table
+from scaling import STAB
+from straightforward import QUICK
+
+from stab import engine
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ["torch", "mujoco", "gymnasium", "numpy"]
+SECTIONS = [
+    ("Environment steps", "rollouts.py"),
+    ("Updates", "updates.py"),
+    ("Scaling", "scaling.py"),
+]
+
+
+def run(command: list[str]) -> tuple[str, float]:
+    """Run a command, whose progress bars go to the terminal; return what it prints, and its wall seconds."""
+    began = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"failed with exit code {done.returncode}: {shlex.join(command)}")
+    return done.stdout.strip(), time.perf_counter() - began
+
+
+def script(name: str, *arguments: str) -> tuple[str, float]:
+    """Run a benchmark beside this one; return as ``run`` does."""
+    return run([sys.executable, str(HERE / name), *arguments])
+
+
+def cpu() -> str:
+    """Return the name of the processor, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def machine() -> str:
+    """Return when and on what the page was made, as a Markdown list."""
+    versions = [f"{name} {version(name)}" for name in PACKAGES]
+    return "\n".join(
+        [
+            f"- {date.today()}, {engine.cores()} cores, {cpu()}, {platform.system()}",
+            f"- Python {platform.python_version()}, {', '.join(versions)}",
+        ]
+    )
+
+
+def against_reference(task: str, quick: bool, folder: Path) -> str:
+    """Return the section of one task: stab and the straightforward program, one right after the other.
+
+    The latter with two threads and with one: where anything else runs, two threads mostly wait for each other.
+    """
+    with bar(f"{task}, demonstrations") as report:
+        demonstrations(task, report)  # collecting them is no part of either
+    sizes = QUICK if quick else {}
+    keys = {"updates": "train.updates", "checkpoint_every": "eval.checkpoint_every"}
+    settings = [f"{keys.get(name, f'eval.{name}')}={value}" for name, value in sizes.items()]
+    compare = ["compare", "--task", task, "--all", "--seeds", "1", *settings]
+    references = [["--task", task, "--threads", str(n), *(["--quick"] if quick else [])] for n in (2, 1)]
+    out = folder / task
+    _, ours = run([STAB, *compare, "--out", str(out)])
+    theirs = [script("straightforward.py", *reference) for reference in references]
+    floors, _ = script("limit.py", str(out))
+    rows = [
+        [f"`stab {shlex.join(compare)}`", f"{ours:.1f}", "1.00"],
+        *(
+            [f"`python benchmarks/straightforward.py {shlex.join(reference)}`", f"{wall:.1f}", f"{wall / ours:.2f}"]
+            for reference, (_, wall) in zip(references, theirs, strict=True)
+        ),
+    ]
+    printed, _ = min(theirs, key=lambda one: one[1])
+    return "\n\n".join(
+        [
+            f"## {task}: against the straightforward program and the machine's limit",
+            "Wall time of the commands, start-up included; one training seed, the same sizes. stab also measures the"
+            " gradient's variance and the returns at 20 horizons, and draws figures.",
+            table(["command", "wall s", "ratio"], rows),
+            "What the faster of the straightforward programs printed:",
+            printed,
+            "`python benchmarks/limit.py RUN`, on the run folder of the first command (from the first training run to the"
+            " last rollout, without start-up and report):",
+            floors,
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "performance.md")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    given = parser.parse_args()
+    os.environ.setdefault("COLUMNS", "100")
+    flags = ["--quick"] if given.quick else []
+    command = shlex.join(["python", "benchmarks/run.py", *flags])
+    page = ["# Performance", f"Made by `{command}`; where times are compared, both were taken in this run.", machine()]
+    if given.quick:
+        page.append("**A smoke run: its numbers say nothing.**")
+    with tempfile.TemporaryDirectory() as folder:
+        for task in ["hopper"] if given.quick else ["hopper", "halfcheetah"]:
+            print(f"{task}: stab, the straightforward program, the limit", file=sys.stderr)
+            page.append(against_reference(task, given.quick, Path(folder)))
+    for title, name in SECTIONS:
+        print(title, file=sys.stderr)
+        arguments = [*flags, *(["--task", "hopper"] if given.quick and name == "rollouts.py" else [])]
+        printed, _ = script(name, *arguments)
+        page += [f"## {title}", f"`{shlex.join(['python', f'benchmarks/{name}', *arguments])}`", printed]
+    given.out.write_text("\n\n".join(page) + "\n")
+    print(f"wrote {given.out}")
+
+
+if __name__ == "__main__":
+    main()
