@@ -17,7 +17,7 @@ import torch
 from stab.recipe import Recipe, load_object
 from stab.registry import StabError
 from stab.stabilizers.base import Average, averaged, clone
-from stab.tasks.base import Endless, Split, Task
+from stab.tasks.base import Split, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +87,7 @@ def train(
     parameters = list(policy.parameters())
     optimizer = make_optimizer(recipe, parameters)
     _switch(optimizer, "train")
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
+    full = [group["lr"] for group in optimizer.param_groups]
     transforms = make_transforms(recipe)
     states = {name: average.init(averaged(policy, average), recipe.updates) for name, average in averages.items()}
     seconds = dict.fromkeys(averages, 0.0)
@@ -100,10 +100,13 @@ def train(
         def closure(update: int = update, source: Split = source, indices: np.ndarray = indices) -> float:
             # An optimizer that calls this more than once (SAM, LBFGS) sees the same minibatches and dropout masks.
             torch.default_generator.manual_seed(_entropy(seed, DROPOUT, update))
-            optimizer.zero_grad()
+            for parameter in parameters:
+                parameter.grad = None
             total = 0.0
             for micro in indices:
-                loss = task.loss(policy, source.batch(micro)) / len(indices)
+                loss = task.loss(policy, source.batch(micro))
+                if len(indices) > 1:
+                    loss = loss / len(indices)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
             for transform in transforms:
@@ -114,7 +117,9 @@ def train(
             loss = optimizer.step(closure)
         if not math.isfinite(loss):
             raise Diverged(f"training diverged: loss is {loss} at update {update}")
-        schedule.step()
+        if recipe.schedule != "constant":
+            for group, whole in zip(optimizer.param_groups, full, strict=True):
+                group["lr"] = whole * recipe.lr_factor(update)
         ended = time.perf_counter()
         train_seconds += ended - began
         live: dict[bool, Params] = {}
@@ -150,19 +155,21 @@ def minibatches(data: Split, recipe: Recipe, seed: int, update: int) -> tuple[Sp
     Raises StabError as ``check_pool`` does.
     """
     transitions, size = len(data), recipe.accumulation * recipe.batch_size
-    if isinstance(data, Endless):
+    draw = getattr(data, "pool", None)  # of endless data; asking its protocol would cost more than the rest of this
+    if draw is not None:
         check_pool(data, recipe)
         number, step = divmod(update - 1, transitions // size)
-        data, stream, first = data.pool(seed, number), _epoch(transitions, seed, number), step * size
+        data, stream, first = draw(seed, number), _epoch(transitions, seed, number), step * size
     else:
-        first = (update - 1) * size
-        epochs = range(first // transitions, -(-(first + size) // transitions))
-        stream = np.concatenate([_epoch(transitions, seed, number) for number in epochs])
-        first -= epochs[0] * transitions
+        number, first = divmod((update - 1) * size, transitions)
+        stream = _epoch(transitions, seed, number)
+        if first + size > transitions:
+            later = range(number + 1, number + 1 + -(-(first + size - transitions) // transitions))
+            stream = np.concatenate([stream, *(_epoch(transitions, seed, n) for n in later)])
     return data, stream[first : first + size].reshape(recipe.accumulation, recipe.batch_size)
 
 
-def check_pool(data: Endless, recipe: Recipe) -> None:
+def check_pool(data: Split, recipe: Recipe) -> None:
     """Raise StabError when an endless epoch is shorter than one step's samples."""
     size = recipe.accumulation * recipe.batch_size
     if size > len(data):
