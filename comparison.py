@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from stab.stabilizers.base import Params
 
 START_SEED = 50_000
-BLOCK = 16  # read-outs that are rolled out side by side
 RUN_FILES = {
     *("config.yaml", "run.json", "skipped.json", "cells", "timings", "failures", "weights", "figures", "tensorboard"),
     *(
@@ -355,6 +354,9 @@ class RollOut:
         updates: Sequence[int],
         report: Callable[[str, float], None],
     ) -> None:
+        from stab.tasks.rollout import BLOCK
+
+        self.block = BLOCK
         self.task, self.data, self.policy, self.report = task, task.dataset(), task.policy(recipe).eval(), report
         self.validation = self.data.validation.batch(_everything(self.data.validation))
         self.horizons, self.starts = evaluation(config, task)
@@ -377,7 +379,7 @@ class RollOut:
         if sha not in self.found:
             self.pending[sha] = read_out
         self.seconds += time.perf_counter() - began
-        if len(self.pending) == BLOCK:
+        if len(self.pending) == self.block:
             self._roll_out()
 
     def _roll_out(self) -> None:
