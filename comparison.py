@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import heapq
 import json
 import os
 import platform
@@ -615,9 +616,11 @@ def snapshot_bytes(plan: Plan) -> int:
 
 
 def wall_seconds(expected: Sequence[tuple[float, float]], workers: int) -> float:
-    """Return the wall seconds that cells of these costs take: the work shared evenly, at least the longest cell."""
-    seconds = [sum(cost) for cost in expected]
-    return max(sum(seconds) / workers, *seconds) if seconds else 0.0
+    """Return the wall seconds that cells of these costs take: each begins, in order, on the worker that is free first."""
+    busy = [0.0] * workers
+    for cost in expected:
+        heapq.heapreplace(busy, busy[0] + sum(cost))
+    return max(busy)
 
 
 @dataclass(frozen=True)

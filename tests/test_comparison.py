@@ -240,3 +240,13 @@ def test_unknown_names_raise():
         plan("hoper", "ema")
     with pytest.raises(StabError, match="no stabilizers"):
         plan("hopper")
+
+
+def test_wall_time_is_that_of_cells_begun_in_order():
+    from stab.comparison import wall_seconds
+
+    assert wall_seconds([], 2) == 0
+    assert wall_seconds([(3.0, 1.0)], 2) == 4
+    # 5 and 4 begin; 2 follows on the second worker (6), 3 on the first (8).
+    assert wall_seconds([(4.0, 1.0), (4.0, 0.0), (1.0, 1.0), (3.0, 0.0)], 2) == 8
+    assert wall_seconds([(1.0, 0.0)] * 6, 3) == 2
