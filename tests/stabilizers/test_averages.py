@@ -191,7 +191,7 @@ class Net(torch.nn.Module):
         (Polyak(start=30), lambda t: t >= 30),
         (SWA(start=30, every=1), lambda t: t >= 30),
     ],
-    ids=str,
+    ids=lambda v: str(v) if isinstance(v, Average) else None,
 )
 def test_swa_and_polyak_are_torchs_averaged_model(average, counts, dtype):
     iterates = walk(shape=(4, 5), dtype=dtype)
