@@ -26,7 +26,7 @@ from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, suggest
 from stab.reports import rows
 from stab.stabilizers import parse, split, stabilizers
-from stab.stabilizers.base import effective_half_life, memory
+from stab.stabilizers.base import effective_half_life, memory, slug
 from stab.tasks import Task, tasks
 from stab.tasks.base import Endless, no_progress
 
@@ -294,7 +294,7 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
             "rollout_steps": rolled.steps,
         },
     )
-    horizons, starts = evaluation(config, task)
+    horizons = rolled.horizons
     references = {
         "random": [data.references.random.at(h) for h in horizons],
         "expert": [data.references.expert.at(h) for h in horizons],
@@ -318,7 +318,7 @@ def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
             "seed": cell.seed,
             "versions": versions(),
             "horizons": horizons,
-            "starts": starts,
+            "starts": rolled.starts,
             "references": references,
             "references_source": data.references.source,
             "window": config.window,
@@ -360,7 +360,8 @@ class RollOut:
         self.block = BLOCK
         self.task, self.data, self.policy, self.report = task, task.dataset(), task.policy(recipe).eval(), report
         self.validation = self.data.validation.batch(_everything(self.data.validation))
-        self.horizons, self.starts = evaluation(config, task)
+        self.horizons = gva.horizon_grid(min(config.eval.horizon, task.horizon))
+        self.starts = [START_SEED + n for n in range(config.eval.starts)]
         self.checkpoints: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         self.expected = len(names) * len(updates)
         self.pending: dict[str, Params] = {}  # by content
@@ -421,10 +422,9 @@ class RollOut:
         return self.checkpoints, rows
 
 
-def evaluation(config: Config, task: Task) -> tuple[list[int], list[int]]:
-    """Return the horizons and the starts (reset seeds) of every rollout."""
-    horizons = gva.horizon_grid(min(config.eval.horizon, task.horizon))
-    return horizons, [START_SEED + n for n in range(config.eval.starts)]
+def weights_file(run: Path, task: str, string: str, seed: int) -> Path:
+    """Return where the final weights of an entry lie."""
+    return run / "weights" / f"{task}-{slug(string)}-seed{seed}.safetensors"
 
 
 def snapshot_file(run: Path, key: str) -> Path:
@@ -461,13 +461,10 @@ def _digest(weights: dict[str, Any]) -> str:
 def _save_weights(run: Path, cell: Cell, latest: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    folder = run / "weights"
-    folder.mkdir(parents=True, exist_ok=True)
     for string, tensors in latest.items():
-        path = folder / f"{cell.task}-{parse(string).slug}-seed{cell.seed}.safetensors"
         about = {"task": cell.task, "stabilizer": string, "recipe": json.dumps(cell.recipe.to_dict())}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, path.with_suffix(".tmp"), about)
-        os.replace(path.with_suffix(".tmp"), path)
+        with rows.replacing(weights_file(run, cell.task, string, cell.seed)) as temporary:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, about)
 
 
 def versions() -> dict[str, str]:

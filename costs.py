@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +15,7 @@ import numpy as np
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError
 from stab.stabilizers import parse, stabilizers
+from stab.tasks import cache
 from stab.tasks.base import Curve, Demonstrations, Progress, References, Task, no_progress
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def measure(names: Sequence[str], progress: Callable[[float], None] | None = Non
 
 def cached(names: Sequence[str], progress: Callable[[float], None] | None = None) -> dict[str, Cost | str]:
     """Return ``measure(names)``; what this version of a stabilizer's module was measured to cost is kept on disk."""
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stab" / "costs.json"
+    path = cache.folder() / "costs.json"
     try:
         kept = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -83,13 +82,7 @@ def cached(names: Sequence[str], progress: Callable[[float], None] | None = None
     found |= measure(missing, progress)
     new = {keys[name]: asdict(cost) for name in missing if isinstance(cost := found[name], Cost)}
     if new:
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(kept | new))
-            os.replace(temporary, path)
-        except OSError:
-            pass  # a disk that does not take it costs time, not the result
+        cache.write(path, json.dumps(kept | new))
     return {name: found[name] for name in names}
 
 

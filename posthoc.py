@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stab import engine, snapshots
-from stab.comparison import RollOut, about_rider, make_task, snapshot_file
-from stab.config import load
+from stab.comparison import RollOut, about_rider, make_task, snapshot_file, weights_file
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.reports import rows
-from stab.reports.statistics import cell_key
+from stab.reports.statistics import cell_key, settings
 from stab.stabilizers import parse, split
 from stab.stabilizers.base import slug
 
@@ -58,9 +57,7 @@ def make_jobs(run: Path, strings: Sequence[str]) -> list[Job]:
     Raises StabError when the run kept no snapshots, a string is no convex average, its settings do not fit the length of
     training, or the run has no training run of its recipe.
     """
-    config = load(run / "config.yaml") if (run / "config.yaml").exists() else None
-    if config is None:
-        raise StabError(f"{run} is no run folder: it has no config.yaml")
+    config = settings(run)
     if config.snapshots.every is None:
         raise StabError(
             f"{run} kept no snapshots to read averages off: run the comparison with snapshots.every="
@@ -110,7 +107,7 @@ def run_job(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
     torch.set_num_threads(1)
     path, string = Path(job["cell"]), job["string"]
     run, cell = path.parent.parent, rows.read_json(path)
-    config = load(run / "config.yaml")
+    config = settings(run)
     recipe = Recipe.from_dict(cell["recipe"])
     average = parse(string).average
     assert average is not None
@@ -145,10 +142,7 @@ def _distance(run: Path, cell: dict[str, Any], string: str, found: Params) -> fl
 
     if string not in cell["stabilizers"]:
         return None
-    online, raw = (
-        load_file(run / "weights" / f"{cell['task']}-{slug(s)}-seed{cell['seed']}.safetensors")
-        for s in (string, cell["raw"])
-    )
+    online, raw = (load_file(weights_file(run, cell["task"], s, cell["seed"])) for s in (string, cell["raw"]))
     error = sum(float((found[k].double() - v.double()).square().sum()) for k, v in online.items())
     moved = sum(float((raw[k].double() - v.double()).square().sum()) for k, v in online.items())
     return (error / moved) ** 0.5 if moved else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from stab.registry import StabError
+from stab.reports import rows
 from stab.stabilizers.base import Average, clone, memory
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class BlockState:
 
 @dataclass(frozen=True)
 class BlockMeans(Average):
-    """Mean of the iterates over each block of ``every`` updates; ``taken`` finds it in a read-out.
+    """Mean of the iterates over each block of ``every`` updates; ``Snapshots.take`` finds it in a read-out.
 
     It rides along as an average does, and looks at float buffers, too. Blocks end at the last update and every ``every``
     updates before it, so that they end at every checkpoint; the first may be shorter.
@@ -168,15 +168,13 @@ def save(path: Path, taken: Snapshots) -> None:
     for kind, points in (("last", taken.last), ("buffers", taken.buffers)):
         for step, params in points.items():
             tensors |= _prefixed(f"{kind}/{step}", params)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    about = {"every": str(taken.every), "total": str(taken.total), "checkpoints": json.dumps(sorted(taken.last))}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"every": str(taken.every), "total": str(taken.total), "checkpoints": json.dumps(sorted(taken.last))}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, about)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as e:
-        temporary.unlink(missing_ok=True)
-        raise StabError(f"cannot write {path}: {e}; snapshots are large: raise snapshots.every") from e
+        with rows.replacing(path) as temporary:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, about)
+    except (StabError, SafetensorError) as e:
+        what = e if isinstance(e, StabError) else f"cannot write {path}: {e}"
+        raise StabError(f"{what}; snapshots are large: raise snapshots.every") from e
 
 
 def load(path: Path) -> Snapshots:

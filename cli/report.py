@@ -89,5 +89,6 @@ def _read_off(run: Path, averages: str, workers: int | None) -> None:
     except KeyboardInterrupt:
         talk.print("Interrupted. What was finished is kept; the same command goes on.")
         raise typer.Exit(130) from None
-    for job, reason in failed.items():
+    if failed:
+        job, reason = next(iter(failed.items()))
         raise StabError(f"{job.string} of {job.cell.stem} failed: {reason}")

@@ -11,6 +11,7 @@ import numpy as np
 from stab import gva
 from stab.reports import rows
 from stab.reports.statistics import Results, Series, plain
+from stab.reports.table import bullets, markdown_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -98,10 +99,7 @@ def table(content: dict[str, Any]) -> RenderableType:
         for entry in entries:
             drawn.add_row(*map(Text, cells(entry)))
         parts += [drawn, Text()]
-    below = Table.grid(padding=(0, 1))
-    for note in notes(content):
-        below.add_row(" -", Text(note))
-    return Group(*parts, below)
+    return Group(*parts, bullets(notes(content)))
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -110,7 +108,7 @@ def markdown(content: dict[str, Any]) -> str:
     for task, entries in _by_task(content).items():
         lines += [f"## {task}: averages read off snapshots of {content['every']} updates", ""]
         found = [COLUMNS, [":--", *["--:"] * (len(COLUMNS) - 1)], *map(cells, entries)]
-        lines += [f"| {' | '.join(line)} |" for line in found] + [""]
+        lines += [*map(markdown_line, found), ""]
     return "\n".join([*lines, *(f"- {note}" for note in notes(content)), ""])
 
 

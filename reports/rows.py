@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,18 @@ CELL_KEYS = {
 }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it. Raises StabError when the disk does not take it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``, for the block to write; renamed at its end, removed when it raises.
+
+    Raises StabError when the disk does not take it.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        os.close(handle)
         try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
+            yield Path(name)
             os.chmod(name, 0o644)
             os.replace(name, path)
         except BaseException:
@@ -45,6 +50,12 @@ def write_text(path: Path, text: str) -> None:
             raise
     except OSError as e:
         raise StabError(f"cannot write {path}: {e.strerror or e}") from e
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it. Raises StabError when the disk does not take it."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def write_json(path: Path, data: Any, indent: int | None = None) -> None:

@@ -79,11 +79,16 @@ class Results:
     afterwards: dict[tuple[str, str], Series] = field(default_factory=dict)
 
 
-def read(run: Path) -> Results:
-    """Read a run folder. Raises StabError when it is none, or holds rows of another protocol."""
+def settings(run: Path) -> Config:
+    """Return the settings of a run folder. Raises StabError when it is none."""
     if not (run / "config.yaml").exists():
         raise StabError(f"{run} is no run folder: it has no config.yaml")
-    config = load(run / "config.yaml")
+    return load(run / "config.yaml")
+
+
+def read(run: Path) -> Results:
+    """Read a run folder. Raises StabError when it is none, or holds rows of another protocol."""
+    config = settings(run)
     grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
     timings = {}
     for cell in rows.cells(run):

@@ -39,7 +39,7 @@ def board(leaderboard: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = []
     for task in tasks:
         parts += [table(leaderboard, task, brief=True), Text()]
-    return Group(*parts, *_overview(leaderboard), Text(), _notes(general_notes(leaderboard)))
+    return Group(*parts, *_overview(leaderboard), Text(), bullets(generalbullets(leaderboard)))
 
 
 def _overview(leaderboard: dict[str, Any]) -> list[RenderableType]:
@@ -113,11 +113,12 @@ def table(leaderboard: dict[str, Any], task: str, brief: bool = False) -> Render
     for entry, following in zip(found, [*found[1:], None], strict=True):
         last_ranked = entry["rank"] is not None and following is not None and following["rank"] is None
         drawn.add_row(*map(Text, _cells(leaderboard, entry)), end_section=last_ranked)
-    said = task_notes(leaderboard, task) if brief else notes(leaderboard, task)
-    return Group(drawn, Text(), _notes(said))
+    said = taskbullets(leaderboard, task) if brief else notes(leaderboard, task)
+    return Group(drawn, Text(), bullets(said))
 
 
-def _notes(lines: list[str]) -> RenderableType:
+def bullets(lines: list[str]) -> RenderableType:
+    """Return sentences below a table for a terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -132,7 +133,13 @@ def markdown(leaderboard: dict[str, Any]) -> str:
     parts = [markdown_task(leaderboard, task) for task in leaderboard["run"]["tasks"]]
     if len(parts) > 1:
         heads, body = overview(leaderboard)
-        lines = ["## GVA and return", "", _line(heads), _line([":--", *["--:"] * (len(heads) - 1)]), *map(_line, body)]
+        lines = [
+            "## GVA and return",
+            "",
+            markdown_line(heads),
+            markdown_line([":--", *["--:"] * (len(heads) - 1)]),
+            *map(markdown_line, body),
+        ]
         parts.insert(0, "\n".join([*lines, "", *(f"- {_escape(note)}" for note in OVERVIEW), ""]))
     return "\n".join(parts)
 
@@ -142,8 +149,8 @@ def markdown_task(leaderboard: dict[str, Any], task: str) -> str:
     lines = [f"## {title(leaderboard, task)}", ""]
     if leaderboard["run"]["smoke"]:
         lines += [f"**{SMOKE}**", ""]
-    lines += [_line(COLUMNS), _line("--:" if name != "stabilizer" else ":--" for name in COLUMNS)]
-    lines += [_line(_cells(leaderboard, entry)) for entry in entries(leaderboard, task)]
+    lines += [markdown_line(COLUMNS), markdown_line("--:" if name != "stabilizer" else ":--" for name in COLUMNS)]
+    lines += [markdown_line(_cells(leaderboard, entry)) for entry in entries(leaderboard, task)]
     lines += ["", *(f"- {_escape(note)}" for note in notes(leaderboard, task)), ""]
     return "\n".join(lines)
 
@@ -175,10 +182,10 @@ def title(leaderboard: dict[str, Any], task: str) -> str:
 
 def notes(leaderboard: dict[str, Any], task: str) -> list[str]:
     """Return the sentences below a table: those of the task, then how to read the columns."""
-    return task_notes(leaderboard, task) + general_notes(leaderboard, task)
+    return taskbullets(leaderboard, task) + generalbullets(leaderboard, task)
 
 
-def task_notes(leaderboard: dict[str, Any], task: str) -> list[str]:
+def taskbullets(leaderboard: dict[str, Any], task: str) -> list[str]:
     """Return what is to be said of one task: warnings, what did not run and why, where 0 and 1 are."""
     about, found = leaderboard["run"]["tasks"][task], entries(leaderboard, task)
     lines = [f"Warning: {warning}" for warning in about["warnings"]]
@@ -195,7 +202,7 @@ def task_notes(leaderboard: dict[str, Any], task: str) -> list[str]:
     return lines
 
 
-def general_notes(leaderboard: dict[str, Any], task: str | None = None) -> list[str]:
+def generalbullets(leaderboard: dict[str, Any], task: str | None = None) -> list[str]:
     """Return how to read the columns, for one task or for all."""
     found = [e for e in leaderboard["entries"] if task in (None, e["task"])]
     lines = [] if task else list(OVERVIEW)
@@ -232,7 +239,8 @@ def _cells(leaderboard: dict[str, Any], entry: dict[str, Any]) -> list[str]:
     ]
 
 
-def _line(cells: Iterable[str]) -> str:
+def markdown_line(cells: Iterable[str]) -> str:
+    """Return a line of a Markdown table."""
     return f"| {' | '.join(_escape(cell.strip()) for cell in cells)} |"
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -22,7 +19,7 @@ from torch import Tensor
 
 from stab.recipe import Recipe
 from stab.registry import StabError
-from stab.tasks import datasets
+from stab.tasks import cache, datasets
 from stab.tasks.base import Curve, Demonstrations, Progress, References, Task, no_progress, tasks
 from stab.tasks.episodes import Episodes, make, make_episodes
 from stab.tasks.experts import RANDOM_SEED, curve, versions
@@ -109,9 +106,9 @@ class Recorded(Task):
         folder = datasets.root() / found.id / "data"
         files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()]
         key = [found.id, str(folder), files, self._spec.to_json(), versions(("gymnasium", "mujoco", "numpy"))]
-        cache = _cache() / f"references-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+        path = cache.folder() / f"references-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
         try:
-            references = datasets.references_from(json.loads(cache.read_text()))
+            references = datasets.references_from(json.loads(path.read_text()))
         except (OSError, ValueError):  # StabError is one: a cache that is not what it should be is made anew
             cumulative = np.zeros((found.total_episodes, self.horizon))
             lengths = np.zeros(found.total_episodes, dtype=np.int64)
@@ -124,7 +121,7 @@ class Recorded(Task):
             references = References(
                 curve(*random, RANDOM_SEED), curve(cumulative, lengths, 0), "measured: random policy, dataset's mean"
             )
-            _write_cache(cache, json.dumps(datasets.references_to(references)))
+            cache.write(path, json.dumps(datasets.references_to(references)))
         return references
 
     def _tell_apart(self, found: minari.MinariDataset, references: References) -> None:
@@ -238,22 +235,6 @@ def _ending_at(measured: Curve, total: float) -> Curve:
     missing = total - measured.cumulative[-1]
     corrected = [value + missing * (h + 1) / steps for h, value in enumerate(measured.cumulative)]
     return replace(measured, cumulative=[*corrected[:-1], total])
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stab"
-
-
-def _write_cache(path: Path, text: str) -> None:
-    """Keep what can be measured again; a disk that does not take it costs time, not the result."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _seconds(function: Callable[[], None], budget: float) -> float:

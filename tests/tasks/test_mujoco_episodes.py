@@ -11,9 +11,18 @@ import torch
 
 from stab.tasks import experts
 from stab.tasks.catalog import CATALOG
-from stab.tasks.episodes import GymEpisodes, make_episodes
+from stab.tasks.episodes import GymEpisodes, gives_gymnasiums_bits, make_episodes
 from stab.tasks.mujoco_episodes import FAST, HalfCheetah, MujocoEpisodes
 from stab.tasks.rollout import rollout
+
+
+@pytest.fixture
+def looked_at_anew():
+    """What a process has found out about the installed version is forgotten, before and after."""
+    gives_gymnasiums_bits.cache_clear()
+    yield
+    gives_gymnasiums_bits.cache_clear()
+
 
 RECORDS = pytest.mark.parametrize("record", CATALOG, ids=lambda r: r.name)
 
@@ -78,7 +87,7 @@ def test_other_arguments_take_the_generic_path():
 
 
 @pytest.mark.parametrize("change", ["reward", "observe", "place"])
-def test_a_version_with_other_bits_takes_the_generic_path(monkeypatch, change):
+def test_a_version_with_other_bits_takes_the_generic_path(monkeypatch, looked_at_anew, change):
     """An installed Gymnasium that computes something else is believed."""
     plain = getattr(HalfCheetah, change)
 
