@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import heapq
-import json
 import os
 import platform
 import shlex
@@ -16,60 +14,27 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stab import engine, gva, snapshots
+from stab import engine, snapshots
+from stab.cells import Cell, discard, everything, finish, make_job, make_task
 from stab.config import PRESETS, QUICK, Config, Evaluation, load
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, suggest
 from stab.reports import rows
 from stab.stabilizers import parse, split, stabilizers
-from stab.stabilizers.base import effective_half_life, memory, slug
-from stab.tasks import Task, tasks
+from stab.tasks import tasks
 from stab.tasks.base import Endless, no_progress
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from stab.reports.statistics import Results
-    from stab.stabilizers.base import Params
 
-START_SEED = 50_000
 RUN_FILES = {
     *("config.yaml", "run.json", "skipped.json", "cells", "timings", "failures", "weights", "figures", "tensorboard"),
-    *(
-        "leaderboard.json",
-        "leaderboard.csv",
-        "leaderboard.md",
-        "snapshots",
-        "averages",
-        "averages.json",
-        "averages.csv",
-    ),
-    "averages.md",
+    *("leaderboard.json", "leaderboard.csv", "leaderboard.md", "parts", "snapshots"),
+    *("averages", "averages.json", "averages.csv", "averages.md"),
 }
-PACKAGES = {"stab": "stab-gva", "torch": "torch", "mujoco": "mujoco", "gymnasium": "gymnasium", "minari": "minari"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One (task, recipe, seed): one training run and everything that rides on it.
-
-    Attributes:
-        stabilizers: canonical strings; those without an average read the raw iterate, and the first is one of them.
-    """
-
-    task: str
-    recipe: Recipe
-    seed: int
-    stabilizers: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        """Name of the cell's file."""
-        return f"{self.task}-{self.recipe.key}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -225,253 +190,6 @@ def _parameter() -> Any:
     return torch.nn.Parameter(torch.zeros(1))
 
 
-def make_task(config: Config, name: str) -> Task:
-    """Return the task with the settings of the comparison. Raises StabError if it is unknown."""
-    return tasks.get(name)(
-        name=name,
-        dataset_id=config.data.dataset,
-        train_episodes=config.data.train_episodes,
-        validation_episodes=config.data.validation_episodes,
-        infinite=config.data.infinite,
-    )
-
-
-def run_cell(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
-    """Train one trajectory, roll out its checkpoints, and write the cell; what a worker does.
-
-    Args:
-        job: ``cell``, ``config`` and ``run`` (the folder), as plain data.
-        report: called with the phase and the fraction of it that is done.
-    """
-    import torch
-
-    from stab.train import train
-
-    torch.set_num_threads(1)
-    config = load(job["config"])
-    cell = Cell(**{**job["cell"], "recipe": Recipe.from_dict(job["cell"]["recipe"])})
-    run = Path(job["run"])
-    task = make_task(config, cell.task)
-    data = task.dataset()
-    averages = {s: a for s in cell.stabilizers if (a := parse(s).average)}
-    every = config.snapshots.every
-    parameters = {name for name, _ in task.policy(cell.recipe).named_parameters(remove_duplicate=False)}
-    riders = averages | ({snapshots.RIDER: snapshots.BlockMeans(every)} if every else {})
-    rolled = RollOut(task, config, cell.recipe, cell.stabilizers, config.checkpoints, report)
-    latest: dict[str, Params] = {}
-    taken = snapshots.Snapshots(every or 0, cell.recipe.updates)
-    trajectory = []
-    last = None
-    for point in train(task, cell.recipe, cell.seed, riders, config.checkpoints):
-        last = point
-        for string in cell.stabilizers:
-            latest[string] = point.averages.get(string, point.raw)
-            rolled.add(string, point.update, latest[string])
-        trajectory.append(
-            {
-                "update": point.update,
-                "lr": point.lr,
-                "gradient_variance": point.gradient_variance,
-                "gradient_norm2": point.gradient_norm2,
-            }
-        )
-        if every:
-            taken.take(point, parameters)
-        report("training", point.update / cell.recipe.updates)
-    assert last is not None
-
-    checkpoints, found = rolled.finish()
-    _save_weights(run, cell, latest)
-    if every:
-        snapshots.save(snapshot_file(run, cell.key), taken)
-    rows.write_json(
-        run / "timings" / f"{cell.key}.json",
-        {
-            "train_seconds": last.train_seconds,
-            "average_seconds": last.average_seconds,
-            "average_bytes": last.average_bytes,
-            "rollout_seconds": rolled.seconds,
-            "rollout_steps": rolled.steps,
-        },
-    )
-    horizons = rolled.horizons
-    references = {
-        "random": [data.references.random.at(h) for h in horizons],
-        "expert": [data.references.expert.at(h) for h in horizons],
-    }
-    rows.write_json(
-        run / "cells" / f"{cell.key}.json",
-        {
-            "schema": rows.SCHEMA,
-            "protocol": gva.PROTOCOL,
-            "smoke": config.smoke,
-            "task": cell.task,
-            "task_version": task.version,
-            "environment": data.environment,
-            "dataset": data.dataset,
-            "dataset_sha256": data.dataset_sha256,
-            "expert_sha256": data.expert_sha256,
-            "train_episodes": config.data.train_episodes,
-            "validation_episodes": config.data.validation_episodes,
-            "infinite": config.data.infinite,
-            "recipe": cell.recipe.to_dict(),
-            "seed": cell.seed,
-            "versions": versions(),
-            "horizons": horizons,
-            "starts": rolled.starts,
-            "references": references,
-            "references_source": data.references.source,
-            "window": config.window,
-            "stabilizers": list(cell.stabilizers),
-            "raw": cell.stabilizers[0],
-            "riders": {string: about_rider(string, cell.recipe, config.window) for string in cell.stabilizers},
-            "trajectory": trajectory,
-            "checkpoints": checkpoints,
-            "rows": found,
-        },
-    )
-
-
-class RollOut:
-    """Rolls out read-outs as they come, a block of them at a time, so that memory does not grow with the checkpoints.
-
-    Equal read-outs are rolled out once. A rollout does not depend on its company, so neither do the numbers on the blocks.
-
-    Args:
-        names: of the stabilizers, whose read-outs will come at each of ``updates``.
-        report: called with "rollouts" and the fraction that is done.
-
-    Attributes:
-        seconds: spent in rollouts and validation losses.
-        steps: environment steps taken.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        config: Config,
-        recipe: Recipe,
-        names: Sequence[str],
-        updates: Sequence[int],
-        report: Callable[[str, float], None],
-    ) -> None:
-        from stab.tasks.rollout import BLOCK
-
-        self.block = BLOCK
-        self.task, self.data, self.policy, self.report = task, task.dataset(), task.policy(recipe).eval(), report
-        self.validation = self.data.validation.batch(_everything(self.data.validation))
-        self.horizons = gva.horizon_grid(min(config.eval.horizon, task.horizon))
-        self.starts = [START_SEED + n for n in range(config.eval.starts)]
-        self.checkpoints: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-        self.expected = len(names) * len(updates)
-        self.pending: dict[str, Params] = {}  # by content
-        self.found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self.seconds, self.steps = 0.0, 0
-
-    def add(self, name: str, update: int, read_out: Params) -> None:
-        """Take in one read-out; roll out when a block is full."""
-        import torch
-
-        began = time.perf_counter()
-        sha = _digest(read_out)
-        self.policy.load_state_dict(read_out)
-        with torch.inference_mode():
-            val_loss = float(self.task.loss(self.policy, self.validation))
-        self.checkpoints[name].append({"update": update, "val_loss": val_loss, "weights": sha})
-        if sha not in self.found:
-            self.pending[sha] = read_out
-        self.seconds += time.perf_counter() - began
-        if len(self.pending) == self.block:
-            self._roll_out()
-
-    def _roll_out(self) -> None:
-        import torch
-
-        began = time.perf_counter()
-        done, share = len(self.found) / self.expected, len(self.pending) / self.expected
-        first = next(iter(self.pending.values()))
-        stacked = {name: torch.stack([tensors[name] for tensors in self.pending.values()]) for name in first}
-        returns, lengths = self.task.rollout(
-            self.policy, stacked, self.starts, self.horizons, lambda part: self.report("rollouts", done + part * share)
-        )
-        self.found |= dict(zip(self.pending, zip(returns, lengths, strict=True), strict=True))
-        self.pending = {}
-        self.steps += int(lengths.sum())
-        self.seconds += time.perf_counter() - began
-
-    def finish(self) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
-        """Roll out what is left; return ``checkpoints`` and ``rows`` of a cell."""
-        if self.pending:
-            self._roll_out()
-        rows = []
-        for string, points in self.checkpoints.items():
-            for point in points:
-                cumulative, lengths = self.found[point["weights"]]
-                J = self.data.references.normalise(cumulative, self.horizons)
-                rows += [
-                    {
-                        "stabilizer": string,
-                        "update": point["update"],
-                        "start": start,
-                        "return": J[n, -1].item(),
-                        "length": lengths[n].item(),
-                        "cumulative": cumulative[n].tolist(),
-                    }
-                    for n, start in enumerate(self.starts)
-                ]
-        return self.checkpoints, rows
-
-
-def weights_file(run: Path, task: str, string: str, seed: int) -> Path:
-    """Return where the final weights of an entry lie."""
-    return run / "weights" / f"{task}-{slug(string)}-seed{seed}.safetensors"
-
-
-def snapshot_file(run: Path, key: str) -> Path:
-    """Return where a cell's snapshots lie."""
-    return run / "snapshots" / f"{key}.safetensors"
-
-
-def about_rider(string: str, recipe: Recipe, window: list[int]) -> dict[str, Any]:
-    """Return what reports say of a stabilizer, so that they need not load it (it may be a plug-in)."""
-    stabilizer = parse(string)
-    average = stabilizer.average
-    about: dict[str, Any] = {"slug": stabilizer.slug, "average": average is not None, "half_life": None, "notes": []}
-    if average is not None:
-        about["notes"] = average.notes(recipe.updates)
-        if average.convex:
-            weights = memory(average, recipe.updates, [window[0], window[-1]])
-            about["half_life"] = [effective_half_life(weights[t]) for t in (window[0], window[-1])]
-    return about
-
-
-def _everything(part: Any) -> np.ndarray:
-    import numpy as np
-
-    return np.arange(len(part))
-
-
-def _digest(weights: dict[str, Any]) -> str:
-    sha = hashlib.sha256()
-    for name in sorted(weights):
-        sha.update(weights[name].numpy().tobytes())
-    return sha.hexdigest()[:16]
-
-
-def _save_weights(run: Path, cell: Cell, latest: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
-
-    for string, tensors in latest.items():
-        about = {"task": cell.task, "stabilizer": string, "recipe": json.dumps(cell.recipe.to_dict())}
-        with rows.replacing(weights_file(run, cell.task, string, cell.seed)) as temporary:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, about)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that decide the numbers."""
-    return {name: version(package) for name, package in PACKAGES.items()} | {"python": platform.python_version()}
-
-
 def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool = False) -> Config:
     """Look whether the run folder can be used, writing nothing; return the settings (on resume: old and new together).
 
@@ -550,16 +268,24 @@ def unfinished(plan: Plan, run: Path) -> list[Cell]:
 
 
 def execute(plan: Plan, run: Path, workers: int) -> Generator[tuple[Cell, engine.Event]]:
-    """Run the unfinished cells; yield events as they come. A cell that fails leaves its reason in ``failures/``."""
+    """Run the unfinished cells; yield events as they come. A cell that fails leaves its reason in ``failures/``.
+
+    The fraction of a "progress" is that of the whole cell's training, or of all its rollouts.
+    """
     todo = unfinished(plan, run)
-    jobs = [
-        {"cell": dataclasses.asdict(cell), "config": plan.config.to_dict(), "run": str(run.resolve())} for cell in todo
-    ]
-    with closing(engine.run("stab.comparison:run_cell", jobs, workers)) as events:
+    jobs = [make_job(cell, plan.config, run) for cell in todo]
+    done: dict[tuple[int, str], dict[int, float]] = {}  # cell and phase -> by part
+    with closing(engine.run("stab.cells:work", jobs, workers)) as events:
         for event in events:
             cell = todo[event.job]
             failure = run / "failures" / f"{cell.key}.json"
+            if event.kind == "progress":
+                fractions = done.setdefault((event.job, event.phase), {})
+                fractions[event.part] = event.fraction
+                yield cell, dataclasses.replace(event, fraction=sum(fractions.values()))
+                continue
             if event.kind == "failed":
+                discard(cell, run)
                 # What an earlier session finished stays finished: this one came for the riders that were new.
                 path = run / "cells" / f"{cell.key}.json"
                 finished = rows.read_json(path)["stabilizers"] if path.exists() else []
@@ -567,7 +293,8 @@ def execute(plan: Plan, run: Path, workers: int) -> Generator[tuple[Cell, engine
                 rows.write_json(
                     failure, {"task": cell.task, "stabilizers": lost, "seed": cell.seed, "reason": event.reason}
                 )
-            elif event.kind == "done":
+            else:
+                finish(cell, run)
                 failure.unlink(missing_ok=True)
             yield cell, event
 
@@ -613,11 +340,14 @@ def snapshot_bytes(plan: Plan) -> int:
 
 
 def wall_seconds(expected: Sequence[tuple[float, float]], workers: int) -> float:
-    """Return the wall seconds that cells of these costs take: each begins, in order, on the worker that is free first."""
+    """Return the wall seconds that cells of these costs take.
+
+    Rollouts are shared by all workers. Training runs are not: each begins, in order, on the worker that is free first.
+    """
     busy = [0.0] * workers
-    for cost in expected:
-        heapq.heapreplace(busy, busy[0] + sum(cost))
-    return max(busy)
+    for training, _ in expected:
+        heapq.heapreplace(busy, busy[0] + training)
+    return max(*busy, sum(map(sum, expected)) / workers)
 
 
 @dataclass(frozen=True)
@@ -724,7 +454,7 @@ def prepare(plan: Plan, progress: Callable[[str, float], None] | None = None) ->
                 f"eval.horizon={plan.config.eval.horizon}: episodes of {name} end after {task.horizon} steps at the latest"
             )
         data = task.dataset(functools.partial(progress, name) if progress else no_progress)
-        data.references.normalise(_everything([0]).astype(float), [min(plan.config.eval.horizon, task.horizon)])
+        data.references.normalise(everything([0]).astype(float), [min(plan.config.eval.horizon, task.horizon)])
         for recipe in {c.recipe.key: c.recipe for c in plan.cells if c.task == name}.values():
             task.policy(recipe)
             if isinstance(data.train, Endless):

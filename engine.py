@@ -16,12 +16,15 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stab.recipe import load_object
+
+BACKLOG = 2  # parts a worker, above which no further job is begun: what waits takes room
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Event:
 
     Attributes:
         job: index of the job.
-        kind: "progress" (with ``phase`` and ``fraction`` of the job), "done", or "failed" (with ``reason``).
+        kind: "progress" (with ``phase`` and ``fraction``, of this part of the job), "done", or "failed" (with ``reason``).
+        part: 0 for the job itself, 1, 2, ... for those that it asked for.
     """
 
     job: int
@@ -38,13 +42,15 @@ class Event:
     phase: str = ""
     fraction: float = 0.0
     reason: str = ""
+    part: int = 0
 
 
 @dataclass
 class _Worker:
     process: subprocess.Popen[str]
     log: Path
-    job: int | None = None
+    job: int = 0
+    part: int = 0
 
 
 def cores() -> int:
@@ -53,37 +59,60 @@ def cores() -> int:
 
 
 def run(target: str, jobs: Sequence[dict[str, Any]], workers: int) -> Generator[Event]:
-    """Run ``target`` (``module:function`` of a job and a callback) on every job; yield events as they come.
+    """Run ``target`` (``module:function``) on every job, as many at a time as there are workers; yield events as they come.
 
-    Jobs start in the given order, as many at a time as there are workers. When the consumer stops early (Ctrl-C), the
-    workers are killed at once.
+    The function takes a job and two callbacks: ``report(phase, fraction)``, and ``more(job)``, which asks for another job
+    as a part of this one. A job is "done" when it and all its parts are, and "failed" when one of them is; parts that
+    have not begun are then dropped. Jobs begin in the given order, and while not too many of them wait, before parts: so
+    there are parts left for all workers in the end. When the consumer stops early (Ctrl-C), the workers are killed at
+    once.
     """
     events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
-    waiting = list(range(len(jobs)))[::-1]
+    waiting = deque(enumerate(jobs))
+    parts: deque[tuple[int, int, dict[str, Any]]] = deque()
+    asked, left = dict.fromkeys(range(len(jobs)), 0), dict.fromkeys(range(len(jobs)), 1)
     busy: list[_Worker] = []
+    idle: list[_Worker] = []
     with tempfile.TemporaryDirectory(prefix="stab-") as folder:
         try:
-            while waiting or busy:
-                while waiting and len(busy) < min(workers, len(jobs)):
-                    busy.append(_start(target, Path(folder), events))
-                    _give(busy[-1], waiting.pop(), jobs)
+            while waiting or parts or busy:
+                while (waiting or parts) and (idle or len(busy) < workers):
+                    worker = idle.pop() if idle else _start(target, Path(folder), events)
+                    busy.append(worker)
+                    if waiting and len(parts) < BACKLOG * workers:
+                        job, content = waiting.popleft()
+                        _give(worker, job, 0, content)
+                    else:
+                        _give(worker, *parts.popleft())
                 worker, event = events.get()
                 if worker not in busy:
+                    idle = [other for other in idle if other is not worker]  # it died with nothing to do
                     continue
-                assert worker.job is not None
+                job = worker.job
                 if event is None:
                     busy.remove(worker)
-                    yield Event(worker.job, "failed", reason=_cause_of_death(worker))
-                    continue
-                yield Event(worker.job, **event)
-                if event["kind"] != "progress":
-                    if waiting:
-                        _give(worker, waiting.pop(), jobs)
-                    else:
-                        busy.remove(worker)
-                        _kill(worker)
+                    event = {"kind": "failed", "reason": _cause_of_death(worker)}
+                elif event["kind"] in ("done", "failed"):
+                    busy.remove(worker)
+                    idle.append(worker)
+                if not left[job]:
+                    continue  # it has failed; what its other parts say is of no interest
+                if event["kind"] == "more":
+                    asked[job] += 1
+                    left[job] += 1
+                    parts.append((job, asked[job], event["job"]))
+                elif event["kind"] == "progress":
+                    yield Event(job, part=worker.part, **event)
+                elif event["kind"] == "failed":
+                    left[job] = 0
+                    parts = deque(part for part in parts if part[0] != job)
+                    yield Event(job, part=worker.part, **event)
+                else:
+                    left[job] -= 1
+                    if not left[job]:
+                        yield Event(job, "done")
         finally:
-            for worker in busy:
+            for worker in [*busy, *idle]:
                 _kill(worker)
 
 
@@ -120,11 +149,11 @@ def _start(target: str, folder: Path, events: queue.Queue[tuple[_Worker, dict[st
     return worker
 
 
-def _give(worker: _Worker, job: int, jobs: Sequence[dict[str, Any]]) -> None:
-    worker.job = job
+def _give(worker: _Worker, job: int, part: int, content: dict[str, Any]) -> None:
+    worker.job, worker.part = job, part
     assert worker.process.stdin is not None
     try:
-        worker.process.stdin.write(json.dumps(jobs[job]) + "\n")
+        worker.process.stdin.write(json.dumps(content) + "\n")
         worker.process.stdin.flush()
     except BrokenPipeError:
         pass  # it has died; the listener says so
@@ -165,7 +194,11 @@ def serve(target: str) -> None:
         job = json.loads(jobs.get())
         try:
             function = function or load_object(target)
-            function(job, lambda phase, fraction: send(kind="progress", phase=phase, fraction=fraction))
+            function(
+                job,
+                lambda phase, fraction: send(kind="progress", phase=phase, fraction=fraction),
+                lambda part: send(kind="more", job=part),
+            )
         except BaseException as e:
             traceback.print_exc()
             sys.stderr.flush()

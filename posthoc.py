@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stab import engine, snapshots
-from stab.comparison import RollOut, about_rider, make_task, snapshot_file, weights_file
+from stab.cells import More, ReadOuts, Report, about_rider, make_rows, make_task, roll_out, snapshot_file, weights_file
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.reports import rows
@@ -100,7 +100,7 @@ def execute(jobs: Sequence[Job], workers: int) -> Generator[tuple[Job, engine.Ev
             yield jobs[event.job], event
 
 
-def run_job(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
+def run_job(job: dict[str, Any], report: Report, _more: More) -> None:
     """Read one average off one cell's snapshots, roll out its window, write its rows; what a worker does."""
     import torch
 
@@ -114,10 +114,18 @@ def run_job(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
     taken = snapshots.load(snapshot_file(run, path.stem))
     report("reading off", 0.0)
     found, misplaced = taken.read_off(average, cell["window"])
-    rolled = RollOut(make_task(config, cell["task"]), config, recipe, [string], cell["window"], report)
+    task = make_task(config, cell["task"])
+    rolled: dict[str, list[dict[str, Any]]] = {}
+
+    def hand_over(stacked: Params, shas: list[str]) -> None:
+        begin, share = len(rolled) / len(found), len(shas) / len(found)
+        episodes = roll_out(task, config, recipe, stacked, lambda part: report("rollouts", begin + part * share))
+        rolled.update(zip(shas, episodes, strict=True))
+
+    gathered = ReadOuts(task, recipe, [string], len(found), hand_over)
     for update, read_out in found.items():
-        rolled.add(string, update, read_out)
-    checkpoints, lines = rolled.finish()
+        gathered.add(string, update, read_out)
+    gathered.close()
     about = about_rider(string, recipe, cell["window"])
     rows.write_json(
         Job(path, string).file,
@@ -125,8 +133,8 @@ def run_job(job: dict[str, Any], report: Callable[[str, float], None]) -> None:
         | {
             "stabilizers": [string],
             "riders": {string: about},
-            "checkpoints": checkpoints,
-            "rows": lines,
+            "checkpoints": gathered.checkpoints,
+            "rows": make_rows(gathered.checkpoints, rolled, cell["starts"]),
             "read_off": {
                 "every": taken.every,
                 "misplaced": misplaced,

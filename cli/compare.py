@@ -116,6 +116,7 @@ def _show_plan(
     talk: Console, plan: Plan, run: Path, done: int, expected: list[tuple[float, float]] | None, workers: int
 ) -> None:
     from stab import comparison
+    from stab.cells import make_task
 
     config = plan.config
     cells, entries = len(plan.cells), plan.entries
@@ -130,7 +131,7 @@ def _show_plan(
         talk.print(f"skipped: {task} x {string}: {reason}", markup=False)
     if done:
         talk.print(f"{done} cells are finished already and kept")
-    ready = all(comparison.make_task(config, name).ready() for name in config.tasks)
+    ready = all(make_task(config, name).ready() for name in config.tasks)
     collecting = "" if ready else ", after collecting the demonstrations (well under a minute)"
     if expected is not None:
         wall = comparison.wall_seconds(expected, workers)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stab.arguments import hyper
 from stab.recipe import Recipe
 from stab.tasks.policies.base import Network, Policy, PolicyArguments, Stack, output_size
+from stab.tasks.policies.linear import Linear
 
 
 class MLP(Network):
@@ -41,7 +42,7 @@ class MLP(Network):
         sizes = [mean.numel()] + [width] * depth
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(sizes):
-            layers += [nn.Linear(inputs, outputs), *([nn.LayerNorm(outputs)] if norm else []), nn.ReLU()]
+            layers += [Linear(inputs, outputs), *([nn.LayerNorm(outputs)] if norm else []), nn.ReLU()]
             layers += [nn.Dropout(dropout)] if dropout else []
         layers.append(nn.Linear(sizes[-1], self.outputs))
         self.layers = nn.Sequential(*layers)
