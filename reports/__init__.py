@@ -35,7 +35,7 @@ def render(run: Path) -> dict[str, Any]:
         rows.write_text(run / "averages.md", averages.markdown(chosen))
         drawn |= figures.draw_averages(chosen, leaderboard)
     _rebuild(run / "figures", lambda folder: figures.save(drawn, folder))
-    _rebuild(run / "tensorboard", lambda folder: tensorboard.write(results, leaderboard, drawn, folder))
+    _rebuild(run / "tensorboard", lambda folder: tensorboard.write(results, leaderboard, run / "figures", folder))
     return leaderboard
 
 

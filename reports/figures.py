@@ -46,20 +46,14 @@ def draw(results: Results, leaderboard: dict[str, Any]) -> dict[str, Figure]:
 
 
 def save(drawn: dict[str, Figure], folder: Path) -> None:
-    """Write each figure as PNG (150 dpi) and SVG."""
+    """Write each figure as PNG and SVG."""
     for name, figure in drawn.items():
+        engine = figure.get_layout_engine()
+        if engine is not None:  # once, and not for every file
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         for kind in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{kind}", dpi=150)
-
-
-def pixels(figure: Figure) -> np.ndarray:
-    """Return a figure as an image, (height, width, 4) of uint8."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure.set_dpi(150)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    return np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+            figure.savefig(folder / f"{name}.{kind}")
 
 
 def curves(results: Results, task: str, rows: list[Series]) -> Figure:
@@ -197,7 +191,7 @@ def averages(chosen: dict[str, Any], leaderboard: dict[str, Any], task: str) -> 
 def _figure(height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    return Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
 
 
 def _style(axes: Axes) -> None:

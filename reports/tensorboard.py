@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stab import gva
-from stab.reports.figures import pixels
 from stab.reports.statistics import Results, Series
 from stab.reports.table import markdown_task
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
 RECIPE = ("policy", "optimizer", "lr", "schedule", "weight_decay", "dropout", "batch_size", "accumulation", "updates")
 METRICS = ("gva", "return", "worst", "val_loss")
 
 
-def write(results: Results, leaderboard: dict[str, Any], drawn: dict[str, Figure], folder: Path) -> None:
+def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: Path) -> None:
     """Write event files.
 
     ``<slug>``, a run a stabilizer: scalars ``<task>/return``, ``<task>/val_loss`` (at every checkpoint) and
@@ -29,8 +27,9 @@ def write(results: Results, leaderboard: dict[str, Any], drawn: dict[str, Figure
     text and the figures as images. Tasks are tags and not runs, because TensorBoard shows none of more than 40 runs.
 
     Args:
-        drawn: the figures by name, as from ``stab.reports.figures.draw``.
+        figures: folder of ``<task>-<kind>.png``.
     """
+    from PIL import Image
     from torch.utils.tensorboard import SummaryWriter
 
     entries: dict[str, list[dict[str, Any]]] = {}
@@ -46,9 +45,10 @@ def write(results: Results, leaderboard: dict[str, Any], drawn: dict[str, Figure
     with SummaryWriter(str(folder / "leaderboard")) as writer:
         for task in results.config.tasks:
             writer.add_text(f"{task}/leaderboard", markdown_task(leaderboard, task))
-        for name, figure in drawn.items():
-            task, _, kind = name.rpartition("-")
-            writer.add_image(f"{task}/{kind}", pixels(figure), dataformats="HWC")
+        for path in sorted(figures.glob("*.png")):
+            task, _, kind = path.stem.rpartition("-")
+            with Image.open(path) as image:
+                writer.add_image(f"{task}/{kind}", np.asarray(image), dataformats="HWC")
 
 
 def _curves(writer: SummaryWriter, series: Series) -> None:

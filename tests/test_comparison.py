@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-from stab import StabError, gva
-from stab.comparison import Cell, make_config, make_out, make_plan, run_cell, unfinished
+from stab import StabError, comparison, gva
+from stab.cells import Cell, finish, make_job, work
+from stab.comparison import make_config, make_out, make_plan, unfinished
 from stab.reports import render, rows
 from stab.stabilizers import Average, Intervention, stabilizers
 from stab.stabilizers.base import MeanState, clone
@@ -57,9 +58,10 @@ def execute(config, run):
     made = make_plan(config)
     make_out(run, made)
     for cell in made.cells:
-        run_cell(
-            {"cell": dataclasses.asdict(cell), "config": config.to_dict(), "run": str(run)}, lambda phase, done: None
-        )
+        parts = [make_job(cell, config, run)]
+        for job in parts:  # it grows
+            work(job, lambda phase, done: None, parts.append)
+        finish(cell, run)
     return made
 
 
@@ -242,11 +244,71 @@ def test_unknown_names_raise():
         plan("hopper")
 
 
-def test_wall_time_is_that_of_cells_begun_in_order():
+def test_wall_time_is_that_of_trainings_begun_in_order_and_rollouts_shared():
     from stab.comparison import wall_seconds
 
     assert wall_seconds([], 2) == 0
-    assert wall_seconds([(3.0, 1.0)], 2) == 4
-    # 5 and 4 begin; 2 follows on the second worker (6), 3 on the first (8).
-    assert wall_seconds([(4.0, 1.0), (4.0, 0.0), (1.0, 1.0), (3.0, 0.0)], 2) == 8
+    assert wall_seconds([(3.0, 1.0)], 2) == 3
+    assert wall_seconds([(1.0, 5.0)], 2) == 3
+    # 5 and 4 begin; 2 follows on the second worker (6), 3 on the first (8); rollouts fill the gap of 2, and take 3 more.
+    assert wall_seconds([(5.0, 0.0), (4.0, 0.0), (2.0, 8.0), (3.0, 0.0)], 2) == 11
+    assert wall_seconds([(5.0, 0.0), (4.0, 0.0), (2.0, 1.0), (3.0, 0.0)], 2) == 8
     assert wall_seconds([(1.0, 0.0)] * 6, 3) == 2
+
+
+def test_whoever_rolls_out_the_parts_in_whatever_order_the_rows_are_the_same(hopper, tmp_path):
+    config, _ = make_config("hopper", "ema,swa", seeds=1, overrides=[*TINY, "eval.checkpoint_every=5"])
+    (cell,) = make_plan(config).cells
+    for name, order in (("one", 1), ("other", -1)):
+        parts: list[dict] = []
+        work(make_job(cell, config, tmp_path / name), lambda phase, done: None, parts.append)
+        assert len(parts) > 1
+        for job in parts[::order]:
+            work(json.loads(json.dumps(job)), lambda phase, done: None, parts.append)
+        assert list((tmp_path / name / "parts").iterdir())
+        finish(cell, tmp_path / name)
+        assert not (tmp_path / name / "parts").exists()
+    one, other = (list(rows.rows(tmp_path / name)) for name in ("one", "other"))
+    assert one == other
+    assert len(one) == 3 * len(config.checkpoints) * 2
+
+
+def test_parts_that_a_killed_session_left_do_not_get_into_the_rows(hopper, tmp_path):
+    config, _ = make_config("hopper", "ema", seeds=1, overrides=TINY)
+    (cell,) = make_plan(config).cells
+    job = make_job(cell, config, tmp_path / "run")
+    first: list[dict] = []
+    work(job, lambda phase, done: None, first.append)
+    for path in (tmp_path / "run" / "parts" / cell.key).iterdir():
+        path.write_text("half of it")
+    execute(config, tmp_path / "run")
+    assert len(list(rows.rows(tmp_path / "run"))) == 2 * 4 * 2
+
+
+def test_a_part_that_fails_fails_its_cell_and_leaves_nothing(hopper, tmp_path, monkeypatch):
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(
+        "import stab.cells\ndef roll_out(*args): raise OSError('no rollouts today')\nstab.cells.roll_out = roll_out\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    config, _ = make_config("hopper", "ema", seeds=1, overrides=TINY)
+    made, run = make_plan(config), tmp_path / "run"
+    make_out(run, made)
+    events = list(comparison.execute(made, run, 2))
+    assert [(event.kind, event.reason) for _, event in events if event.kind != "progress"] == [
+        ("failed", "OSError: no rollouts today")
+    ]
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "failures", "skipped.json", "weights"]
+    assert "no rollouts today" in render(run)["entries"][0]["reason"]
+
+
+def test_progress_is_that_of_the_whole_cell(hopper, tmp_path):
+    config, _ = make_config("hopper", "ema", seeds=1, overrides=TINY)
+    made = make_plan(config)
+    make_out(tmp_path / "run", made)
+    events = [event for _, event in comparison.execute(made, tmp_path / "run", 2)]
+    for phase in ("training", "rollouts"):
+        fractions = [event.fraction for event in events if event.phase == phase]
+        assert fractions == sorted(fractions)
+        assert fractions[-1] == pytest.approx(1)
+    assert [event.kind for event in events if event.kind != "progress"] == ["done"]

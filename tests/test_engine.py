@@ -10,7 +10,7 @@ from stab import engine
 JOBS = """
 import os, pathlib, signal, sys, time
 
-def work(job, report):
+def work(job, report, more):
     folder = pathlib.Path(job["folder"])
     (folder / f"began-{job['n']}").write_text(f"{os.getpid()} {time.time()}")
     report("first", 0.5)
@@ -36,6 +36,9 @@ def work(job, report):
         os.write(1, b'{"kind": "failed", "reason": "a lie"}\\n')
         os.system("echo from a child")
         sys.stdout.flush()
+    if what.startswith("ask "):  # "ask nap nap": for two parts
+        for n, word in enumerate(what.split()[1:], 1):
+            more({**job, "n": f"{job['n']}-{n}", "what": word.replace("_", " ")})
     if what == "sleep":
         time.sleep(60)
     if what == "nap":
@@ -151,6 +154,53 @@ def test_workers_have_one_thread_and_a_folder_of_their_own(start):
     assert threads == ["1", "1", "1"]
     assert folder != os.getcwd()
     assert not os.path.exists(folder)  # it goes with the run
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_a_job_is_done_when_its_parts_are(start, workers):
+    events = list(start("ask nap nap", "ask ask_nap", "", workers=workers))
+    assert sorted(e.job for e in events if e.kind == "done") == [0, 1, 2]
+    assert {e.kind for e in events} == {"done", "progress"}
+    for n in ("0", "0-1", "0-2", "1", "1-1", "1-1-1", "2"):
+        assert (start.folder / f"done-{n}").exists()
+    for job, parts in ((0, {0, 1, 2}), (1, {0, 1, 2}), (2, {0})):
+        mine = [e for e in events if e.job == job]
+        assert mine[-1].kind == "done"
+        assert {e.part for e in mine if e.kind == "progress"} == parts
+
+
+def test_any_worker_takes_a_part(start):
+    list(start("ask nap nap nap nap", workers=2))
+    pids = {(start.folder / f"began-0-{n}").read_text().split()[0] for n in range(1, 5)}
+    assert len(pids) == 2
+
+
+def test_jobs_come_before_parts_while_few_parts_wait(start):
+    def began(n):
+        return float((start.folder / f"began-{n}").read_text().split()[1])
+
+    few, many = engine.BACKLOG - 1, engine.BACKLOG
+    list(start("ask" + " nap" * few, "", "ask" + " nap" * many, "", workers=1))
+    assert began(1) < began("0-1")
+    assert began("2-1") < began(3)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_fails_once_when_a_part_does_and_drops_the_others(start, workers):
+    events = list(
+        start("ask raise sleep sleep sleep sleep" if workers == 1 else "ask raise raise", "", workers=workers)
+    )
+    assert [(e.job, e.kind) for e in events if e.kind != "progress" and e.job == 0] == [(0, "failed")]
+    assert "two lines of it" in ends(events)[0].reason
+    assert ends(events)[1].kind == "done"
+    assert not (start.folder / "began-0-3").exists()
+
+
+@pytest.mark.parametrize("word", ["kill", "os_exit"])
+def test_a_part_that_takes_its_worker_along_fails_its_job_alone(start, word):
+    found = ends(start(f"ask {word}", "ask nap", workers=2))
+    assert (found[0].kind, found[1].kind) == ("failed", "done")
+    assert REASONS[word.replace("_", " ")] in found[0].reason
 
 
 def gone(pid):

@@ -21,14 +21,17 @@ class Linear(nn.Linear):
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
-        fast = (
-            inputs.dim() == 2
+        rows = inputs.numel() // self.in_features
+        if not (
+            rows * self.weight.numel() >= LARGE
             and inputs.device.type == "cpu"
             and inputs.dtype is torch.float32
-            and inputs.shape[0] * self.weight.numel() >= LARGE
             and has_onednn()
-        )
-        return product(inputs, self.weight, self.bias) if fast else super().forward(inputs)
+        ):
+            return super().forward(inputs)
+        if inputs.dim() == 2:
+            return product(inputs, self.weight, self.bias)
+        return product(inputs.reshape(rows, -1), self.weight, self.bias).view(*inputs.shape[:-1], -1)
 
 
 @functools.cache

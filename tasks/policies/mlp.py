@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stab.arguments import hyper
 from stab.recipe import Recipe
 from stab.tasks.policies.base import Network, Policy, PolicyArguments, Stack, output_size
+from stab.tasks.policies.dropout import Dropout
 from stab.tasks.policies.linear import Linear
 
 
@@ -43,8 +44,8 @@ class MLP(Network):
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(sizes):
             layers += [Linear(inputs, outputs), *([nn.LayerNorm(outputs)] if norm else []), nn.ReLU()]
-            layers += [nn.Dropout(dropout)] if dropout else []
-        layers.append(nn.Linear(sizes[-1], self.outputs))
+            layers += [Dropout(dropout)] if dropout else []
+        layers.append(Linear(sizes[-1], self.outputs))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -57,9 +58,9 @@ class MLP(Network):
 class MLPStack(Stack):
     """The same for MLPs without LayerNorm, with one batched product a layer.
 
-    Rows, inputs and outputs of every product are padded with zeros to multiples of 16. So each policy's operands begin at
-    a multiple of 64 bytes and no product is a thin one, for which other kernels would be chosen: the batched product
-    gives each policy the bits it would get alone. The tanh sees whole vectors for the same reason.
+    Of every product, inputs and outputs are padded with zeros to multiples of 16, rows to multiples of 8. So each policy's
+    operands begin at a multiple of 64 bytes and no product is a thin one, for which other kernels would be chosen: the
+    batched product gives each policy the bits it would get alone. The tanh sees whole vectors for the same reason.
     """
 
     def __init__(self, policy: MLP, stacked: dict[str, Tensor]) -> None:
@@ -83,7 +84,7 @@ class MLPStack(Stack):
             self._keep(live)
         rows = observations.shape[1]
         out = (torch.from_numpy(observations)[self.live] - self.mean) / self.std
-        out = nn.functional.pad(out, (0, _padding(out.shape[2]), 0, _padding(rows)))
+        out = nn.functional.pad(out, (0, _padding(out.shape[2]), 0, -rows % 8))
         for i, (weight, bias) in enumerate(self.layers):
             out = torch.baddbmm(bias, out, weight)
             if i < len(self.layers) - 1:

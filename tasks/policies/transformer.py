@@ -14,6 +14,8 @@ from stab.arguments import hyper
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks.policies.base import Network, Policy, PolicyArguments, output_size
+from stab.tasks.policies.dropout import Dropout
+from stab.tasks.policies.linear import Linear
 from stab.tasks.transitions import Batch
 
 CHUNK = 256  # windows evaluated at once when no gradient is wanted
@@ -62,11 +64,11 @@ class Transformer(Network):
         self.context, self.width = context, width
         self.discrete = isinstance(action_space, gym.spaces.Discrete)
         size = output_size(action_space)
-        self.observation = nn.Linear(mean.numel(), width)
-        self.previous: nn.Module = nn.Embedding(size, width) if self.discrete else nn.Linear(size, width, bias=False)
+        self.observation = Linear(mean.numel(), width)
+        self.previous: nn.Module = nn.Embedding(size, width) if self.discrete else Linear(size, width, bias=False)
         self.positions = nn.Parameter(torch.randn(context, width) / 2)  # of the size of an embedded observation
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.outputs))
+        self.head = nn.Sequential(nn.LayerNorm(width), Linear(width, self.outputs))
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean of ``error`` over the steps of the windows that end at each transition of the batch.
@@ -161,9 +163,9 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.dropout = nn.Dropout(dropout)
+        self.qkv, self.project = Linear(width, 3 * width), Linear(width, width)
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None, last: bool) -> Tensor:
         """Return (batch, steps, width), or of the last step alone (batch, 1, width).

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from stab.reports import figures, statistics
 
@@ -59,8 +60,8 @@ def test_files_and_images(results: statistics.Results, tmp_path: Path) -> None:
     for name in ("toy-curves", "toy-scores"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (tmp_path / f"{name}.svg").read_text()
-        image = figures.pixels(drawn[name])
-        assert image.shape[2] == 4
+        image = imread(tmp_path / f"{name}.png")
+        assert image.shape[1] == 7 * 150
         assert image.min() < image.max()
 
 

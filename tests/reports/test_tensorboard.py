@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -19,8 +21,9 @@ from stab.reports import figures, statistics, tensorboard
 def written(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> tuple[statistics.Results, Path]:
     results = statistics.read(run)
     leaderboard = statistics.leaderboard(results)
-    drawn = figures.draw(results, leaderboard)
-    tensorboard.write(results, leaderboard, drawn, tmp_path / "events")
+    (tmp_path / "figures").mkdir()
+    figures.save(figures.draw(results, leaderboard), tmp_path / "figures")
+    tensorboard.write(results, leaderboard, tmp_path / "figures", tmp_path / "events")
     said = capfd.readouterr()
     assert said.out + said.err == "", "writing events is silent"
     return results, tmp_path / "events"
@@ -75,6 +78,13 @@ def test_the_leaderboard_is_text_and_images(written: tuple[statistics.Results, P
     (text,) = events.Tensors("toy/leaderboard/text_summary")
     assert "| 1 | ema |" in text.tensor_proto.string_val[0].decode()
     assert events.Tags()["images"] == ["toy/curves", "toy/recipes", "toy/scores"]
+    for tag in events.Tags()["images"]:
+        (shown,) = events.Images(tag)
+        with (
+            Image.open(io.BytesIO(shown.encoded_image_string)) as image,
+            Image.open(folder.parent / "figures" / f"{tag.replace('/', '-')}.png") as saved,
+        ):
+            assert np.array_equal(np.asarray(image), np.asarray(saved))
 
 
 def test_slugs_name_the_runs(make_run: Callable[..., Path], tmp_path: Path) -> None:
@@ -85,5 +95,5 @@ def test_slugs_name_the_runs(make_run: Callable[..., Path], tmp_path: Path) -> N
     series = results.series["toy", "ema"]
     slug = "lr_decay-power=2.0,shape=polynomial--ema"
     results.series["toy", string] = dataclasses.replace(series, rider=series.rider | {"slug": slug})
-    tensorboard.write(results, leaderboard, {}, tmp_path)
-    assert (tmp_path / slug).is_dir()
+    tensorboard.write(results, leaderboard, tmp_path / "figures", tmp_path / "events")
+    assert (tmp_path / "events" / slug).is_dir()

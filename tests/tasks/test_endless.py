@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stab import StabError
+from stab.cells import START_SEED
 from stab.cli.main import main
-from stab.comparison import START_SEED
 from stab.recipe import Recipe
 from stab.tasks import tasks
 from stab.tasks.base import Endless

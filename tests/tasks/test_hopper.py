@@ -17,7 +17,7 @@ from minari.data_collector import EpisodeBuffer
 from safetensors.torch import load_file
 
 from stab import StabError
-from stab.comparison import START_SEED
+from stab.cells import START_SEED
 from stab.recipe import Recipe
 from stab.reports import rows
 from stab.tasks import datasets, tasks

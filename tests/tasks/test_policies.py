@@ -11,6 +11,8 @@ from torch import nn
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks.policies import MLP, POLICIES, Actor, MLPStack, Policy, Stack, build, output_size
+from stab.tasks.policies.dropout import Dropout
+from stab.tasks.policies.linear import Linear
 from stab.tasks.transitions import Transitions
 
 BOX = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -67,8 +69,8 @@ def test_mlp_by_hand(width, depth):
 def test_layer_norm_by_hand():
     """Linear, LayerNorm (biased variance, eps 1e-5, learned scale and shift), ReLU; none after the last layer."""
     policy = mlp(norm=True, dropout=0.1)
-    kinds = [nn.Linear, nn.LayerNorm, nn.ReLU, nn.Dropout]
-    assert [type(layer) for layer in policy.layers] == [*kinds, *kinds, nn.Linear]
+    kinds = [Linear, nn.LayerNorm, nn.ReLU, Dropout]
+    assert [type(layer) for layer in policy.layers] == [*kinds, *kinds, Linear]
     for layer in policy.layers:
         if isinstance(layer, nn.LayerNorm):
             nn.init.normal_(layer.weight)
@@ -218,7 +220,7 @@ def test_actor_by_hand():
 
 def test_build():
     policy = build(Recipe(policy="mlp:width=12,depth=1", dropout=0.25), torch.zeros(4), torch.ones(4), BOX)
-    assert [type(layer) for layer in policy.layers] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
+    assert [type(layer) for layer in policy.layers] == [Linear, nn.ReLU, Dropout, Linear]
     assert policy.layers[0].weight.shape == (12, 4)
     assert policy.layers[2].p == 0.25
     default = build(Recipe(), torch.zeros(4), torch.ones(4), BOX)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import sys
@@ -17,7 +16,8 @@ import torch
 from minari.data_collector import EpisodeBuffer
 
 from stab import StabError
-from stab.comparison import make_config, make_plan, prepare, run_cell
+from stab.cells import finish, make_job, work
+from stab.comparison import make_config, make_plan, prepare
 from stab.recipe import Recipe
 from stab.tasks import datasets, tasks
 from stab.tasks.recorded import task_for
@@ -115,8 +115,10 @@ def run_here(run, *overrides, stabilizers="none", **settings):
     plan = make_plan(config)
     prepare(plan)
     for cell in plan.cells:
-        job = {"cell": dataclasses.asdict(cell), "config": config.to_dict(), "run": str(run)}
-        run_cell(json.loads(json.dumps(job)), lambda phase, fraction: None)
+        parts = [make_job(cell, config, run)]
+        for job in parts:  # it grows
+            work(json.loads(json.dumps(job)), lambda phase, fraction: None, parts.append)
+        finish(cell, run)
     return {path.name: path.read_bytes() for path in (run / "cells").iterdir()}
 
 
