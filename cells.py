@@ -28,7 +28,6 @@ from stab.tasks import Task, tasks
 
 if TYPE_CHECKING:
     from stab.stabilizers.base import Params
-    from stab.tasks.base import Split
 
 START_SEED = 50_000
 PACKAGES = {"stab": "stab-gva", "torch": "torch", "mujoco": "mujoco", "gymnasium": "gymnasium", "minari": "minari"}
@@ -266,9 +265,11 @@ class ReadOuts:
         expected: int,
         hand_over: Callable[[Params, list[str]], None],
     ) -> None:
+        import numpy as np
+
         data = task.dataset()
         self.task, self.policy, self.hand_over = task, task.policy(recipe).eval(), hand_over
-        self.validation = data.validation.batch(everything(data.validation))
+        self.validation = data.validation.batch(np.arange(len(data.validation)))
         self.size = -(-expected // max(1, expected // PART))  # blocks of equal size
         self.checkpoints: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         self.seen: set[str] = set()
@@ -370,13 +371,6 @@ def about_rider(string: str, recipe: Recipe, window: list[int]) -> dict[str, Any
             weights = memory(average, recipe.updates, [window[0], window[-1]])
             about["half_life"] = [effective_half_life(weights[t]) for t in (window[0], window[-1])]
     return about
-
-
-def everything(part: Split) -> Any:
-    """Return the indices of all transitions."""
-    import numpy as np
-
-    return np.arange(len(part))
 
 
 def _digest(weights: Params) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stab import engine, snapshots
-from stab.cells import Cell, discard, everything, finish, make_job, make_task
+from stab.cells import Cell, discard, finish, make_job, make_task
 from stab.config import PRESETS, QUICK, Config, Evaluation, load
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, suggest
@@ -445,6 +445,8 @@ def prepare(plan: Plan, progress: Callable[[str, float], None] | None = None) ->
 
     Raises StabError where a dataset is missing or a recipe does not fit the task, before anything is trained.
     """
+    import numpy as np
+
     from stab.train import check_pool
 
     for name in plan.config.tasks:
@@ -454,7 +456,7 @@ def prepare(plan: Plan, progress: Callable[[str, float], None] | None = None) ->
                 f"eval.horizon={plan.config.eval.horizon}: episodes of {name} end after {task.horizon} steps at the latest"
             )
         data = task.dataset(functools.partial(progress, name) if progress else no_progress)
-        data.references.normalise(everything([0]).astype(float), [min(plan.config.eval.horizon, task.horizon)])
+        data.references.normalise(np.zeros(1), [min(plan.config.eval.horizon, task.horizon)])
         for recipe in {c.recipe.key: c.recipe for c in plan.cells if c.task == name}.values():
             task.policy(recipe)
             if isinstance(data.train, Endless):

@@ -22,4 +22,5 @@ class Dropout(nn.Dropout):
         words = torch.empty(-(-inputs.numel() * BITS // 64), dtype=torch.int64).random_(-(2**63), None)
         draws = words.view(torch.int16)[: inputs.numel()].view(inputs.shape)
         mask = (draws >= dropped - 2 ** (BITS - 1)).to(inputs.dtype)
-        return inputs * mask.mul_(1 / (1 - dropped / 2**BITS))
+        out: Tensor = inputs * mask.mul_(1 / (1 - dropped / 2**BITS))
+        return out
