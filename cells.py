@@ -1,41 +1,23 @@
-"""What workers do for a cell, in parts: train it, roll out its read-outs a block at a time; and its file made of them.
-
-Rollouts are jobs of their own, so that any worker can take them: no core waits for another's long cell. Between the two the
-read-outs lie in the run folder, under ``parts/``, and go when the cell is finished.
-"""
+"""Cells: what one is, the files that belong to it, and how the parts that workers made become its rows."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 import platform
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stab import gva, snapshots
-from stab.config import Config, load
+from stab.config import Config
 from stab.recipe import Recipe
 from stab.reports import rows
-from stab.stabilizers import parse
-from stab.stabilizers.base import effective_half_life, memory, slug
+from stab.stabilizers.base import slug
 from stab.tasks import Task, tasks
-
-if TYPE_CHECKING:
-    from stab.stabilizers.base import Params
 
 START_SEED = 50_000
 PACKAGES = {"stab": "stab-gva", "torch": "torch", "mujoco": "mujoco", "gymnasium": "gymnasium", "minari": "minari"}
-# Read-outs in a part of the rollouts. More share the cost of a step's Python; fewer leave the last worker less alone.
-PART = 8
-
-Report = Callable[[str, float], None]  # called with the phase and the fraction of it that is done
-More = Callable[[dict[str, Any]], None]  # called with a job for another worker, or this one later
 
 
 @dataclass(frozen=True)
@@ -69,151 +51,15 @@ def make_task(config: Config, name: str) -> Task:
 
 
 def make_job(cell: Cell, config: Config, run: Path) -> dict[str, Any]:
-    """Return what ``work`` needs to begin a cell, as plain data."""
+    """Return what ``worker.work`` needs to begin a cell, as plain data."""
     return {"cell": asdict(cell), "config": config.to_dict(), "run": str(run.resolve())}
-
-
-def work(job: dict[str, Any], report: Report, more: More) -> None:
-    """Do one part of a cell: its training, which asks for the other parts, or one block of its rollouts."""
-    import torch
-
-    torch.set_num_threads(1)
-    config = load(job["config"])
-    cell = Cell(**{**job["cell"], "recipe": Recipe.from_dict(job["cell"]["recipe"])})
-    run = Path(job["run"])
-    task = _task((job["run"], json.dumps(job["config"])), cell.task)
-    if "part" in job:
-        _roll_out_part(task, config, cell, run, job["part"], report)
-    else:
-        _train(task, config, cell, run, report, lambda part: more({**job, "part": part}))
-
-
-@functools.lru_cache(maxsize=8)
-def _task(run_and_config: tuple[str, str], name: str) -> Task:
-    """One task object for all parts that this process takes of a run: it keeps its demonstrations and environments."""
-    return make_task(load(json.loads(run_and_config[1])), name)
-
-
-def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, more: Callable[[int], None]) -> None:
-    """Train; write the read-outs in parts and ask for their rollouts; write down everything but the rows."""
-    from safetensors.torch import save_file
-
-    from stab.train import train
-
-    discard(cell, run)  # what a session that was cut short has left
-    parts = _parts(run, cell)
-    data = task.dataset()
-    expected = len(cell.stabilizers) * len(config.checkpoints)
-
-    def hand_over(stacked: Params, shas: list[str]) -> None:
-        with rows.replacing(_read_outs(parts, gathered.parts)) as temporary:
-            save_file(stacked, temporary, {"weights": json.dumps(shas), "share": json.dumps(len(shas) / expected)})
-        more(gathered.parts)
-
-    gathered = ReadOuts(task, cell.recipe, cell.stabilizers, expected, hand_over)
-    averages = {s: a for s in cell.stabilizers if (a := parse(s).average)}
-    every = config.snapshots.every
-    parameters = {name for name, _ in task.policy(cell.recipe).named_parameters(remove_duplicate=False)}
-    riders = averages | ({snapshots.RIDER: snapshots.BlockMeans(every)} if every else {})
-    latest: dict[str, Params] = {}
-    taken = snapshots.Snapshots(every or 0, cell.recipe.updates)
-    trajectory = []
-    last = None
-    for point in train(task, cell.recipe, cell.seed, riders, config.checkpoints):
-        last = point
-        for string in cell.stabilizers:
-            latest[string] = point.averages.get(string, point.raw)
-            gathered.add(string, point.update, latest[string])
-        trajectory.append(
-            {
-                "update": point.update,
-                "lr": point.lr,
-                "gradient_variance": point.gradient_variance,
-                "gradient_norm2": point.gradient_norm2,
-            }
-        )
-        if every:
-            taken.take(point, parameters)
-        report("training", point.update / cell.recipe.updates)
-    assert last is not None
-    gathered.close()
-    report("rollouts", 1 - len(gathered.seen) / expected)  # what need not be rolled out
-
-    _save_weights(run, cell, latest)
-    if every:
-        snapshots.save(snapshot_file(run, cell.key), taken)
-    horizons = gva.horizon_grid(min(config.eval.horizon, task.horizon))
-    references = {
-        "random": [data.references.random.at(h) for h in horizons],
-        "expert": [data.references.expert.at(h) for h in horizons],
-    }
-    rows.write_json(
-        parts / "trained.json",
-        {
-            "parts": gathered.parts,
-            "timings": {
-                "train_seconds": last.train_seconds,
-                "average_seconds": last.average_seconds,
-                "average_bytes": last.average_bytes,
-            },
-            "validation_seconds": gathered.seconds,
-            "cell": {
-                "schema": rows.SCHEMA,
-                "protocol": gva.PROTOCOL,
-                "smoke": config.smoke,
-                "task": cell.task,
-                "task_version": task.version,
-                "environment": data.environment,
-                "dataset": data.dataset,
-                "dataset_sha256": data.dataset_sha256,
-                "expert_sha256": data.expert_sha256,
-                "train_episodes": config.data.train_episodes,
-                "validation_episodes": config.data.validation_episodes,
-                "infinite": config.data.infinite,
-                "recipe": cell.recipe.to_dict(),
-                "seed": cell.seed,
-                "versions": versions(),
-                "horizons": horizons,
-                "starts": starts(config),
-                "references": references,
-                "references_source": data.references.source,
-                "window": config.window,
-                "stabilizers": list(cell.stabilizers),
-                "raw": cell.stabilizers[0],
-                "riders": {string: about_rider(string, cell.recipe, config.window) for string in cell.stabilizers},
-                "trajectory": trajectory,
-                "checkpoints": gathered.checkpoints,
-            },
-        },
-    )
-
-
-def _roll_out_part(task: Task, config: Config, cell: Cell, run: Path, part: int, report: Report) -> None:
-    """Roll out one part of the read-outs; write down what came of it."""
-    from safetensors import safe_open
-
-    parts = _parts(run, cell)
-    with safe_open(_read_outs(parts, part), "pt") as file:
-        about = file.metadata()
-        stacked = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    share = json.loads(about["share"])
-    began = time.perf_counter()
-    found = roll_out(task, config, cell.recipe, stacked, lambda fraction: report("rollouts", share * fraction))
-    rows.write_json(
-        _returns(parts, part),
-        {
-            "seconds": time.perf_counter() - began,
-            "found": dict(zip(json.loads(about["weights"]), found, strict=True)),
-        },
-    )
-    _read_outs(parts, part).unlink()
 
 
 def finish(cell: Cell, run: Path) -> None:
     """Put the parts of a cell together: its file and its timings."""
-    parts = _parts(run, cell)
+    parts = parts_folder(run, cell)
     trained = rows.read_json(parts / "trained.json")
-    rolled = [rows.read_json(_returns(parts, part)) for part in range(1, trained["parts"] + 1)]
+    rolled = [rows.read_json(returns_file(parts, part)) for part in range(1, trained["parts"] + 1)]
     found: dict[str, list[dict[str, Any]]] = {}
     for one in rolled:
         found |= one["found"]
@@ -233,92 +79,10 @@ def finish(cell: Cell, run: Path) -> None:
 
 def discard(cell: Cell, run: Path) -> None:
     """Delete the parts of a cell."""
-    parts = _parts(run, cell)
+    parts = parts_folder(run, cell)
     shutil.rmtree(parts, ignore_errors=True)
     if parts.parent.exists() and not any(parts.parent.iterdir()):
         parts.parent.rmdir()
-
-
-class ReadOuts:
-    """Gathers read-outs as they come and hands them over a block at a time; equal ones once.
-
-    Blocks are of about ``PART`` read-outs, so memory does not grow with the checkpoints. A rollout does not depend on its
-    company, so neither do the numbers on the blocks.
-
-    Args:
-        names: of the stabilizers.
-        expected: read-outs of all of them together.
-        hand_over: called with parameters (policies, ...) and what tells the policies apart.
-
-    Attributes:
-        checkpoints: stabilizer -> a record of each of its read-outs.
-        parts: blocks that were handed over (the one that is being handed over included).
-        seen: what tells the read-outs apart.
-        seconds: spent in validation losses.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        recipe: Recipe,
-        names: Sequence[str],
-        expected: int,
-        hand_over: Callable[[Params, list[str]], None],
-    ) -> None:
-        import numpy as np
-
-        data = task.dataset()
-        self.task, self.policy, self.hand_over = task, task.policy(recipe).eval(), hand_over
-        self.validation = data.validation.batch(np.arange(len(data.validation)))
-        self.size = -(-expected // max(1, expected // PART))  # blocks of equal size
-        self.checkpoints: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-        self.seen: set[str] = set()
-        self.pending: dict[str, Params] = {}
-        self.parts, self.seconds = 0, 0.0
-
-    def add(self, name: str, update: int, read_out: Params) -> None:
-        """Take in one read-out; hand over a block when it is full."""
-        import torch
-
-        began = time.perf_counter()
-        sha = _digest(read_out)
-        self.policy.load_state_dict(read_out)
-        with torch.inference_mode():
-            val_loss = float(self.task.loss(self.policy, self.validation))
-        self.checkpoints[name].append({"update": update, "val_loss": val_loss, "weights": sha})
-        self.seconds += time.perf_counter() - began
-        if sha not in self.seen:
-            self.seen.add(sha)
-            self.pending[sha] = read_out
-        if len(self.pending) == self.size:
-            self.close()
-
-    def close(self) -> None:
-        """Hand over what is left."""
-        import torch
-
-        if self.pending:
-            self.parts += 1
-            first = next(iter(self.pending.values()))
-            stacked = {name: torch.stack([tensors[name] for tensors in self.pending.values()]) for name in first}
-            self.hand_over(stacked, list(self.pending))
-            self.pending = {}
-
-
-def roll_out(
-    task: Task, config: Config, recipe: Recipe, stacked: Params, progress: Callable[[float], None]
-) -> list[list[dict[str, Any]]]:
-    """Return what a row says of each episode: for each of the policies (leading axis of ``stacked``), one a start."""
-    horizons = gva.horizon_grid(min(config.eval.horizon, task.horizon))
-    cumulative, lengths = task.rollout(task.policy(recipe).eval(), stacked, starts(config), horizons, progress)
-    J = task.dataset().references.normalise(cumulative, horizons)
-    return [
-        [
-            {"return": J[i, n, -1].item(), "length": lengths[i, n].item(), "cumulative": cumulative[i, n].tolist()}
-            for n in range(config.eval.starts)
-        ]
-        for i in range(len(cumulative))
-    ]
 
 
 def make_rows(
@@ -348,45 +112,19 @@ def snapshot_file(run: Path, key: str) -> Path:
     return run / "snapshots" / f"{key}.safetensors"
 
 
-def _parts(run: Path, cell: Cell) -> Path:
+def parts_folder(run: Path, cell: Cell) -> Path:
+    """Return where the parts of a cell lie until it is finished."""
     return run / "parts" / cell.key
 
 
-def _read_outs(parts: Path, part: int) -> Path:
+def read_outs_file(parts: Path, part: int) -> Path:
+    """Return where the read-outs of a part lie, from 1 on."""
     return parts / f"{part}.safetensors"
 
 
-def _returns(parts: Path, part: int) -> Path:
+def returns_file(parts: Path, part: int) -> Path:
+    """Return where what came of a part's rollouts lies."""
     return parts / f"{part}.json"
-
-
-def about_rider(string: str, recipe: Recipe, window: list[int]) -> dict[str, Any]:
-    """Return what reports say of a stabilizer, so that they need not load it (it may be a plug-in)."""
-    stabilizer = parse(string)
-    average = stabilizer.average
-    about: dict[str, Any] = {"slug": stabilizer.slug, "average": average is not None, "half_life": None, "notes": []}
-    if average is not None:
-        about["notes"] = average.notes(recipe.updates)
-        if average.convex:
-            weights = memory(average, recipe.updates, [window[0], window[-1]])
-            about["half_life"] = [effective_half_life(weights[t]) for t in (window[0], window[-1])]
-    return about
-
-
-def _digest(weights: Params) -> str:
-    sha = hashlib.sha256()
-    for name in sorted(weights):
-        sha.update(weights[name].numpy().tobytes())
-    return sha.hexdigest()[:16]
-
-
-def _save_weights(run: Path, cell: Cell, latest: dict[str, Params]) -> None:
-    from safetensors.torch import save_file
-
-    for string, tensors in latest.items():
-        about = {"task": cell.task, "stabilizer": string, "recipe": json.dumps(cell.recipe.to_dict())}
-        with rows.replacing(weights_file(run, cell.task, string, cell.seed)) as temporary:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, about)
 
 
 def versions() -> dict[str, str]:

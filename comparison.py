@@ -30,6 +30,7 @@ from stab.tasks.base import Endless, no_progress
 if TYPE_CHECKING:
     from stab.reports.statistics import Results
 
+WORK = "stab.worker:work"
 RUN_FILES = {
     *("config.yaml", "run.json", "skipped.json", "cells", "timings", "failures", "weights", "figures", "tensorboard"),
     *("leaderboard.json", "leaderboard.csv", "leaderboard.md", "parts", "snapshots"),
@@ -267,15 +268,16 @@ def unfinished(plan: Plan, run: Path) -> list[Cell]:
     return [cell for cell in plan.cells if not set(cell.stabilizers) <= set(done.get(cell.key, []))]
 
 
-def execute(plan: Plan, run: Path, workers: int) -> Generator[tuple[Cell, engine.Event]]:
-    """Run the unfinished cells; yield events as they come. A cell that fails leaves its reason in ``failures/``.
+def execute(plan: Plan, run: Path, workers: engine.Workers) -> Generator[tuple[Cell, engine.Event]]:
+    """Run the unfinished cells on workers of ``WORK``; yield events as they come.
 
-    The fraction of a "progress" is that of the whole cell's training, or of all its rollouts.
+    A cell that fails leaves its reason in ``failures/``. The fraction of a "progress" is that of all the cell's training, or
+    of all its rollouts.
     """
     todo = unfinished(plan, run)
     jobs = [make_job(cell, plan.config, run) for cell in todo]
     done: dict[tuple[int, str], dict[int, float]] = {}  # cell and phase -> by part
-    with closing(engine.run("stab.cells:work", jobs, workers)) as events:
+    with closing(workers.run(jobs)) as events:
         for event in events:
             cell = todo[event.job]
             failure = run / "failures" / f"{cell.key}.json"
@@ -416,12 +418,13 @@ def compare(
         overrides=overrides,
     )
     run = Path(out) if out is not None else default_out(config)
-    plan = make_plan(check_out(run, config, resume, overwrite), broken)
-    prepare(plan)
-    make_out(run, plan, overwrite)
-    began = time.monotonic()
-    for _ in execute(plan, run, check_workers(workers)):
-        pass
+    with engine.Workers(WORK, check_workers(workers)) as processes:
+        plan = make_plan(check_out(run, config, resume, overwrite), broken)
+        prepare(plan)
+        make_out(run, plan, overwrite)
+        began = time.monotonic()
+        for _ in execute(plan, run, processes):
+            pass
     about_run(run, ["stab.compare"], time.monotonic() - began)
     leaderboard = render(run)
     return Comparison(run, leaderboard["entries"], leaderboard, read(run))

@@ -18,6 +18,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Event:
     part: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     process: subprocess.Popen[str]
     log: Path
@@ -58,43 +59,64 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(target: str, jobs: Sequence[dict[str, Any]], workers: int) -> Generator[Event]:
-    """Run ``target`` (``module:function``) on every job, as many at a time as there are workers; yield events as they come.
+class Workers:
+    """Worker processes, to be closed (a context manager). They begin at once to import what they need.
 
-    The function takes a job and two callbacks: ``report(phase, fraction)``, and ``more(job)``, which asks for another job
-    as a part of this one. A job is "done" when it and all its parts are, and "failed" when one of them is; parts that
-    have not begun are then dropped. Jobs begin in the given order, and while not too many of them wait, before parts: so
-    there are parts left for all workers in the end. When the consumer stops early (Ctrl-C), the workers are killed at
-    once.
+    Args:
+        target: ``module:function`` of what they do. The function takes a job and two callbacks: ``report(phase, fraction)``,
+            and ``more(job)``, which asks for another job as a part of this one.
+        count: of processes.
     """
-    events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
-    waiting = deque(enumerate(jobs))
-    parts: deque[tuple[int, int, dict[str, Any]]] = deque()
-    asked, left = dict.fromkeys(range(len(jobs)), 0), dict.fromkeys(range(len(jobs)), 1)
-    busy: list[_Worker] = []
-    idle: list[_Worker] = []
-    with tempfile.TemporaryDirectory(prefix="stab-") as folder:
+
+    def __init__(self, target: str, count: int) -> None:
+        self.target, self.count = target, count
+        self.events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
+        self.busy: list[_Worker] = []
+        self.folder = tempfile.TemporaryDirectory(prefix="stab-")
+        self.idle = [self._start() for _ in range(count)]
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the workers, whatever they are doing."""
+        for worker in [*self.busy, *self.idle]:
+            _kill(worker)
+        self.busy, self.idle = [], []
+        self.folder.cleanup()
+
+    def run(self, jobs: Sequence[dict[str, Any]]) -> Generator[Event]:
+        """Run jobs, as many at a time as there are workers; yield events as they come. When it is closed, so are they.
+
+        A job is "done" when it and all its parts are, and "failed" when one of them is; parts that have not begun are then
+        dropped. Jobs begin in the given order and, while not too many of them wait, before parts: so there are parts left
+        for all workers in the end.
+        """
+        waiting = deque(enumerate(jobs))
+        parts: deque[tuple[int, int, dict[str, Any]]] = deque()
+        asked, left = [0] * len(jobs), [1] * len(jobs)
         try:
-            while waiting or parts or busy:
-                while (waiting or parts) and (idle or len(busy) < workers):
-                    worker = idle.pop() if idle else _start(target, Path(folder), events)
-                    busy.append(worker)
-                    if waiting and len(parts) < BACKLOG * workers:
+            while waiting or parts or self.busy:
+                while (waiting or parts) and len(self.busy) < self.count:
+                    if waiting and len(parts) < BACKLOG * self.count:
                         job, content = waiting.popleft()
-                        _give(worker, job, 0, content)
+                        self._give(job, 0, content)
                     else:
-                        _give(worker, *parts.popleft())
-                worker, event = events.get()
-                if worker not in busy:
-                    idle = [other for other in idle if other is not worker]  # it died with nothing to do
+                        self._give(*parts.popleft())
+                worker, event = self.events.get()
+                if worker not in self.busy:
+                    self.idle = [other for other in self.idle if other is not worker]  # it died with nothing to do
                     continue
                 job = worker.job
                 if event is None:
-                    busy.remove(worker)
+                    self.busy.remove(worker)
                     event = {"kind": "failed", "reason": _cause_of_death(worker)}
                 elif event["kind"] in ("done", "failed"):
-                    busy.remove(worker)
-                    idle.append(worker)
+                    self.busy.remove(worker)
+                    self.idle.append(worker)
                 if not left[job]:
                     continue  # it has failed; what its other parts say is of no interest
                 if event["kind"] == "more":
@@ -112,51 +134,50 @@ def run(target: str, jobs: Sequence[dict[str, Any]], workers: int) -> Generator[
                     if not left[job]:
                         yield Event(job, "done")
         finally:
-            for worker in [*busy, *idle]:
-                _kill(worker)
+            if self.busy:  # stopped early (Ctrl-C)
+                self.close()
 
-
-def _start(target: str, folder: Path, events: queue.Queue[tuple[_Worker, dict[str, Any] | None]]) -> _Worker:
-    environment = dict(os.environ)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        environment[name] = "1"
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(p) for p in sys.path)
-    with tempfile.NamedTemporaryFile("w", suffix=".log", dir=folder, delete=False) as stderr:
-        log = Path(stderr.name)
-        process = subprocess.Popen(
-            [sys.executable, "-c", f"from stab.engine import serve; serve({target!r})"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env=environment,
-            cwd=folder,  # what libraries drop into the current folder (MUJOCO_LOG.TXT) goes with it
-            start_new_session=True,  # the terminal's Ctrl-C goes to the parent alone
-        )
-    worker = _Worker(process, log)
-
-    def listen() -> None:
-        assert process.stdout is not None
+    def _give(self, job: int, part: int, content: dict[str, Any]) -> None:
+        worker = self.idle.pop() if self.idle else self._start()
+        worker.job, worker.part = job, part
+        self.busy.append(worker)
+        assert worker.process.stdin is not None
         try:
-            for line in process.stdout:
-                events.put((worker, json.loads(line)))
+            worker.process.stdin.write(json.dumps(content) + "\n")
+            worker.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died; the listener says so
+
+    def _start(self) -> _Worker:
+        environment = dict(os.environ)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            environment[name] = "1"
+        environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(p) for p in sys.path)
+        with tempfile.NamedTemporaryFile("w", suffix=".log", dir=self.folder.name, delete=False) as stderr:
+            log = Path(stderr.name)
+            process = subprocess.Popen(
+                [sys.executable, "-c", f"from stab.engine import serve; serve({self.target!r})"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=environment,
+                cwd=self.folder.name,  # what libraries drop into the current folder (MUJOCO_LOG.TXT) goes with it
+                start_new_session=True,  # the terminal's Ctrl-C goes to the parent alone
+            )
+        worker = _Worker(process, log)
+        threading.Thread(target=self._listen, args=[worker], daemon=True).start()
+        return worker
+
+    def _listen(self, worker: _Worker) -> None:
+        assert worker.process.stdout is not None
+        try:
+            for line in worker.process.stdout:
+                self.events.put((worker, json.loads(line)))
         finally:  # whatever it said: without this event, run would wait for ever
-            process.stdout.close()
-            process.wait()
-            events.put((worker, None))
-
-    threading.Thread(target=listen, daemon=True).start()
-    return worker
-
-
-def _give(worker: _Worker, job: int, part: int, content: dict[str, Any]) -> None:
-    worker.job, worker.part = job, part
-    assert worker.process.stdin is not None
-    try:
-        worker.process.stdin.write(json.dumps(content) + "\n")
-        worker.process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it has died; the listener says so
+            worker.process.stdout.close()
+            worker.process.wait()
+            self.events.put((worker, None))
 
 
 def _kill(worker: _Worker) -> None:
@@ -190,6 +211,8 @@ def serve(target: str) -> None:
         protocol.write(json.dumps(event) + "\n")
 
     function: Callable[..., None] | None = None
+    with suppress(Exception):  # it will be every job's reason
+        function = load_object(target)
     while True:
         job = json.loads(jobs.get())
         try:

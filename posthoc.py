@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stab import engine, snapshots
-from stab.cells import More, ReadOuts, Report, about_rider, make_rows, make_task, roll_out, snapshot_file, weights_file
+from stab.cells import make_rows, make_task, snapshot_file, weights_file
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.reports import rows
@@ -21,6 +21,7 @@ from stab.stabilizers.base import slug
 
 if TYPE_CHECKING:
     from stab.stabilizers.base import Params
+    from stab.worker import More, Report
 
 
 def expand(text: str) -> list[str]:
@@ -95,7 +96,7 @@ def unfinished(jobs: Sequence[Job]) -> list[Job]:
 def execute(jobs: Sequence[Job], workers: int) -> Generator[tuple[Job, engine.Event]]:
     """Read off and roll out; yield events as they come."""
     plain = [{"cell": str(job.cell.resolve()), "string": job.string} for job in jobs]
-    with closing(engine.run("stab.posthoc:run_job", plain, workers)) as events:
+    with engine.Workers("stab.posthoc:run_job", workers) as processes, closing(processes.run(plain)) as events:
         for event in events:
             yield jobs[event.job], event
 
@@ -103,6 +104,8 @@ def execute(jobs: Sequence[Job], workers: int) -> Generator[tuple[Job, engine.Ev
 def run_job(job: dict[str, Any], report: Report, _more: More) -> None:
     """Read one average off one cell's snapshots, roll out its window, write its rows; what a worker does."""
     import torch
+
+    from stab.worker import ReadOuts, about_rider, roll_out
 
     torch.set_num_threads(1)
     path, string = Path(job["cell"]), job["string"]

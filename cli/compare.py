@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stab.comparison import Plan
+    from stab.engine import Workers
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -63,7 +64,7 @@ def compare(
     """Compare stabilizers on tasks: train, roll out every checkpoint, score, and print the leaderboard."""
     from rich.console import Console
 
-    from stab import comparison
+    from stab import comparison, engine
     from stab.registry import StabError
 
     if every and stabilizers:
@@ -83,31 +84,34 @@ def compare(
         file=config,
         overrides=overrides or (),
     )
-    processes = comparison.check_workers(workers)
+    count = comparison.check_workers(workers)
     run = out or comparison.default_out(settings)
-    plan = comparison.make_plan(comparison.check_out(run, settings, resume, overwrite), broken)
-    todo = plan.cells if overwrite or not run.exists() else comparison.unfinished(plan, run)
-    expected = comparison.costs(plan, todo)
-    _show_plan(talk, plan, run, len(plan.cells) - len(todo), expected, processes)
-    if dry_run:
-        return
-    try:
-        _prepare(talk, plan)
-        comparison.make_out(run, plan, overwrite)
-        began = time.monotonic()
-        _execute(talk, plan, run, processes, expected)
-        comparison.about_run(run, sys.argv, time.monotonic() - began)
-        _show_results(talk, run)
-    except KeyboardInterrupt:
-        if run.exists():
-            kept = len(list((run / "cells").glob("*.json")))
-            talk.print(
-                f"Interrupted. {kept} finished cells are kept; go on with --out {run} --resume",
-                soft_wrap=True,
-            )
-        else:
-            talk.print("Interrupted before anything was written.")
-        raise typer.Exit(130) from None
+    with ExitStack() as stack:
+        if not dry_run:  # first of all: they take as long to import what they need as planning takes
+            processes = stack.enter_context(engine.Workers(comparison.WORK, count))
+        plan = comparison.make_plan(comparison.check_out(run, settings, resume, overwrite), broken)
+        todo = plan.cells if overwrite or not run.exists() else comparison.unfinished(plan, run)
+        expected = comparison.costs(plan, todo)
+        _show_plan(talk, plan, run, len(plan.cells) - len(todo), expected, count)
+        if dry_run:
+            return
+        try:
+            _prepare(talk, plan)
+            comparison.make_out(run, plan, overwrite)
+            began = time.monotonic()
+            _execute(talk, plan, run, processes, expected)
+            comparison.about_run(run, sys.argv, time.monotonic() - began)
+            _show_results(talk, run)
+        except KeyboardInterrupt:
+            if run.exists():
+                kept = len(list((run / "cells").glob("*.json")))
+                talk.print(
+                    f"Interrupted. {kept} finished cells are kept; go on with --out {run} --resume",
+                    soft_wrap=True,
+                )
+            else:
+                talk.print("Interrupted before anything was written.")
+            raise typer.Exit(130) from None
     if any((run / "failures").glob("*.json")):
         raise typer.Exit(1)
 
@@ -156,7 +160,9 @@ def _prepare(talk: Console, plan: Plan) -> None:
         comparison.prepare(plan, report)
 
 
-def _execute(talk: Console, plan: Plan, run: Path, workers: int, expected: list[tuple[float, float]] | None) -> None:
+def _execute(
+    talk: Console, plan: Plan, run: Path, workers: Workers, expected: list[tuple[float, float]] | None
+) -> None:
     from stab import comparison
 
     todo = comparison.unfinished(plan, run)

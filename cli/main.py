@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Annotated
 
@@ -53,3 +54,5 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone (stab list | head)
         sys.exit(1)
+    finally:
+        gc.freeze()  # Python's last collections would look at every object of torch, for a second

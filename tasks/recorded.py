@@ -238,11 +238,11 @@ def _ending_at(measured: Curve, total: float) -> Curve:
 
 
 def _seconds(function: Callable[[], None], budget: float) -> float:
-    """Return the mean wall seconds of a call, measured for about ``budget`` seconds after a short warm-up."""
+    """Return the median wall seconds of a call, measured for about ``budget`` seconds after a short warm-up."""
     for _ in range(3):
         function()
-    began, calls = time.perf_counter(), 0
-    while time.perf_counter() - began < budget:
+    times = [time.perf_counter()]
+    while times[-1] - times[0] < budget:
         function()
-        calls += 1
-    return (time.perf_counter() - began) / calls
+        times.append(time.perf_counter())
+    return float(np.median(np.diff(times)))

@@ -10,12 +10,13 @@ import sys
 
 import pytest
 
-from stab import StabError, comparison, gva
-from stab.cells import Cell, finish, make_job, work
+from stab import StabError, comparison, engine, gva
+from stab.cells import Cell, finish, make_job
 from stab.comparison import make_config, make_out, make_plan, unfinished
 from stab.reports import render, rows
 from stab.stabilizers import Average, Intervention, stabilizers
 from stab.stabilizers.base import MeanState, clone
+from stab.worker import work
 
 TINY = ("train.updates=40", "eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=60")
 
@@ -288,13 +289,14 @@ def test_parts_that_a_killed_session_left_do_not_get_into_the_rows(hopper, tmp_p
 def test_a_part_that_fails_fails_its_cell_and_leaves_nothing(hopper, tmp_path, monkeypatch):
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(
-        "import stab.cells\ndef roll_out(*args): raise OSError('no rollouts today')\nstab.cells.roll_out = roll_out\n"
+        "import stab.worker\ndef roll_out(*args): raise OSError('no rollouts today')\nstab.worker.roll_out = roll_out\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path / "path"))
     config, _ = make_config("hopper", "ema", seeds=1, overrides=TINY)
     made, run = make_plan(config), tmp_path / "run"
     make_out(run, made)
-    events = list(comparison.execute(made, run, 2))
+    with engine.Workers(comparison.WORK, 2) as workers:
+        events = list(comparison.execute(made, run, workers))
     assert [(event.kind, event.reason) for _, event in events if event.kind != "progress"] == [
         ("failed", "OSError: no rollouts today")
     ]
@@ -306,7 +308,8 @@ def test_progress_is_that_of_the_whole_cell(hopper, tmp_path):
     config, _ = make_config("hopper", "ema", seeds=1, overrides=TINY)
     made = make_plan(config)
     make_out(tmp_path / "run", made)
-    events = [event for _, event in comparison.execute(made, tmp_path / "run", 2)]
+    with engine.Workers(comparison.WORK, 2) as workers:
+        events = [event for _, event in comparison.execute(made, tmp_path / "run", workers)]
     for phase in ("training", "rollouts"):
         fractions = [event.fraction for event in events if event.phase == phase]
         assert fractions == sorted(fractions)

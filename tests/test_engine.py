@@ -62,7 +62,8 @@ def start(tmp_path, monkeypatch):
 
     def run(*words, workers=2, target="engine_test_jobs:work"):
         jobs = [{"n": n, "what": word, "folder": str(folder)} for n, word in enumerate(words)]
-        return engine.run(target, jobs, workers)
+        with engine.Workers(target, workers) as processes:
+            yield from processes.run(jobs)
 
     run.folder = folder
     return run

@@ -1,4 +1,4 @@
-"""A run folder without a training run: cells of the shape that ``comparison.run_cell`` writes."""
+"""A run folder without a training run: cells of the shape that ``worker.work`` writes."""
 
 from __future__ import annotations
 

@@ -16,12 +16,13 @@ import torch
 from minari.data_collector import EpisodeBuffer
 
 from stab import StabError
-from stab.cells import finish, make_job, work
+from stab.cells import finish, make_job
 from stab.comparison import make_config, make_plan, prepare
 from stab.recipe import Recipe
 from stab.tasks import datasets, tasks
 from stab.tasks.recorded import task_for
 from stab.train import train
+from stab.worker import work
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Minari's, about authors and permalinks
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_datasets.py"
