@@ -76,6 +76,7 @@ def make_config(
     updates: int | None = None,
     dataset: str | None = None,
     policy: str | None = None,
+    device: str | None = None,
     preset: str | None = None,
     quick: bool = False,
     file: Path | None = None,
@@ -102,7 +103,7 @@ def make_config(
         arguments["stabilizers"] = split(stabilizers) if isinstance(stabilizers, str) else list(stabilizers)
     if seeds is not None:
         arguments["seeds"] = seeds
-    train = {"updates": updates, "policy": policy}
+    train = {"updates": updates, "policy": policy, "device": device}
     arguments["train"] = {key: value for key, value in train.items() if value is not None}
     if dataset is not None:
         arguments["data"] = {"dataset": dataset}
@@ -139,9 +140,10 @@ def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
     names the ones known to be broken); of those asked for by name, it raises StabError. So do an unknown task and a base
     recipe that cannot be.
     """
-    from stab.train import make_optimizer, make_transforms
+    from stab.train import make_device, make_optimizer, make_transforms
 
     parameters = [_parameter()]
+    make_device(config.train)
     make_optimizer(config.train, parameters)
     make_transforms(config.train)
     grouped: dict[tuple[str, str], tuple[Recipe, list[str]]] = {}
@@ -377,6 +379,7 @@ def compare(
     updates: int | None = None,
     dataset: str | None = None,
     policy: str | None = None,
+    device: str | None = None,
     preset: str | None = None,
     quick: bool = False,
     workers: int | None = None,
@@ -391,7 +394,7 @@ def compare(
         task: name or names of registered tasks; may be left out where ``dataset`` is given.
         stabilizers: "all", a comma-separated string, or a list of stabilizer strings; ``none`` is always run. None for
             those of the preset.
-        seeds, updates, dataset, policy, quick: shorthands for settings; see ``stab.config.Config``.
+        seeds, updates, dataset, policy, device, quick: shorthands for settings; see ``stab.config.Config``.
         preset: settings by name, see ``stab.config.PRESETS``.
         workers: processes; by default as many as cores. Does not change a number.
         out: run folder; by default a dated one under ``runs/``.
@@ -413,6 +416,7 @@ def compare(
         updates=updates,
         dataset=dataset,
         policy=policy,
+        device=device,
         preset=preset,
         quick=quick,
         overrides=overrides,

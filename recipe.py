@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -53,6 +54,8 @@ class Recipe:
         gradient_transforms: each names a class (or factory); ``object(**args)`` is called, in order, between the backward
             pass and the step with the list of parameters, whose ``.grad`` it edits in place.
         updates: optimizer steps, >= 1.
+        device: where training runs, cpu, cuda or cuda:N; rollouts run on the processor's cores. Devices round differently,
+            so this decides the trajectory, too.
 
     Raises StabError when a value is out of its range.
     """
@@ -70,6 +73,7 @@ class Recipe:
     accumulation: int = 1
     gradient_transforms: tuple[Call, ...] = ()
     updates: int = 6000
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         transforms = [c if isinstance(c, Call) else Call(**c) for c in self.gradient_transforms]
@@ -82,6 +86,9 @@ class Recipe:
         _require("schedule_final", self.schedule_final, 0 <= self.schedule_final <= 1, "a number in [0, 1]")
         _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "a number >= 0")
         _require("dropout", self.dropout, 0 <= self.dropout < 1, "a number in [0, 1)")
+        _require(
+            "device", self.device, re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is not None, "cpu, cuda or cuda:N"
+        )
         for name in ("batch_size", "accumulation", "updates"):
             value = getattr(self, name)
             _require(

@@ -17,7 +17,7 @@ import torch
 from stab.recipe import Recipe, load_object
 from stab.registry import StabError
 from stab.stabilizers.base import Average, averaged, clone
-from stab.tasks.base import Split, Task
+from stab.tasks.base import Movable, Split, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,7 +68,7 @@ def train(
 
     Initial weights, minibatches and dropout masks are functions of the seed and the update: attaching averages, asking
     for other checkpoints, or what the consumer does between two of them change nothing. The global generators of torch
-    are left as found.
+    are left as found. Training runs on ``recipe.device``; checkpoints are on the processor.
 
     Args:
         task: gives demonstrations, policy and loss.
@@ -77,12 +77,16 @@ def train(
         averages: what rides along, by a name of the caller's choice.
         checkpoints: updates in 1..recipe.updates at which to yield.
 
-    Raises Diverged when the loss is not finite; StabError when the optimizer does not fit the recipe.
+    Raises Diverged when the loss is not finite; StabError when the optimizer does not fit the recipe, or there is no such
+    device.
     """
+    device = make_device(recipe)
     data = task.dataset().train
-    with _own_random_state():
+    with _own_random_state(device):
         torch.manual_seed(_entropy(seed, DROPOUT, 0))
         policy = task.policy(recipe)
+    if device.type != "cpu":
+        data, policy = _moved(task, data, device), policy.to(device)
     policy.train()
     parameters = list(policy.parameters())
     optimizer = make_optimizer(recipe, parameters)
@@ -99,7 +103,7 @@ def train(
 
         def closure(update: int = update, source: Split = source, indices: np.ndarray = indices) -> float:
             # An optimizer that calls this more than once (SAM, LBFGS) sees the same minibatches and dropout masks.
-            torch.default_generator.manual_seed(_entropy(seed, DROPOUT, update))
+            _seed(device, _entropy(seed, DROPOUT, update))
             for parameter in parameters:
                 parameter.grad = None
             total = 0.0
@@ -113,7 +117,7 @@ def train(
                 transform(parameters)
             return total
 
-        with _own_random_state():
+        with _own_random_state(device):
             loss = optimizer.step(closure)
         if not math.isfinite(loss):
             raise Diverged(f"training diverged: loss is {loss} at update {update}")
@@ -139,8 +143,10 @@ def train(
             read = {name: clone(raw) | a.read(states[name]) for name, a in averages.items()}
             _switch(optimizer, "train")
             policy.load_state_dict(live_state)
-            variance, norm2 = gradient_noise(task, policy, recipe, (seed, GRADIENT, update))
+            variance, norm2 = gradient_noise(task, policy, recipe, (seed, GRADIENT, update), data)
             policy.load_state_dict(live_state)
+            if device.type != "cpu":
+                raw, read = _to_cpu(raw), {name: _to_cpu(params) for name, params in read.items()}
             memory = {name: nbytes(state.state_dict()) for name, state in states.items()}
             yield Checkpoint(update, raw, read, variance, norm2, lr, train_seconds, dict(seconds), memory)
 
@@ -206,6 +212,29 @@ def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opti
     return optimizer
 
 
+def make_device(recipe: Recipe) -> torch.device:
+    """Return the recipe's device. Raises StabError when this torch cannot use it."""
+    device = torch.device(recipe.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise StabError(
+            f"train.device={recipe.device}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs here; leave"
+            " out --device, or install a build of torch for CUDA"
+        )
+    return device
+
+
+def _moved(task: Task, data: Split, device: torch.device) -> Split:
+    if not isinstance(data, Movable):
+        raise StabError(
+            f"task {task.name!r} cannot train on {device}: its demonstrations have no method to(device); leave out --device"
+        )
+    return data.to(device)
+
+
+def _to_cpu(params: Params) -> Params:
+    return {name: value.cpu() for name, value in params.items()}
+
+
 def make_transforms(recipe: Recipe) -> list[Callable[[list[nn.Parameter]], None]]:
     """Return the recipe's gradient transforms. Raises StabError when one cannot be made."""
     made = []
@@ -217,18 +246,21 @@ def make_transforms(recipe: Recipe) -> list[Callable[[list[nn.Parameter]], None]
     return made
 
 
-def gradient_noise(task: Task, policy: nn.Module, recipe: Recipe, stream: tuple[int, ...]) -> tuple[float, float]:
+def gradient_noise(
+    task: Task, policy: nn.Module, recipe: Recipe, stream: tuple[int, ...], data: Split | None = None
+) -> tuple[float, float]:
     """Return the trace of the covariance of a step's gradient and the squared norm of its mean, at these parameters.
 
     From n = 4 independent minibatches (drawn with replacement) with gradients g_i and mean m: the trace of the covariance
     of one minibatch's gradient is sum_i |g_i - m|^2 / (n - 1), that of a step's is 1 / accumulation of it;
     |m|^2 - trace / n is free of bias.
     """
-    data = task.dataset().train
+    data = task.dataset().train if data is None else data
     rng = np.random.default_rng(_entropy(*stream))
     gradients = []
-    with _own_random_state():
-        torch.default_generator.manual_seed(_entropy(*stream))
+    device = torch.device(recipe.device)
+    with _own_random_state(device):
+        _seed(device, _entropy(*stream))
         for _ in range(GRADIENT_SAMPLES):
             loss = task.loss(policy, data.batch(rng.integers(len(data), size=recipe.batch_size)))
             found = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
@@ -265,10 +297,19 @@ def _switch(optimizer: torch.optim.Optimizer, mode: str) -> None:
         switch()
 
 
+def _seed(device: torch.device, seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
 @contextmanager
-def _own_random_state() -> Iterator[None]:
+def _own_random_state(device: torch.device) -> Iterator[None]:
     state = torch.get_rng_state()
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     try:
         yield
     finally:
         torch.set_rng_state(state)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)

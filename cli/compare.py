@@ -47,6 +47,9 @@ def compare(
     policy: Annotated[
         str | None, typer.Option(help="mlp:width=128,depth=3 or transformer:context=16; see: stab list policies -v")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to train: cpu, cuda, cuda:N (default cpu). Rollouts run on the cores.")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Settings by name: paper (long; look at --dry-run).")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smoke run: the whole pipeline in about a minute.")] = False,
     workers: Annotated[int | None, typer.Option(help="Worker processes (default: as many as cores).")] = None,
@@ -79,6 +82,7 @@ def compare(
         updates=updates,
         dataset=dataset,
         policy=policy,
+        device=device,
         preset=preset,
         quick=quick,
         file=config,

@@ -12,6 +12,7 @@ from stab.registry import Registry, StabError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor, nn
 
 # Called now and then with the fraction of the work that is done.
@@ -30,6 +31,14 @@ class Split(Protocol):
 
     def batch(self, indices: np.ndarray) -> Any:
         """Return the transitions of an integer array (batch,), in whatever form the task's loss takes."""
+
+
+@runtime_checkable
+class Movable(Split, Protocol):
+    """Demonstrations that training can take to another device than the processor."""
+
+    def to(self, device: torch.device) -> Split:
+        """Return the same on a device, where ``batch`` then gives its tensors."""
 
 
 @runtime_checkable

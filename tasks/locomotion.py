@@ -146,6 +146,10 @@ class Fresh:
         """Return transitions of the ordinary regime (for what reads a few without training on them)."""
         return self.finite.batch(indices)
 
+    def to(self, device: torch.device) -> Fresh:
+        """Return the same, whose transitions come on a device."""
+        return Fresh(self.task, self.finite.to(device))
+
     def pool(self, seed: int, epoch: int) -> Transitions:
         """Return the transitions of one epoch, whole episodes but for the last; reset seeds are never used again."""
         if self._kept is None or self._kept[0] != (seed, epoch):
@@ -164,7 +168,8 @@ class Fresh:
         steps = [step for episode in found for step in episode][: len(self)]
         episodes = np.repeat(np.arange(len(found)), [len(episode) for episode in found])[: len(self)]
         observations, actions = (np.array(part, dtype=np.float32) for part in zip(*steps, strict=True))
-        return Transitions(torch.from_numpy(observations), torch.from_numpy(actions), episodes)
+        fresh = Transitions(torch.from_numpy(observations), torch.from_numpy(actions), episodes)
+        return fresh.to(self.observations.device)
 
     @functools.cached_property
     def _expert(self) -> Any:

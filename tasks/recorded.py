@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -157,17 +158,21 @@ class Recorded(Task):
     def speed(self, recipe: Recipe) -> tuple[float, float]:
         env, space = self._env, self._env.action_space
         size = math.prod(env.observation_space.shape or ())
+        device = torch.device(recipe.device)
         policy = build(recipe, torch.zeros(size), torch.ones(size), space)
         discrete = isinstance(space, gym.spaces.Discrete)
         actions = torch.zeros(1000, dtype=torch.int64) if discrete else torch.zeros(1000, math.prod(space.shape or ()))
         made_up = Transitions(torch.randn(1000, size), actions, np.zeros(1000, dtype=np.int64))
-        batch = made_up.batch(np.arange(recipe.batch_size) % 1000)
-        optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
+        batch = made_up.to(device).batch(np.arange(recipe.batch_size) % 1000)
+        trained = copy.deepcopy(policy).to(device)
+        optimizer = torch.optim.AdamW(trained.parameters(), fused=True)
 
         def update() -> None:
             optimizer.zero_grad()
-            policy.loss(batch).backward()  # type: ignore[no-untyped-call]
+            loss = trained.loss(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            loss.item()  # waits for the device
 
         # The same policy many times over, as in a block of a rollout. Random actions fall at once: a reset would be a
         # good part of the cost, so step on.

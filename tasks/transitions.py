@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,10 @@ class Transitions:
     def batch(self, indices: np.ndarray) -> Batch:
         """Return the transitions at the given indices (batch,)."""
         return Batch(self, indices)
+
+    def to(self, device: torch.device) -> Transitions:
+        """Return the same on a device."""
+        return replace(self, observations=self.observations.to(device), actions=self.actions.to(device))
 
     @functools.cached_property
     def firsts(self) -> np.ndarray:
@@ -73,7 +77,11 @@ class Batch:
         at = self.indices[:, None] + np.arange(1 - context, 1)
         first = self.source.firsts[self.indices, None]
         chosen = torch.from_numpy(np.maximum(at, first))
-        return self.source.observations[chosen], self.source.actions[chosen], torch.from_numpy(at >= first)
+        return (
+            self.source.observations[chosen],
+            self.source.actions[chosen],
+            torch.from_numpy(at >= first).to(self.source.observations.device),
+        )
 
 
 def digest(*parts: Transitions) -> str:

@@ -41,6 +41,11 @@ class Pairs:
         self.drawn.append(indices.tolist())
         return self.x[indices], self.y[indices]
 
+    def to(self, device):
+        moved = Pairs(0)
+        moved.x, moved.y = self.x.to(device), self.y.to(device)
+        return moved
+
 
 def linear(recipe):
     return nn.Linear(3, 1)
@@ -777,3 +782,59 @@ def test_a_checkpoint_carries_the_noise_at_its_iterate():
     error = 5 * np.std(ratios, ddof=1) / math.sqrt(len(ratios))
     assert error < 0.5
     assert abs(np.mean(ratios) - 1) < error
+
+
+# Devices
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+def test_a_device_that_is_not_there_is_refused_in_one_line():
+    there = torch.cuda.device_count()
+    with pytest.raises(StabError, match=rf"train.device=cuda:{there}: torch .* sees {there} GPUs here"):
+        next(train(Toy(), replace(SMALL, device=f"cuda:{there}"), 0, {}, [1]))
+
+
+@pytest.mark.parametrize("bad", ["gpu", "cuda:", "cuda:x", "cpu:0", "", "meta"])
+def test_what_is_no_device_is_no_recipe(bad):
+    with pytest.raises(StabError, match="train.device=.* expected cpu, cuda or cuda:N"):
+        replace(SMALL, device=bad)
+
+
+def test_demonstrations_that_cannot_move_are_named(monkeypatch):
+    class Here:
+        def __len__(self):
+            return 8
+
+        def batch(self, indices):
+            raise AssertionError
+
+    monkeypatch.setattr("stab.train.make_device", lambda recipe: torch.device("meta"))
+    with pytest.raises(
+        StabError, match=r"task 'toy' cannot train on meta: .* no method to\(device\); leave out --device"
+    ):
+        next(train(Toy(data=Here()), SMALL, 0, {}, [1]))
+
+
+@gpu
+def test_training_on_a_gpu_is_training():
+    averages = {"ema": EMA(half_life=10)}
+    state = torch.get_rng_state(), torch.cuda.get_rng_state()
+    runs = [
+        list(train(Toy(), replace(SMALL, device=device, dropout=dropout), 0, averages, [5, 20]))
+        for dropout in (0.0, 0.1)
+        for device in ("cpu", "cuda", "cuda")
+    ]
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert torch.equal(torch.cuda.get_rng_state(), state[1])
+    for k, (on_cpu, on_gpu, again) in enumerate((runs[:3], runs[3:])):
+        for one, other, same in zip(on_cpu, on_gpu, again, strict=True):
+            for a, b, c in (
+                (one.raw, other.raw, same.raw),
+                (one.averages["ema"], other.averages["ema"], same.averages["ema"]),
+            ):
+                for name in a:
+                    assert b[name].device.type == "cpu"
+                    assert torch.equal(b[name], c[name])
+                    if k == 0:  # masks are drawn by another generator there
+                        assert torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-4)

@@ -43,7 +43,7 @@ class MLP(Network):
         sizes = [mean.numel()] + [width] * depth
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(sizes):
-            layers += [Linear(inputs, outputs), *([nn.LayerNorm(outputs)] if norm else []), nn.ReLU()]
+            layers += [Linear(inputs, outputs), *([nn.LayerNorm(outputs)] if norm else []), nn.ReLU(inplace=True)]
             layers += [Dropout(dropout)] if dropout else []
         layers.append(Linear(sizes[-1], self.outputs))
         self.layers = nn.Sequential(*layers)

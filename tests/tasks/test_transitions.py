@@ -118,3 +118,13 @@ def test_a_digest_does_not_depend_on_how_the_arrays_lie_in_memory():
     strided = Transitions(source.observations.repeat(1, 2)[:, :3], source.actions, np.repeat(source.episodes, 2)[::2])
     assert not strided.observations.is_contiguous()
     assert digest(strided) == digest(source)
+
+
+def test_on_a_device_batches_are_there():
+    """``meta`` stands for one: it has shapes and no values."""
+    meta = torch.device("meta")
+    moved = Transitions(torch.zeros(5, 2), torch.zeros(5, 1), np.zeros(5, dtype=np.int64)).to(meta)
+    batch = moved.batch(np.array([0, 3]))
+    assert (batch.observations.device, batch.actions.device) == (meta, meta)
+    assert all(part.device == meta for part in batch.window(3))
+    assert [part.shape for part in batch.window(3)] == [(2, 3, 2), (2, 3, 1), (2, 3)]
