@@ -85,7 +85,7 @@ def whole_run(task: str, quick: bool, folder: Path, threads: Sequence[int]) -> s
     out = folder / task
     _, ours = run([STAB, *compare, "--out", str(out)])
     theirs = [script("straightforward.py", *reference) for reference in references]
-    floors, _ = script("limit.py", str(out))
+    floors, _ = script("limit.py", str(out), "--wall", f"{ours:.1f}")
     rows = [
         [f"`stab {shlex.join(compare)}`", f"{ours:.1f}", "1.00"],
         *(
@@ -104,8 +104,7 @@ def whole_run(task: str, quick: bool, folder: Path, threads: Sequence[int]) -> s
     return "\n\n".join(
         [
             *found,
-            "`python benchmarks/limit.py RUN`, on the run folder of the first command (from the first training run to the"
-            " last rollout, without start-up and report):",
+            f"`python benchmarks/limit.py RUN --wall {ours:.1f}`, on the run folder of the first command:",
             floors,
         ]
     )

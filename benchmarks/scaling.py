@@ -1,6 +1,6 @@
 """Wall time and memory of tiny comparisons against their settings, and the time until the command line answers.
 
-    python benchmarks/scaling.py            # about two minutes
+    python benchmarks/scaling.py            # about four minutes
     python benchmarks/scaling.py --quick
 
 Each point is a fresh ``stab compare --task hopper --stabilizers ema``, start-up included. Memory is the largest resident
@@ -8,6 +8,7 @@ size of a single process, be it a worker or the one that waits for them.
 """
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -24,25 +25,21 @@ PER_MB = 1024**2 if sys.platform == "darwin" else 1024  # units of ru_maxrss
 
 @dataclass(frozen=True)
 class Point:
-    """Settings of one comparison; ``every`` is the number of updates between checkpoints."""
+    """Settings of one comparison."""
 
     seeds: int = 1
-    starts: int = 4
-    every: int = 40
+    starts: int = 8
+    checkpoints: int = 6
+    updates: int = 1200
+    horizon: int = 300
     workers: int = 1
-    updates: int = 400
-    horizon: int = 200
 
 
 BASE = Point()
-POINTS = [
-    *(BASE, replace(BASE, seeds=2), replace(BASE, seeds=4)),
-    *(replace(BASE, starts=16), replace(BASE, starts=64)),
-    *(replace(BASE, every=20), replace(BASE, every=5)),
-    *(replace(BASE, updates=1600, every=160), replace(BASE, horizon=800)),
-    *(replace(BASE, seeds=4, workers=2), replace(BASE, seeds=4, workers=4)),
-]
-QUICK = [Point(1, 2, 10, 1, 40, 20), Point(2, 2, 10, 2, 40, 20)]
+# Of each setting the values that are tried, the others as in BASE.
+SERIES = {"seeds": [1, 2, 4], "starts": [8, 16, 64], "checkpoints": [6, 12, 24], "updates": [1200, 2400, 4800]}
+WORKERS = [replace(BASE, seeds=4, workers=count) for count in (1, 2, 4)]
+QUICK = [Point(1, 2, 5, 40, 20, 1), Point(2, 2, 5, 40, 20, 2)]
 
 
 def compare(point: Point) -> tuple[float, float]:
@@ -51,7 +48,8 @@ def compare(point: Point) -> tuple[float, float]:
         command = [STAB, "compare", "--task", "hopper", "--stabilizers", "ema", "--out", str(Path(folder) / "run")]
         command += ["--seeds", str(point.seeds), "--workers", str(point.workers), f"train.updates={point.updates}"]
         command += [f"eval.{name}" for name in (f"starts={point.starts}", f"horizon={point.horizon}")]
-        command += [f"eval.checkpoint_every={point.every}"]
+        # Two early ones for the curve, the others over the second half of training.
+        command += [f"eval.checkpoint_every={point.updates // 2 // (point.checkpoints - 3)}"]
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         # Of this child and of the children that it has waited for, unlike RUSAGE_CHILDREN not of those before.
@@ -77,15 +75,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two points, smaller still")
     given = parser.parse_args()
-    points = QUICK if given.quick else POINTS
+    series = {} if given.quick else SERIES
+    points = [BASE, *(replace(BASE, **{name: value}) for name, values in series.items() for value in values), *WORKERS]
+    points = QUICK if given.quick else list(dict.fromkeys(points))
+    took: dict[Point, float] = {}
     rows = []
     with bar("scaling") as report:
         demonstrations("hopper", report)  # collecting them is no part of the first point
         for n, point in enumerate(points):
-            seconds, megabytes = compare(point)
-            rows.append([*map(str, astuple(point)), f"{seconds:.1f}", f"{megabytes:.0f}"])
+            took[point], megabytes = compare(point)
+            rows.append([*map(str, astuple(point)), f"{took[point]:.1f}", f"{megabytes:.0f}"])
             report((n + 1) / len(points))
     print(table([*(field.name for field in fields(Point)), "wall s", "largest process MB"], rows))
+    slopes = []
+    for name, values in series.items():
+        for low, high in itertools.pairwise(values):
+            more = took[replace(BASE, **{name: high})] - took[replace(BASE, **{name: low})]
+            slopes.append([name, f"{low} to {high}", f"{1000 * more / (high - low):.3g} ms"])
+    if slopes:
+        print("\n" + table(["setting", "from", "each one more takes"], slopes))
     repeats = 1 if given.quick else 5
     times = [[f"`stab {what}`", f"{answers([what], repeats):.2f} s"] for what in ("--help", "list")]
     print("\n" + table(["command", f"best of {repeats}"], times))

@@ -3,7 +3,8 @@
     python benchmarks/updates.py            # about half a minute
     python benchmarks/updates.py --quick
 
-On the hopper task, on one thread, as in stab's workers.
+On the hopper task, on one thread, as in stab's workers. What an update is made of is by ``torch.profiler``, whose own cost
+falls on whatever has many small parts.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import math
 import time
 
 import torch
-from measure import bar, make_task, product_rate, table, update_operations
+from measure import bar, make_task, product_rates, table, update_operations
 
 from stab.config import Config
 from stab.recipe import Recipe
@@ -22,6 +23,15 @@ from stab.train import gradient_noise, train
 
 AVERAGES = ["ema", "polyak", "swa"]
 WARM_UP = 10
+PARTS = {  # what an update is made of -> how the names of its operations begin
+    "products": ("mkldnn::", "aten::mm", "aten::addmm"),
+    "elementwise: activations, loss, and their gradients": (
+        *("aten::clamp_min", "aten::relu", "aten::threshold_backward", "aten::sum", "aten::tanh", "aten::mse_loss"),
+        *("aten::add", "aten::sub", "aten::mul", "aten::div"),
+    ),
+    "copies: gathering the minibatch, transposing": ("aten::copy_", "aten::index", "aten::contiguous", "aten::clone"),
+    "AdamW (fused)": ("aten::_fused_adamw",),
+}
 
 
 def one_run(task: Task, recipe: Recipe, names: list[str]) -> tuple[float, float]:
@@ -44,7 +54,28 @@ def noise_seconds(task: Task, recipe: Recipe, calls: int) -> float:
     return least
 
 
-def costs(updates: int, rounds: int, report: Progress = no_progress) -> tuple[float, float, float, dict[str, float]]:
+def made_of(updates: int) -> dict[str, float]:
+    """Return what an update of the base recipe is made of, in shares of its time under the profiler."""
+    task, recipe = make_task("hopper"), Recipe(updates=WARM_UP + updates)
+    points = train(task, recipe, 0, {}, [WARM_UP, recipe.updates])
+    first = next(points)
+    with torch.profiler.profile() as profile:
+        last = next(points)
+    found = dict.fromkeys([*PARTS, "other operations of torch"], 0.0)
+    for event in profile.key_averages():
+        if event.key.startswith("Optimizer.step"):
+            continue  # no operation: what it has to itself is the Python of the step
+        part = next((part for part, names in PARTS.items() if event.key.startswith(names)), "other operations of torch")
+        found[part] += event.self_cpu_time_total / 1e6
+    whole = last.train_seconds - first.train_seconds
+    return {part: seconds / whole for part, seconds in found.items()} | {
+        "Python, the autograd engine, the profiler": 1 - sum(found.values()) / whole
+    }
+
+
+def costs(
+    updates: int, rounds: int, report: Progress = no_progress
+) -> tuple[float, dict[str, float], float, dict[str, float]]:
     """Return seconds: an update, the products in it, one measurement of the gradient's variance, averages an update.
 
     Runs with each average alone, with all of them and with none take turns; the fastest of each count.
@@ -59,9 +90,10 @@ def costs(updates: int, rounds: int, report: Progress = no_progress) -> tuple[fl
             fastest, averaging[name] = min(fastest, update), min(averaging[name], own)
             report((n * len(variants) + k + 1) / (rounds * len(variants)))
     policy = task.policy(recipe)
-    floor = update_operations(policy, recipe.batch_size) / product_rate(policy, recipe.batch_size)
+    rates = product_rates(policy, recipe.batch_size)
+    floors = {name: update_operations(policy, recipe.batch_size) / rate for name, rate in rates.items()}
     del averaging["none"]
-    return fastest, floor, noise_seconds(task, recipe, 5 * rounds), averaging
+    return fastest, floors, noise_seconds(task, recipe, 5 * rounds), averaging
 
 
 def main() -> None:
@@ -72,12 +104,13 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     with bar("updates") as report:
-        update, floor, noise, averaging = costs(*(30, 1) if given.quick else (given.updates, given.rounds), report)
+        update, floors, noise, averaging = costs(*(30, 1) if given.quick else (given.updates, given.rounds), report)
     config = Config()
     measured = len(config.checkpoints) * noise / (config.train.updates * update)
     rows = [
-        ["floor: the products of a forward and backward pass", f"{1e3 * floor:.3f} ms", ""],
-        ["update of the base recipe", f"{1e3 * update:.3f} ms", f"{update / floor:.2f} x the floor"],
+        ["floor: the products of a forward and backward pass", f"{1e3 * floors['fastest']:.3f} ms", ""],
+        ["the same products by `torch.mm`", f"{1e3 * floors['torch.mm']:.3f} ms", ""],
+        ["update of the base recipe", f"{1e3 * update:.3f} ms", f"{update / floors['fastest']:.2f} x the floor"],
         *(
             [f"average: {name}", f"{1e3 * own:.3f} ms", f"{100 * own / update:.1f} % of an update"]
             for name, own in averaging.items()
@@ -89,6 +122,8 @@ def main() -> None:
         ],
     ]
     print(table(["", "time", "share"], rows))
+    parts = made_of(30 if given.quick else given.updates)
+    print("\n" + table(["an update is", "share"], [[part, f"{100 * share:.0f} %"] for part, share in parts.items()]))
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ class Recorded(Task):
             self._episodes.step(range(rows * policies), actions.reshape(rows * policies, *actions.shape[2:]))
 
         try:
-            return _seconds(update, 0.4), _seconds(step, 0.4) / (rows * policies)
+            return _seconds(update, 0.2), _seconds(step, 0.2) / (rows * policies)
         finally:
             torch.set_num_threads(threads)
 

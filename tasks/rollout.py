@@ -14,8 +14,8 @@ from stab.tasks.base import Progress, no_progress
 from stab.tasks.episodes import Episodes
 from stab.tasks.policies import Policy
 
-# Policies side by side. Enough to share the cost of a product; few enough that their environments stay in the cache.
-BLOCK = 16
+# Episodes side by side. Enough to share the cost of a step's Python; few enough that memory does not grow with the starts.
+EPISODES = 128
 
 # (episode, observation acted on, action, reward, terminated, truncated, next observation)
 Recorder = Callable[[int, Any, Any, float, bool, bool, Any], None]
@@ -39,9 +39,10 @@ def rollout(
     count, rows = len(next(iter(stacked.values()))), len(starts)
     cumulative = np.zeros((count, rows, len(horizons)))
     lengths = np.zeros((count, rows), dtype=np.int64)
-    for first in range(0, count, BLOCK):
-        block = {name: value[first : first + BLOCK] for name, value in stacked.items()}
-        size = min(BLOCK, count - first)
+    most = max(1, EPISODES // rows)
+    for first in range(0, count, most):
+        block = {name: value[first : first + most] for name, value in stacked.items()}
+        size = min(most, count - first)
         cumulative[first : first + size], lengths[first : first + size] = _block(
             episodes, policy.stack(block), size, starts, horizons, part(progress, first / count, size / count), record
         )

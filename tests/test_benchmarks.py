@@ -121,8 +121,11 @@ def test_limit_of_a_run(load, tiny_run):
     found = load("limit").limit(tiny_run, rounds=1)
     assert all(value > 0 for value in found.values())
     assert found["wall"] == json.loads((tiny_run / "run.json").read_text())["seconds"]
-    assert found["ratio"] == found["wall"] / found["floor"]
-    assert load("limit").limit(tiny_run, cores=1, rounds=1)["cores"] == 1
+    assert found["running"] == found["wall"]
+    assert found["floor"] == (found["training_floor"] + found["rollout_floor"]) / found["cores"]
+    assert found["training_floor"] <= found["plain_floor"]
+    other = load("limit").limit(tiny_run, cores=1, wall=99.0, rounds=1)
+    assert (other["cores"], other["wall"]) == (1, 99.0)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,7 @@ def test_limit_of_a_run(load, tiny_run):
         ),
         ("rollouts", "--task hopper --quick", "| hopper |"),
         ("updates", "--quick", "| average: all three |"),
+        ("updates", "--quick", "| products |"),
     ],
 )
 def test_tables(load, hopper, monkeypatch, capsys, name, arguments, said):

@@ -797,7 +797,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line():
 
 @pytest.mark.parametrize("bad", ["gpu", "cuda:", "cuda:x", "cpu:0", "", "meta"])
 def test_what_is_no_device_is_no_recipe(bad):
-    with pytest.raises(StabError, match="train.device=.* expected cpu, cuda or cuda:N"):
+    with pytest.raises(StabError, match=r"train.device=.* expected cpu, cuda or cuda:N"):
         replace(SMALL, device=bad)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from stab.tasks.episodes import GymEpisodes, make_episodes
 from stab.tasks.policies import MLP, Policy, Stack
-from stab.tasks.rollout import BLOCK, random_returns, rollout
+from stab.tasks.rollout import EPISODES, random_returns, rollout
 
 SIZES = {"Pendulum-v1": 3, "CartPole-v1": 4, "Hopper-v5": 11}
 HORIZON = {"Pendulum-v1": 40, "CartPole-v1": 60, "Hopper-v5": 60}
@@ -169,14 +169,15 @@ def test_a_policys_returns_do_not_depend_on_its_company(width, starts):
 
 def test_blocks_are_not_seen():
     """More policies than act side by side at once; equal ones get equal numbers wherever they stand."""
-    env, count = "CartPole-v1", BLOCK + 3
+    env, most = "CartPole-v1", EPISODES // len(STARTS)
+    count = most + 3
     policy, stacked = mlps(env, count)
     stacked = {k: v.clone() for k, v in stacked.items()}
     for value in stacked.values():
         value[-1] = value[2]
     cumulative, lengths = rollout(environments(env), policy, stacked, STARTS, [30])
     assert (cumulative[-1] == cumulative[2]).all()
-    for i in (0, BLOCK - 1, BLOCK, BLOCK + 1):
+    for i in (0, most - 1, most, most + 1):
         single = rollout(environments(env), policy, one(stacked, i), STARTS, [30])
         assert (single[0][0] == cumulative[i]).all()
         assert (single[1][0] == lengths[i]).all()
@@ -368,7 +369,7 @@ def test_the_recorder_sees_every_step_of_every_episode():
 
 def test_progress_goes_from_zero_to_one():
     seen = []
-    policy, stacked = gains("Pendulum-v1", [0.1] * (BLOCK + 1))
+    policy, stacked = gains("Pendulum-v1", [0.1] * (EPISODES + 1))
     rollout(environments("Pendulum-v1"), policy, stacked, [0], [120], progress=seen.append)
     assert seen == sorted(seen)
     assert 0 < seen[0] < 1
