@@ -1,6 +1,6 @@
 """Run all benchmarks in order and write one Markdown page.
 
-    python benchmarks/run.py                                # into docs/performance.md; about twenty minutes
+    python benchmarks/run.py                                # into docs/performance.md; about a quarter of an hour
     python benchmarks/run.py --quick --out smoke.md         # tiny sizes, about a minute: its numbers say nothing
 
 Run it on an otherwise idle machine.
@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -69,40 +68,32 @@ def machine() -> str:
     )
 
 
-def whole_run(task: str, quick: bool, folder: Path, threads: Sequence[int]) -> str:
-    """Return the section of one task: stab, the straightforward program, and the limit, one right after the other.
-
-    The straightforward program with each of these numbers of threads: where anything else runs, two of them mostly wait
-    for each other.
-    """
+def whole_run(task: str, quick: bool, folder: Path, reference: bool) -> str:
+    """Return the section of one task: stab, the straightforward program where asked for, and the limit, in that order."""
     with bar(f"{task}, demonstrations") as report:
         demonstrations(task, report)  # collecting them is no part of either
     sizes = QUICK if quick else {}
     keys = {"updates": "train.updates", "checkpoint_every": "eval.checkpoint_every"}
     settings = [f"{keys.get(name, f'eval.{name}')}={value}" for name, value in sizes.items()]
     compare = ["compare", "--task", task, "--all", "--seeds", "1", *settings]
-    references = [["--task", task, "--threads", str(n), *(["--quick"] if quick else [])] for n in threads]
     out = folder / task
     _, ours = run([STAB, *compare, "--out", str(out)])
-    theirs = [script("straightforward.py", *reference) for reference in references]
+    rows = [[f"`stab {shlex.join(compare)}`", f"{ours:.1f}", "1.00"]]
+    found = []
+    if reference:
+        arguments = ["--task", task, *(["--quick"] if quick else [])]
+        printed, theirs = script("straightforward.py", *arguments)
+        command = shlex.join(["python", "benchmarks/straightforward.py", *arguments])
+        rows.append([f"`{command}`", f"{theirs:.1f}", f"{theirs / ours:.2f}"])
+        found = ["What the straightforward program printed:", printed]
     floors, _ = script("limit.py", str(out), "--wall", f"{ours:.1f}")
-    rows = [
-        [f"`stab {shlex.join(compare)}`", f"{ours:.1f}", "1.00"],
-        *(
-            [f"`python benchmarks/straightforward.py {shlex.join(reference)}`", f"{wall:.1f}", f"{wall / ours:.2f}"]
-            for reference, (_, wall) in zip(references, theirs, strict=True)
-        ),
-    ]
-    found = [
-        f"## {task}: " + ("against the straightforward program and the machine's limit" if theirs else "the limit"),
-        "Wall time of the commands, start-up included; one training seed, the same sizes. stab also measures the"
-        " gradient's variance and the returns at 20 horizons, and draws figures.",
-        table(["command", "wall s", "ratio"], rows),
-    ]
-    if theirs:
-        found += ["What the faster of the straightforward programs printed:", min(theirs, key=lambda one: one[1])[0]]
     return "\n\n".join(
         [
+            f"## {task}: "
+            + ("against the straightforward program and the machine's limit" if reference else "the limit"),
+            "Wall time of the commands, start-up included; one training seed, the same sizes. stab also measures the"
+            " gradient's variance and the returns at 20 horizons, and draws figures.",
+            table(["command", "wall s", "ratio"], rows),
             *found,
             f"`python benchmarks/limit.py RUN --wall {ours:.1f}`, on the run folder of the first command:",
             floors,
@@ -122,10 +113,10 @@ def main() -> None:
     if given.quick:
         page.append("**A smoke run: its numbers say nothing.**")
     with tempfile.TemporaryDirectory() as folder:
-        for task, threads in (("hopper", (2, 1)), ("halfcheetah", ())):
-            if not given.quick or threads:
+        for task, reference in (("hopper", True), ("halfcheetah", False)):
+            if not given.quick or reference:
                 print(f"{task}: whole runs", file=sys.stderr)
-                page.append(whole_run(task, given.quick, Path(folder), threads))
+                page.append(whole_run(task, given.quick, Path(folder), reference))
     for title, name in SECTIONS:
         print(title, file=sys.stderr)
         arguments = [*flags, *(["--task", "hopper"] if given.quick and name == "rollouts.py" else [])]
