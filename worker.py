@@ -56,11 +56,11 @@ More = Callable[[dict[str, Any]], None]  # called with a job for another worker,
 def work(job: dict[str, Any], report: Report, more: More) -> None:
     """Do one part of a cell: its training, which asks for the other parts, or one block of its rollouts."""
     torch.set_num_threads(1)
-    # On a GPU the same numbers every time, as far as torch can; read when the first product is made there.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
     config = load(job["config"])
     cell = Cell(**{**job["cell"], "recipe": Recipe.from_dict(job["cell"]["recipe"])})
+    if cell.recipe.device != "cpu":  # the same numbers every time, as far as torch can there
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     run = Path(job["run"])
     task = _task((job["run"], json.dumps(job["config"])), cell.task)
     if "part" in job:

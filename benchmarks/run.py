@@ -77,6 +77,8 @@ def whole_run(task: str, quick: bool, folder: Path, reference: bool) -> str:
     settings = [f"{keys.get(name, f'eval.{name}')}={value}" for name, value in sizes.items()]
     compare = ["compare", "--task", task, "--all", "--seeds", "1", *settings]
     out = folder / task
+    plan, _ = run([STAB, *compare, "--dry-run"])
+    predicted = next((line for line in plan.splitlines() if line.startswith("about ")), "nothing about the time")
     _, ours = run([STAB, *compare, "--out", str(out)])
     rows = [[f"`stab {shlex.join(compare)}`", f"{ours:.1f}", "1.00"]]
     found = []
@@ -94,6 +96,7 @@ def whole_run(task: str, quick: bool, folder: Path, reference: bool) -> str:
             "Wall time of the commands, start-up included; one training seed, the same sizes. stab also measures the"
             " gradient's variance and the returns at 20 horizons, and draws figures.",
             table(["command", "wall s", "ratio"], rows),
+            f"`--dry-run` had said: {predicted}.",
             *found,
             f"`python benchmarks/limit.py RUN --wall {ours:.1f}`, on the run folder of the first command:",
             floors,
