@@ -74,15 +74,7 @@ def finish(cell: Cell, run: Path) -> None:
         run / "cells" / f"{cell.key}.json",
         about | {"rows": make_rows(about["checkpoints"], found, about["starts"])},
     )
-    discard(cell, run)
-
-
-def discard(cell: Cell, run: Path) -> None:
-    """Delete the parts of a cell."""
-    parts = parts_folder(run, cell)
-    shutil.rmtree(parts, ignore_errors=True)
-    if parts.parent.exists() and not any(parts.parent.iterdir()):
-        parts.parent.rmdir()
+    shutil.rmtree(parts)
 
 
 def make_rows(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stab import engine, snapshots
-from stab.cells import Cell, discard, finish, make_job, make_task
+from stab.cells import Cell, finish, make_job, make_task
 from stab.config import PRESETS, QUICK, Config, Evaluation, load
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, suggest
@@ -213,6 +213,10 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
     if not (out / "config.yaml").exists():
         raise StabError(f"{out} is no run folder (no config.yaml): choose another --out")
     before = load(out / "config.yaml")
+    for path in sorted((out / "cells").glob("*.json")):
+        cell = rows.read_json(path)
+        if not overwrite and path.stem != Cell(cell["task"], Recipe.from_dict(cell["recipe"]), cell["seed"], ()).key:
+            raise StabError(f"--resume: {out} was made by another version of stab ({path.name}): choose another --out")
     if overwrite:
         foreign = sorted(path.name for path in out.iterdir() if path.name not in RUN_FILES)
         if foreign or out.is_symlink():
@@ -279,32 +283,35 @@ def execute(plan: Plan, run: Path, workers: engine.Workers) -> Generator[tuple[C
     todo = unfinished(plan, run)
     jobs = [make_job(cell, plan.config, run) for cell in todo]
     done: dict[tuple[int, str], dict[int, float]] = {}  # cell and phase -> by part
-    with closing(workers.run(jobs)) as events:
-        for event in events:
-            cell = todo[event.job]
-            failure = run / "failures" / f"{cell.key}.json"
-            if event.kind == "progress":
-                fractions = done.setdefault((event.job, event.phase), {})
-                fractions[event.part] = event.fraction
-                yield cell, dataclasses.replace(event, fraction=sum(fractions.values()))
-                continue
-            if event.kind == "failed":
-                discard(cell, run)
-                # What an earlier session finished stays finished: this one came for the riders that were new.
-                path = run / "cells" / f"{cell.key}.json"
-                finished = rows.read_json(path)["stabilizers"] if path.exists() else []
-                lost = [string for string in cell.stabilizers if string not in finished]
-                rows.write_json(
-                    failure, {"task": cell.task, "stabilizers": lost, "seed": cell.seed, "reason": event.reason}
-                )
-            else:
-                finish(cell, run)
-                failure.unlink(missing_ok=True)
-            yield cell, event
+    shutil.rmtree(run / "parts", ignore_errors=True)  # of a session that was cut short
+    try:
+        with closing(workers.run(jobs)) as events:
+            for event in events:
+                cell = todo[event.job]
+                failure = run / "failures" / f"{cell.key}.json"
+                if event.kind == "progress":
+                    fractions = done.setdefault((event.job, event.phase), {})
+                    fractions[event.part] = event.fraction
+                    yield cell, dataclasses.replace(event, fraction=sum(fractions.values()))
+                    continue
+                if event.kind == "failed":
+                    # What an earlier session finished stays finished: this one came for the riders that were new.
+                    path = run / "cells" / f"{cell.key}.json"
+                    finished = rows.read_json(path)["stabilizers"] if path.exists() else []
+                    lost = [string for string in cell.stabilizers if string not in finished]
+                    rows.write_json(
+                        failure, {"task": cell.task, "stabilizers": lost, "seed": cell.seed, "reason": event.reason}
+                    )
+                else:
+                    finish(cell, run)
+                    failure.unlink(missing_ok=True)
+                yield cell, event
+    finally:
+        shutil.rmtree(run / "parts", ignore_errors=True)  # of what failed or was interrupted; nobody is at work now
 
 
 def costs(plan: Plan, cells: Sequence[Cell]) -> list[tuple[float, float]] | None:
-    """Return the expected seconds of training and of rollouts of each cell, from a measurement of about a second a task.
+    """Return the expected seconds of training and of rollouts of each cell, measured in about half a second a task.
 
     Every episode is taken to last the whole horizon, so policies that fail early end sooner. None where a task cannot say.
     """

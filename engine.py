@@ -17,14 +17,14 @@ import tempfile
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stab.recipe import load_object
 
+FIRST = 4  # workers that are started before there is anything to do
 BACKLOG = 2  # parts a worker, above which no further job is begun: what waits takes room
 
 
@@ -60,7 +60,7 @@ def cores() -> int:
 
 
 class Workers:
-    """Worker processes, to be closed (a context manager). They begin at once to import what they need.
+    """Worker processes, to be closed (a context manager). The first ones begin at once to import what they need.
 
     Args:
         target: ``module:function`` of what they do. The function takes a job and two callbacks: ``report(phase, fraction)``,
@@ -73,7 +73,7 @@ class Workers:
         self.events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
         self.busy: list[_Worker] = []
         self.folder = tempfile.TemporaryDirectory(prefix="stab-")
-        self.idle = [self._start() for _ in range(count)]
+        self.idle = [self._start() for _ in range(min(count, FIRST))]
 
     def __enter__(self) -> Workers:
         return self
@@ -89,11 +89,11 @@ class Workers:
         self.folder.cleanup()
 
     def run(self, jobs: Sequence[dict[str, Any]]) -> Generator[Event]:
-        """Run jobs, as many at a time as there are workers; yield events as they come. When it is closed, so are they.
+        """Run jobs, as many at a time as there are workers; yield events as they come. Closed early, it closes the workers.
 
         A job is "done" when it and all its parts are, and "failed" when one of them is; parts that have not begun are then
-        dropped. Jobs begin in the given order and, while not too many of them wait, before parts: so there are parts left
-        for all workers in the end.
+        dropped, and workers at its others are killed. Jobs begin in the given order and, while not too many of them wait,
+        before parts: so there are parts left for all workers in the end.
         """
         waiting = deque(enumerate(jobs))
         parts: deque[tuple[int, int, dict[str, Any]]] = deque()
@@ -108,7 +108,6 @@ class Workers:
                         self._give(*parts.popleft())
                 worker, event = self.events.get()
                 if worker not in self.busy:
-                    self.idle = [other for other in self.idle if other is not worker]  # it died with nothing to do
                     continue
                 job = worker.job
                 if event is None:
@@ -117,8 +116,6 @@ class Workers:
                 elif event["kind"] in ("done", "failed"):
                     self.busy.remove(worker)
                     self.idle.append(worker)
-                if not left[job]:
-                    continue  # it has failed; what its other parts say is of no interest
                 if event["kind"] == "more":
                     asked[job] += 1
                     left[job] += 1
@@ -128,6 +125,9 @@ class Workers:
                 elif event["kind"] == "failed":
                     left[job] = 0
                     parts = deque(part for part in parts if part[0] != job)
+                    for other in [one for one in self.busy if one.job == job]:  # it would go on writing
+                        self.busy.remove(other)
+                        _kill(other)
                     yield Event(job, part=worker.part, **event)
                 else:
                     left[job] -= 1
@@ -138,6 +138,8 @@ class Workers:
                 self.close()
 
     def _give(self, job: int, part: int, content: dict[str, Any]) -> None:
+        while self.idle and self.idle[-1].process.poll() is not None:  # it died with nothing to do
+            self.idle.pop()
         worker = self.idle.pop() if self.idle else self._start()
         worker.job, worker.part = job, part
         self.busy.append(worker)
@@ -210,13 +212,15 @@ def serve(target: str) -> None:
     def send(**event: Any) -> None:
         protocol.write(json.dumps(event) + "\n")
 
-    function: Callable[..., None] | None = None
-    with suppress(Exception):  # it will be every job's reason
-        function = load_object(target)
+    try:  # while there is nothing to do yet; what goes wrong is every job's reason
+        function, broken = load_object(target), None
+    except Exception as e:
+        function, broken = None, e
     while True:
         job = json.loads(jobs.get())
         try:
-            function = function or load_object(target)
+            if broken is not None:
+                raise broken
             function(
                 job,
                 lambda phase, fraction: send(kind="progress", phase=phase, fraction=fraction),

@@ -96,7 +96,10 @@ def unfinished(jobs: Sequence[Job]) -> list[Job]:
 def execute(jobs: Sequence[Job], workers: int) -> Generator[tuple[Job, engine.Event]]:
     """Read off and roll out; yield events as they come."""
     plain = [{"cell": str(job.cell.resolve()), "string": job.string} for job in jobs]
-    with engine.Workers("stab.posthoc:run_job", workers) as processes, closing(processes.run(plain)) as events:
+    with (
+        engine.Workers("stab.posthoc:run_job", min(workers, len(plain))) as processes,
+        closing(processes.run(plain)) as events,
+    ):
         for event in events:
             yield jobs[event.job], event
 

@@ -86,9 +86,8 @@ class Recipe:
         _require("schedule_final", self.schedule_final, 0 <= self.schedule_final <= 1, "a number in [0, 1]")
         _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "a number >= 0")
         _require("dropout", self.dropout, 0 <= self.dropout < 1, "a number in [0, 1)")
-        _require(
-            "device", self.device, re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is not None, "cpu, cuda or cuda:N"
-        )
+        known = isinstance(self.device, str) and re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]?))?", self.device)
+        _require("device", self.device, bool(known), "cpu, cuda or cuda:N")
         for name in ("batch_size", "accumulation", "updates"):
             value = getattr(self, name)
             _require(

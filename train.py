@@ -83,7 +83,7 @@ def train(
     device = make_device(recipe)
     data = task.dataset().train
     with _own_random_state(device):
-        torch.manual_seed(_entropy(seed, DROPOUT, 0))
+        torch.default_generator.manual_seed(_entropy(seed, DROPOUT, 0))
         policy = task.policy(recipe)
     if device.type != "cpu":
         data, policy = _moved(task, data, device), policy.to(device)
@@ -97,7 +97,7 @@ def train(
     seconds = dict.fromkeys(averages, 0.0)
     train_seconds = 0.0
     for update in range(1, recipe.updates + 1):
-        began = time.perf_counter()
+        began = _clock(device)
         lr = optimizer.param_groups[0]["lr"]
         source, indices = minibatches(data, recipe, seed, update)
 
@@ -124,14 +124,14 @@ def train(
         if recipe.schedule != "constant":
             for group, whole in zip(optimizer.param_groups, full, strict=True):
                 group["lr"] = whole * recipe.lr_factor(update)
-        ended = time.perf_counter()
+        ended = _clock(device)
         train_seconds += ended - began
         live: dict[bool, Params] = {}
         for name, average in averages.items():
             if average.averages_buffers not in live:
                 live[average.averages_buffers] = averaged(policy, average)
             average.update(states[name], live[average.averages_buffers], update)
-            began, ended = ended, time.perf_counter()
+            began, ended = ended, _clock(device)
             seconds[name] += ended - began
         if update in checkpoints:
             # Optimizers that deploy other weights than they train (schedule-free) move them in place, and not back to the
@@ -214,13 +214,15 @@ def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opti
 
 def make_device(recipe: Recipe) -> torch.device:
     """Return the recipe's device. Raises StabError when this torch cannot use it."""
-    device = torch.device(recipe.device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    kind, _, index = recipe.device.partition(":")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if int(index or 0) >= torch.cuda.device_count():
         raise StabError(
             f"train.device={recipe.device}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs here; leave"
             " out --device, or install a build of torch for CUDA"
         )
-    return device
+    return torch.device(kind, int(index or 0))
 
 
 def _moved(task: Task, data: Split, device: torch.device) -> Split:
@@ -258,7 +260,7 @@ def gradient_noise(
     data = task.dataset().train if data is None else data
     rng = np.random.default_rng(_entropy(*stream))
     gradients = []
-    device = torch.device(recipe.device)
+    device = make_device(recipe)
     with _own_random_state(device):
         _seed(device, _entropy(*stream))
         for _ in range(GRADIENT_SAMPLES):
@@ -297,10 +299,16 @@ def _switch(optimizer: torch.optim.Optimizer, mode: str) -> None:
         switch()
 
 
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # or else only the launching of its work would be counted
+    return time.perf_counter()
+
+
 def _seed(device: torch.device, seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+        torch.cuda.default_generators[device.index].manual_seed(seed)
 
 
 @contextmanager

@@ -25,7 +25,6 @@ from safetensors.torch import save_file
 from stab import gva, snapshots
 from stab.cells import (
     Cell,
-    discard,
     make_task,
     parts_folder,
     read_outs_file,
@@ -77,7 +76,6 @@ def _task(run_and_config: tuple[str, str], name: str) -> Task:
 
 def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, more: Callable[[int], None]) -> None:
     """Train; write the read-outs in parts and ask for their rollouts; write down everything but the rows."""
-    discard(cell, run)  # what a session that was cut short has left
     parts = parts_folder(run, cell)
     data = task.dataset()
     expected = len(cell.stabilizers) * len(config.checkpoints)

@@ -100,7 +100,8 @@ def main() -> None:
         "the rest of training": (found["training"] - found["training_floor"]) / cores,
         "physics": found["rollout_floor"] / cores,
         "the rest of the rollouts": (found["rollouts"] - found["rollout_floor"]) / cores,
-        "workers that start, load, write, wait": found["running"] - (found["training"] + found["rollouts"]) / cores,
+        "loading, gradient variance, writing, waiting": found["running"]
+        - (found["training"] + found["rollouts"]) / cores,
         "planning before them, report and figures after": wall - found["running"],
     }
     shares = [[what, f"{seconds:.1f}", f"{100 * seconds / wall:.0f} %"] for what, seconds in went.items()]

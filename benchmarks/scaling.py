@@ -39,7 +39,7 @@ BASE = Point()
 # Of each setting the values that are tried, the others as in BASE.
 SERIES = {"seeds": [1, 2, 4], "starts": [8, 16, 64], "checkpoints": [6, 12, 24], "updates": [1200, 2400, 4800]}
 WORKERS = [replace(BASE, seeds=4, workers=count) for count in (1, 2, 4)]
-QUICK = [Point(1, 2, 5, 40, 20, 1), Point(2, 2, 5, 40, 20, 2)]
+QUICK = [Point(1, 2, 4, 40, 20, 1), Point(2, 2, 4, 40, 20, 2)]
 
 
 def compare(point: Point) -> tuple[float, float]:

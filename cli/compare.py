@@ -104,6 +104,7 @@ def compare(
             comparison.make_out(run, plan, overwrite)
             began = time.monotonic()
             _execute(talk, plan, run, processes, expected)
+            processes.close()
             comparison.about_run(run, sys.argv, time.monotonic() - began)
             _show_results(talk, run)
         except KeyboardInterrupt:

@@ -46,14 +46,14 @@ def draw(results: Results, leaderboard: dict[str, Any]) -> dict[str, Figure]:
 
 
 def save(drawn: dict[str, Figure], folder: Path) -> None:
-    """Write each figure as PNG and SVG."""
+    """Write each figure as PNG (150 dpi) and SVG."""
     for name, figure in drawn.items():
         engine = figure.get_layout_engine()
         if engine is not None:  # once, and not for every file
             engine.execute(figure)
             figure.set_layout_engine("none")
         for kind in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{kind}")
+            figure.savefig(folder / f"{name}.{kind}", dpi="figure")
 
 
 def curves(results: Results, task: str, rows: list[Series]) -> Figure:

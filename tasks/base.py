@@ -203,13 +203,14 @@ class Task(ABC):
             cumulative rewards (policies, starts, horizons), float64, not normalised, an ended episode keeping its sum;
             lengths (policies, starts), int64.
 
-        A policy's numbers do not depend, bitwise, on the other policies in the call.
+        A policy's numbers do not depend, bitwise, on the other policies in the call, nor on earlier calls: a worker keeps
+        one task for all that it does.
         """
 
     def speed(self, recipe: Recipe) -> tuple[float, float] | None:
         """Return measured seconds of one micro-batch of training and of one environment step, for the plan.
 
-        Takes about a second and needs no demonstrations. None where the task cannot say.
+        Takes about half a second and needs no demonstrations. None where the task cannot say.
         """
         return None
 

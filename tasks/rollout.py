@@ -14,7 +14,8 @@ from stab.tasks.base import Progress, no_progress
 from stab.tasks.episodes import Episodes
 from stab.tasks.policies import Policy
 
-# Episodes side by side. Enough to share the cost of a step's Python; few enough that memory does not grow with the starts.
+# Episodes side by side, where there are no more starts. Enough to share the cost of a step's Python; few enough that memory
+# does not grow with the policies.
 EPISODES = 128
 
 # (episode, observation acted on, action, reward, terminated, truncated, next observation)

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -268,7 +269,7 @@ def test_whoever_rolls_out_the_parts_in_whatever_order_the_rows_are_the_same(hop
             work(json.loads(json.dumps(job)), lambda phase, done: None, parts.append)
         assert list((tmp_path / name / "parts").iterdir())
         finish(cell, tmp_path / name)
-        assert not (tmp_path / name / "parts").exists()
+        assert not list((tmp_path / name / "parts").iterdir())
     one, other = (list(rows.rows(tmp_path / name)) for name in ("one", "other"))
     assert one == other
     assert len(one) == 3 * len(config.checkpoints) * 2
@@ -276,27 +277,35 @@ def test_whoever_rolls_out_the_parts_in_whatever_order_the_rows_are_the_same(hop
 
 def test_parts_that_a_killed_session_left_do_not_get_into_the_rows(hopper, tmp_path):
     config, _ = make_config("hopper", "ema", seeds=1, overrides=TINY)
-    (cell,) = make_plan(config).cells
-    job = make_job(cell, config, tmp_path / "run")
-    first: list[dict] = []
-    work(job, lambda phase, done: None, first.append)
-    for path in (tmp_path / "run" / "parts" / cell.key).iterdir():
-        path.write_text("half of it")
-    execute(config, tmp_path / "run")
-    assert len(list(rows.rows(tmp_path / "run"))) == 2 * 4 * 2
+    made, run = make_plan(config), tmp_path / "run"
+    make_out(run, made)
+    left = run / "parts" / made.cells[0].key
+    left.mkdir(parents=True)
+    for name in ("trained.json", "1.json", "1.safetensors", "7.json"):
+        (left / name).write_text("half of it")
+    with engine.Workers(comparison.WORK, 1) as workers:
+        assert [event.kind for _, event in comparison.execute(made, run, workers)][-1] == "done"
+    assert len(list(rows.rows(run))) == 2 * 4 * 2
+    assert not (run / "parts").exists()
 
 
 def test_a_part_that_fails_fails_its_cell_and_leaves_nothing(hopper, tmp_path, monkeypatch):
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(
-        "import stab.worker\ndef roll_out(*args): raise OSError('no rollouts today')\nstab.worker.roll_out = roll_out\n"
+        "import time, stab.worker\n"
+        "def part(task, config, cell, run, part, report):\n"
+        "    if part == 2: raise OSError('no rollouts today')\n"
+        "    time.sleep(60)\n"
+        "stab.worker._roll_out_part = part\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path / "path"))
-    config, _ = make_config("hopper", "ema", seeds=1, overrides=TINY)
+    config, _ = make_config("hopper", "ema", seeds=1, overrides=[*TINY, "eval.checkpoint_every=4"])
     made, run = make_plan(config), tmp_path / "run"
     make_out(run, made)
+    began = time.monotonic()
     with engine.Workers(comparison.WORK, 2) as workers:
         events = list(comparison.execute(made, run, workers))
+    assert time.monotonic() - began < 45  # the other parts, which sleep, were not waited for
     assert [(event.kind, event.reason) for _, event in events if event.kind != "progress"] == [
         ("failed", "OSError: no rollouts today")
     ]
@@ -305,13 +314,27 @@ def test_a_part_that_fails_fails_its_cell_and_leaves_nothing(hopper, tmp_path, m
 
 
 def test_progress_is_that_of_the_whole_cell(hopper, tmp_path):
-    config, _ = make_config("hopper", "ema", seeds=1, overrides=TINY)
+    config, _ = make_config("hopper", "ema", seeds=1, overrides=[*TINY, "eval.checkpoint_every=4"])
     made = make_plan(config)
     make_out(tmp_path / "run", made)
     with engine.Workers(comparison.WORK, 2) as workers:
         events = [event for _, event in comparison.execute(made, tmp_path / "run", workers)]
+    assert len({event.part for event in events if event.phase == "rollouts"}) > 1
     for phase in ("training", "rollouts"):
         fractions = [event.fraction for event in events if event.phase == phase]
         assert fractions == sorted(fractions)
         assert fractions[-1] == pytest.approx(1)
     assert [event.kind for event in events if event.kind != "progress"] == ["done"]
+
+
+def test_a_run_of_another_version_is_not_resumed(hopper, tmp_path):
+    config, _ = make_config("hopper", "ema", seeds=1, overrides=TINY)
+    made, run = make_plan(config), tmp_path / "run"
+    make_out(run, made)
+    other = dataclasses.replace(made.cells[0].recipe, lr=0.1)  # stands for a recipe whose key was made otherwise
+    rows.write_json(
+        run / "cells" / f"{made.cells[0].key}.json", {"task": "hopper", "recipe": other.to_dict(), "seed": 0}
+    )
+    with pytest.raises(StabError, match="made by another version of stab"):
+        comparison.check_out(run, config, resume=True)
+    comparison.check_out(run, config, overwrite=True)

@@ -230,6 +230,20 @@ def test_stopping_early_kills_the_workers_at_once(start, how):
     assert not (start.folder / "began-2").exists()
 
 
+def test_a_worker_that_dies_with_nothing_to_do_costs_no_job(tmp_path, start):
+    with engine.Workers("engine_test_jobs:work", 2) as workers:
+        idle = workers.idle[-1].process
+        idle.kill()
+        idle.wait()
+        events = list(workers.run([{"n": 0, "folder": str(start.folder)}]))
+    assert [event.kind for event in events][-1] == "done"
+
+
+def test_few_workers_start_before_there_is_anything_to_do(start):
+    with engine.Workers("engine_test_jobs:work", 1000) as workers:
+        assert len(workers.idle) == engine.FIRST
+
+
 def test_no_worker_outlives_a_run(start):
     list(start("", "raise", "", workers=2))
     pids = {int((start.folder / f"began-{n}").read_text().split()[0]) for n in range(3)}

@@ -795,7 +795,9 @@ def test_a_device_that_is_not_there_is_refused_in_one_line():
         next(train(Toy(), replace(SMALL, device=f"cuda:{there}"), 0, {}, [1]))
 
 
-@pytest.mark.parametrize("bad", ["gpu", "cuda:", "cuda:x", "cpu:0", "", "meta"])
+@pytest.mark.parametrize(
+    "bad", ["gpu", "cuda:", "cuda:x", "cuda:01", "cuda:200", "cuda:\u0661", "cpu:0", "", "meta", 0]
+)
 def test_what_is_no_device_is_no_recipe(bad):
     with pytest.raises(StabError, match=r"train.device=.* expected cpu, cuda or cuda:N"):
         replace(SMALL, device=bad)

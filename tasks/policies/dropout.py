@@ -1,4 +1,4 @@
-"""Dropout whose masks cost a quarter of torch's."""
+"""Dropout whose masks cost a third of torch's."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ class Linear(nn.Linear):
     PyTorch gives float32 products to the BLAS it was built with, and oneDNN's to convolutions and compiled models only. MKL,
     the BLAS of the x86 wheels, leaves half of the vector units of AMD's processors idle; oneDNN writes its kernels for the
     processor it finds. ``benchmarks/updates.py`` measures both. Elsewhere, and for small products, it is ``nn.Linear``.
+    The larger products take no part in ``torch.func`` and forward-mode derivatives.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class Transformer(Network):
                 outputs, actions, valid = outputs[:, -1:], actions[:, -1:], valid[:, -1:]
             errors.append(self.error(outputs[valid], actions[valid]))
             counts.append(int(valid.sum()))
-        weights = torch.tensor(counts) / sum(counts)
+        weights = torch.tensor(counts, device=errors[0].device) / sum(counts)
         return (torch.stack(errors) * weights).sum()
 
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,8 +128,8 @@ class Transformer(Network):
         mask = None
         if valid is not None:
             # Padding sees itself, so that no row of the attention is empty; nobody else sees it.
-            seen = valid[:, None, :] | torch.eye(steps, dtype=torch.bool)
-            mask = (seen & torch.ones(steps, steps, dtype=torch.bool).tril())[:, None]
+            seen = valid[:, None, :] | torch.eye(steps, dtype=torch.bool, device=valid.device)
+            mask = (seen & torch.ones(steps, steps, dtype=torch.bool, device=valid.device).tril())[:, None]
         for i, block in enumerate(self.blocks):
             x = block(x, mask, last=valid is None and i == len(self.blocks) - 1)
         return self.finish(self.head(x if valid is not None else x[:, -1]))

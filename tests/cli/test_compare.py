@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
@@ -137,11 +138,21 @@ def test_dry_run_shows_the_plan_and_writes_nothing(stab, tmp_path):
 
 
 @pytest.mark.usefixtures("hopper")
+def working_in(folder: Path) -> list[str]:
+    """The processes that run in a folder, as Linux shows them."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):  # of others, or gone
+            found += [link.parent.name] if os.readlink(link) == str(folder) else []
+    return found
+
+
 def test_ctrl_c_ends_within_two_seconds_and_says_what_is_kept(tmp_path):
+    (tmp_path / "workers").mkdir()
     process = subprocess.Popen(
         [str(Path(sys.executable).parent / "stab"), "compare", "-t", "hopper", "--all", "--out", "run"],
-        cwd=tmp_path, env={**os.environ, "COLUMNS": "80"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        cwd=tmp_path, env={**os.environ, "COLUMNS": "80", "TMPDIR": str(tmp_path / "workers")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         # A shell ignores SIGINT in what it starts in the background, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
@@ -149,6 +160,8 @@ def test_ctrl_c_ends_within_two_seconds_and_says_what_is_kept(tmp_path):
     while not (tmp_path / "run" / "config.yaml").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(4)  # workers are at work
+    (folder,) = (tmp_path / "workers").iterdir()
+    assert working_in(folder) or not Path("/proc/self/cwd").exists()
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
@@ -157,8 +170,9 @@ def test_ctrl_c_ends_within_two_seconds_and_says_what_is_kept(tmp_path):
     assert "Interrupted" in err
     assert "--resume" in err
     assert "Traceback" not in out + err
-    children = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout
-    assert children == ""
+    assert not working_in(folder)
+    assert not list((tmp_path / "workers").iterdir())
+    assert not (tmp_path / "run" / "parts").exists()
 
 
 BAD = {

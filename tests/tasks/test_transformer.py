@@ -461,3 +461,13 @@ def test_its_own_actions_are_seen():
     after = play(policy, observations)
     assert (after[0] == before[0]).all()
     assert (after[1] != before[1]).all()
+
+
+def test_on_another_device_the_windows_stay_there():
+    """``meta`` stands for one: it has shapes and no values."""
+    meta = torch.device("meta")
+    source = Transitions(torch.zeros(9, 3), torch.zeros(9, 2), np.zeros(9, dtype=np.int64)).to(meta)
+    policy = build(Recipe(policy="transformer:context=4"), torch.zeros(3), torch.ones(3), BOX).to(meta)
+    outputs, actions, valid = policy.predict(source.batch(np.array([0, 8])))
+    assert {t.device for t in (outputs, actions, valid)} == {meta}
+    assert outputs.shape == actions.shape == (2, 4, 2)
