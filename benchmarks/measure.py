@@ -136,7 +136,7 @@ def product_rates(policy: nn.Module, batch: int, rounds: int = 200) -> dict[str,
         return products
 
     work = {"torch.mm": timed(lambda: torch.mm(a, b, out=out))}
-    if has_onednn():
+    if has_onednn(a):
         work["oneDNN"] = timed(lambda: product(a, weight))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

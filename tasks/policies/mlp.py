@@ -16,7 +16,8 @@ from stab.arguments import hyper
 from stab.recipe import Recipe
 from stab.tasks.policies.base import Network, Policy, PolicyArguments, Stack, output_size
 from stab.tasks.policies.dropout import Dropout
-from stab.tasks.policies.linear import Linear
+from stab.tasks.policies.linear import Linear, has_onednn
+from stab.tasks.policies.linear import layers as through
 
 
 class MLP(Network):
@@ -43,13 +44,18 @@ class MLP(Network):
         sizes = [mean.numel()] + [width] * depth
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(sizes):
-            layers += [Linear(inputs, outputs), *([nn.LayerNorm(outputs)] if norm else []), nn.ReLU(inplace=True)]
+            layers += [Linear(inputs, outputs), *([nn.LayerNorm(outputs)] if norm else []), nn.ReLU()]
             layers += [Dropout(dropout)] if dropout else []
         layers.append(Linear(sizes[-1], self.outputs))
         self.layers = nn.Sequential(*layers)
+        self.plain = [] if norm or dropout else [layer for layer in layers if isinstance(layer, Linear)]
 
     def forward(self, observations: Tensor) -> Tensor:
-        return self.finish(self.layers(self.normalise(observations)))
+        inputs = self.normalise(observations)
+        if self.plain and inputs.dim() == 2 and has_onednn(inputs):
+            parameters = [parameter for layer in self.plain for parameter in (layer.weight, layer.bias)]
+            return self.finish(through(inputs, *parameters))
+        return self.finish(self.layers(inputs))
 
     def stack(self, stacked: dict[str, Tensor]) -> Stack:
         return Stack(self, stacked) if self.norm else MLPStack(self, stacked)
