@@ -36,7 +36,7 @@ class MujocoEpisodes:
 
         env: Any = make(spec)
         self.env = env.unwrapped
-        self.model = self.env.model
+        self.model, self.dt = self.env.model, self.env.dt
         self.rows = {"qpos": slice(None), "qvel": slice(None), **self.fields}
         self.mj_step, self.mj_contact = mujoco.mj_step, mujoco.mj_rnePostConstraint
         self.mj_copy, self.mj_data = mujoco.mj_copyData, mujoco.MjData
@@ -67,7 +67,7 @@ class MujocoEpisodes:
                 self.mj_contact(model, data[i])
         read = self._read(which)
         place = self.place(read)
-        velocity = (place - self.places[which]) / self.env.dt
+        velocity = (place - self.places[which]) / self.dt
         self.places[which] = place
         reward, healthy = self.reward(read, velocity, actions)
         return self.observe(read), reward, ~healthy, np.zeros(len(which), dtype=bool)

@@ -64,28 +64,29 @@ def _block(
     totals = np.zeros(size * rows)
     cumulative = np.zeros((size * rows, len(horizons)))
     lengths = np.full(size * rows, horizon)
-    running = np.ones(size * rows, dtype=bool)
-    column = 0
+    which = np.arange(size * rows)  # the episodes that go on
+    column, fewer = 0, True
     for step in range(1, horizon + 1):
-        which = np.flatnonzero(running)
-        live = np.flatnonzero(running.reshape(size, rows).any(1))
-        # An ended episode's row stays as padding: each policy always acts on the same number of rows.
-        actions = stack.act(latest.astype(np.float32).reshape(size, rows, -1), live.tolist())
-        actions = actions[np.searchsorted(live, which // rows), which % rows]
-        observations, rewards, terminated, truncated = episodes.step(which.tolist(), actions)
+        if fewer:
+            # An ended episode's row stays as padding: each policy always acts on the same number of rows.
+            live, place = np.unique(which // rows, return_inverse=True)
+            row, stepped, acting = which % rows, which.tolist(), live.tolist()
+        actions = stack.act(latest.astype(np.float32).reshape(size, rows, -1), acting)[place, row]
+        observations, rewards, terminated, truncated = episodes.step(stepped, actions)
         totals[which] += rewards
         ended = terminated | truncated
+        fewer = bool(ended.any())
         if record:
             cut = truncated | (~terminated & (step == horizon))
             for k, episode in enumerate(which.tolist()):
                 record(episode, latest[episode].copy(), actions[k], rewards[k], terminated[k], cut[k], observations[k])
         latest[which] = observations
         lengths[which[ended]] = step
-        running[which[ended]] = False
+        which = which[~ended]
         if step == horizons[column]:
             cumulative[:, column] = totals
             column += 1
-        if not running.any():
+        if not len(which):
             break
         if step % 20 == 0:  # often enough to be interrupted at
             progress(step / horizon)

@@ -89,7 +89,8 @@ class MLPStack(Stack):
         if self.live != list(live):
             self._keep(live)
         rows = observations.shape[1]
-        out = (torch.from_numpy(observations)[self.live] - self.mean) / self.std
+        out = torch.from_numpy(observations)
+        out = ((out if len(live) == len(out) else out[self.live]) - self.mean) / self.std
         out = nn.functional.pad(out, (0, _padding(out.shape[2]), 0, -rows % 8))
         for i, (weight, bias) in enumerate(self.layers):
             out = torch.baddbmm(bias, out, weight)
