@@ -199,6 +199,8 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
     Raises StabError when the folder exists and neither flag is given, when it cannot be written, or when resuming would
     mix settings, naming those that differ.
     """
+    from stab.reports.statistics import cell_key
+
     parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise StabError(
@@ -213,10 +215,6 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
     if not (out / "config.yaml").exists():
         raise StabError(f"{out} is no run folder (no config.yaml): choose another --out")
     before = load(out / "config.yaml")
-    for path in sorted((out / "cells").glob("*.json")):
-        cell = rows.read_json(path)
-        if not overwrite and path.stem != Cell(cell["task"], Recipe.from_dict(cell["recipe"]), cell["seed"], ()).key:
-            raise StabError(f"--resume: {out} was made by another version of stab ({path.name}): choose another --out")
     if overwrite:
         foreign = sorted(path.name for path in out.iterdir() if path.name not in RUN_FILES)
         if foreign or out.is_symlink():
@@ -225,6 +223,9 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
                 f"--overwrite: {out} {what}, which is not stab's: delete it yourself or choose another --out"
             )
         return config
+    for cell in rows.cells(out):
+        if not (out / "cells" / f"{cell_key(cell)}.json").exists():
+            raise StabError(f"--resume: {out} was made by another version of stab: choose another --out")
     skipped = (
         {s["stabilizer"] for s in rows.read_json(out / "skipped.json")} if (out / "skipped.json").exists() else set()
     )

@@ -329,12 +329,20 @@ def test_progress_is_that_of_the_whole_cell(hopper, tmp_path):
 
 def test_a_run_of_another_version_is_not_resumed(hopper, tmp_path):
     config, _ = make_config("hopper", "ema", seeds=1, overrides=TINY)
-    made, run = make_plan(config), tmp_path / "run"
-    make_out(run, made)
-    other = dataclasses.replace(made.cells[0].recipe, lr=0.1)  # stands for a recipe whose key was made otherwise
-    rows.write_json(
-        run / "cells" / f"{made.cells[0].key}.json", {"task": "hopper", "recipe": other.to_dict(), "seed": 0}
-    )
+    run = tmp_path / "run"
+    (cell,) = execute(config, run).cells
+    comparison.check_out(run, config, resume=True)
+    path = run / "cells" / f"{cell.key}.json"
+    path.rename(path.with_name("hopper-0123456789ab-seed0.json"))  # as a recipe's key might have been made before
     with pytest.raises(StabError, match="made by another version of stab"):
         comparison.check_out(run, config, resume=True)
     comparison.check_out(run, config, overwrite=True)
+
+
+def test_a_foreign_file_among_the_cells_is_named_on_resume(hopper, tmp_path):
+    config, _ = make_config("hopper", "ema", seeds=1, overrides=TINY)
+    run = tmp_path / "run"
+    execute(config, run)
+    (run / "cells" / "other.json").write_text("{}")
+    with pytest.raises(StabError, match=r"other\.json is no cell of stab"):
+        comparison.check_out(run, config, resume=True)
