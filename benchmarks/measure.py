@@ -17,7 +17,7 @@ from stab.cli.progress import bars
 from stab.tasks import Task, tasks
 from stab.tasks.base import Demonstrations, Progress, no_progress
 from stab.tasks.episodes import make
-from stab.tasks.policies.linear import has_onednn, product
+from stab.tasks.policies.onednn import has_onednn, product
 
 # Their observations or rewards hold contact forces, which ``mj_step`` alone does not compute.
 READ_CONTACT_FORCES = {"Ant-v5", "Humanoid-v5"}

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from stab.arguments import hyper
 from stab.recipe import Recipe
+from stab.tasks.policies import chain
 from stab.tasks.policies.base import Network, Policy, PolicyArguments, Stack, output_size
 from stab.tasks.policies.dropout import Dropout
-from stab.tasks.policies.linear import Linear, has_onednn
-from stab.tasks.policies.linear import layers as through
+from stab.tasks.policies.linear import Linear
+from stab.tasks.policies.onednn import has_onednn
+from stab.tasks.transitions import Batch
 
 
 class MLP(Network):
@@ -48,14 +50,37 @@ class MLP(Network):
             layers += [Dropout(dropout)] if dropout else []
         layers.append(Linear(sizes[-1], self.outputs))
         self.layers = nn.Sequential(*layers)
-        self.plain = [] if norm or dropout else [layer for layer in layers if isinstance(layer, Linear)]
+        self.linears = [layer for layer in layers if isinstance(layer, Linear)]
+        self.dropouts = [layer for layer in layers if isinstance(layer, Dropout)]
 
     def forward(self, observations: Tensor) -> Tensor:
         inputs = self.normalise(observations)
-        if self.plain and inputs.dim() == 2 and has_onednn(inputs):
-            parameters = [parameter for layer in self.plain for parameter in (layer.weight, layer.bias)]
-            return self.finish(through(inputs, *parameters))
-        return self.finish(self.layers(inputs))
+        if not self._plain(inputs):
+            return self.finish(self.layers(inputs))
+        return self.finish(chain.layers(inputs, self._weights(), self._masks(len(inputs))))
+
+    def loss(self, batch: Batch) -> Tensor:
+        if self.gaussian or isinstance(self.action_space, gym.spaces.Discrete) or not torch.is_grad_enabled():
+            return super().loss(batch)
+        inputs = self.normalise(batch.observations)
+        if not self._plain(inputs):
+            return self.error(self.finish(self.layers(inputs)), batch.actions)
+        masks = self._masks(len(inputs))
+        return chain.squared_error(inputs, batch.actions, self.squash, self._weights(), masks)
+
+    def _plain(self, inputs: Tensor) -> bool:
+        """Whether ``chain`` does what the layers do."""
+        dropouts = all(layer.applies or not layer.training for layer in self.dropouts)
+        return not self.norm and dropouts and inputs.dim() == 2 and has_onednn(inputs)
+
+    def _weights(self) -> list[Tensor]:
+        return [parameter for layer in self.linears for parameter in (layer.weight, layer.bias)]
+
+    def _masks(self, rows: int) -> list[Tensor]:
+        if not self.training:
+            return []
+        widths = (layer.out_features for layer in self.linears)
+        return [layer.mask((rows, width)) for layer, width in zip(self.dropouts, widths, strict=False)]
 
     def stack(self, stacked: dict[str, Tensor]) -> Stack:
         return Stack(self, stacked) if self.norm else MLPStack(self, stacked)

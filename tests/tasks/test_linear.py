@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from torch import nn
 
-from stab.tasks.policies import linear
+from stab.tasks.policies import onednn
 from stab.tasks.policies.linear import Linear
 
-needs_onednn = pytest.mark.skipif(not linear.has_onednn(torch.zeros(1)), reason="this torch has no oneDNN")
+needs_onednn = pytest.mark.skipif(not onednn.has_onednn(torch.zeros(1)), reason="this torch has no oneDNN")
 
 
 def pair(inputs, outputs, bias=True):
@@ -108,64 +106,3 @@ def test_other_types_are_torchs():
     ours, theirs = (layer.double() for layer in pair(256, 256))
     x = torch.randn(256, 256, dtype=torch.float64)
     assert torch.equal(ours(x), theirs(x))
-
-
-def chain(*sizes, bias=True):
-    torch.manual_seed(0)
-    made = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        made += [Linear(inputs, outputs, bias=bias), nn.ReLU()]
-    return nn.Sequential(*made[:-1])
-
-
-@needs_onednn
-@pytest.mark.parametrize("sizes", [(11, 256, 256, 3), (11, 3), (4, 700, 5, 1100, 2)])
-@pytest.mark.parametrize("bias", [True, False])
-def test_layers_as_one_function_are_the_layers_one_by_one_to_the_bit(sizes, bias):
-    stack = chain(*sizes, bias=bias)
-    parameters = [p for layer in stack if isinstance(layer, Linear) for p in (layer.weight, layer.bias)]
-    x = torch.randn(256, sizes[0])
-
-    def slopes(function, needs_x):
-        stack.zero_grad()
-        inputs = x.clone().requires_grad_(needs_x)
-        function(inputs).square().sum().backward()
-        return [inputs.grad] * needs_x + [p.grad.clone() for p in stack.parameters()]
-
-    def together(inputs):
-        return linear.layers(inputs, *parameters)
-
-    assert torch.equal(together(x), stack(x))
-    with torch.no_grad():
-        assert torch.equal(together(x), stack(x))
-    for needs_x in (True, False):
-        for mine, its in zip(slopes(together, needs_x), slopes(stack, needs_x), strict=True):
-            assert torch.equal(mine, its)
-
-
-@needs_onednn
-def test_frozen_layers_have_no_gradient():
-    stack = chain(11, 256, 256, 3)
-    stack[0].requires_grad_(False)
-    stack[2].bias.requires_grad_(False)
-    parameters = [p for layer in stack if isinstance(layer, Linear) for p in (layer.weight, layer.bias)]
-    linear.layers(torch.randn(256, 11), *parameters).sum().backward()
-    assert [p.grad is None for p in parameters] == [True, True, False, True, False, False]
-
-
-@needs_onednn
-def test_second_derivatives_of_a_whole_policy():
-    """A gradient penalty: the norm of the gradient, differentiated once more."""
-    stack = chain(11, 256, 256, 3)
-    exact = chain(11, 256, 256, 3).double()
-    exact.load_state_dict(stack.state_dict())
-    x = torch.randn(64, 11)
-    parameters = [p for layer in stack if isinstance(layer, Linear) for p in (layer.weight, layer.bias)]
-    for function, inputs, over in (
-        (lambda x: linear.layers(x, *parameters), x, stack),
-        (exact, x.double(), exact),
-    ):
-        first = torch.autograd.grad(function(inputs).square().mean(), list(over.parameters()), create_graph=True)
-        sum(g.square().sum() for g in first).backward()
-    for mine, true in zip(stack.parameters(), exact.parameters(), strict=True):
-        assert torch.allclose(mine.grad.double(), true.grad, rtol=1e-3, atol=1e-4 * true.grad.abs().max())
