@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 from collections.abc import Sequence
@@ -10,8 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from stab import gva
 from stab.config import Config
 from stab.recipe import Recipe
+from stab.registry import StabError
 from stab.reports import rows
 from stab.stabilizers.base import slug
 from stab.tasks import Task, tasks
@@ -55,10 +58,53 @@ def make_job(cell: Cell, config: Config, run: Path) -> dict[str, Any]:
     return {"cell": asdict(cell), "config": config.to_dict(), "run": str(run.resolve())}
 
 
-def finish(cell: Cell, run: Path) -> None:
-    """Put the parts of a cell together: its file and its timings."""
+def describe(task: Task, config: Config, cell: Cell) -> dict[str, Any]:
+    """Return what decides the numbers of a cell, as plain data; its file begins with it. Loads the demonstrations."""
+    data = task.dataset()
+    horizons = gva.horizon_grid(min(config.eval.horizon, task.horizon))
+    references = {
+        "random": [data.references.random.at(h) for h in horizons],
+        "expert": [data.references.expert.at(h) for h in horizons],
+    }
+    about = {
+        "schema": rows.SCHEMA,
+        "protocol": gva.PROTOCOL,
+        "smoke": config.smoke,
+        "task": cell.task,
+        "task_version": task.version,
+        "environment": data.environment,
+        "dataset": data.dataset,
+        "dataset_sha256": data.dataset_sha256,
+        "expert_sha256": data.expert_sha256,
+        "train_episodes": config.data.train_episodes,
+        "validation_episodes": config.data.validation_episodes,
+        "infinite": config.data.infinite,
+        "recipe": cell.recipe.to_dict(),
+        "seed": cell.seed,
+        "versions": versions(),
+        "horizons": horizons,
+        "starts": starts(config),
+        "references": references,
+        "references_source": data.references.source,
+        "window": config.window,
+        "stabilizers": list(cell.stabilizers),
+        "raw": cell.stabilizers[0],
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(about))
+    return plain
+
+
+class Differs(StabError):
+    """A cell that was run again for new riders gave other rows than before."""
+
+
+def finish(cell: Cell, run: Path) -> dict[str, str]:
+    """Put the parts of a cell together: its file and its timings. Return why riders failed, by stabilizer string.
+
+    Raises Differs when the cell is there already, from before it had some of its riders, with other rows.
+    """
     parts = parts_folder(run, cell)
-    trained = rows.read_json(parts / "trained.json")
+    trained = rows.read_json(trained_file(parts))
     rolled = [rows.read_json(returns_file(parts, part)) for part in range(1, trained["parts"] + 1)]
     found: dict[str, list[dict[str, Any]]] = {}
     for one in rolled:
@@ -68,13 +114,28 @@ def finish(cell: Cell, run: Path) -> None:
         "rollout_seconds": trained["validation_seconds"] + sum(one["seconds"] for one in rolled),
         "rollout_steps": sum(episode["length"] for episodes in found.values() for episode in episodes),
     }
-    rows.write_json(run / "timings" / f"{cell.key}.json", timings)
     about = trained["cell"]
-    rows.write_json(
-        run / "cells" / f"{cell.key}.json",
-        about | {"rows": make_rows(about["checkpoints"], found, about["starts"])},
-    )
+    made = about | {"rows": make_rows(about["checkpoints"], found, about["starts"])}
+    path = cell_file(run, cell)
+    if path.exists():
+        _compare(path, rows.read_json(path)["rows"], made["rows"])
+    rows.write_json(run / "timings" / f"{cell.key}.json", timings)
+    rows.write_json(path, made)
     shutil.rmtree(parts)
+    failed: dict[str, str] = trained["failed"]
+    return failed
+
+
+def _compare(path: Path, before: list[dict[str, Any]], now: list[dict[str, Any]]) -> None:
+    found = {(row["stabilizer"], row["update"], row["start"]): row for row in now}
+    for row in before:
+        name = (row["stabilizer"], row["update"], row["start"])
+        if found.get(name) != row:
+            raise Differs(
+                f"trained again for new stabilizers, {path.name} came out otherwise ({name[0]} at update {name[1]}), so"
+                " that old and new rows cannot be compared; the old ones are kept. Were libraries, the dataset or the"
+                " machine changed? Run it in another --out"
+            )
 
 
 def make_rows(
@@ -104,6 +165,16 @@ def snapshot_file(run: Path, key: str) -> Path:
     return run / "snapshots" / f"{key}.safetensors"
 
 
+def cell_file(run: Path, cell: Cell) -> Path:
+    """Return where a finished cell lies."""
+    return run / "cells" / f"{cell.key}.json"
+
+
+def failure_file(run: Path, cell: Cell, string: str | None = None) -> Path:
+    """Return where it lies why a cell failed, or one of its riders."""
+    return run / "failures" / f"{cell.key}{f'--{slug(string)}' if string else ''}.json"
+
+
 def parts_folder(run: Path, cell: Cell) -> Path:
     """Return where the parts of a cell lie until it is finished."""
     return run / "parts" / cell.key
@@ -117,6 +188,16 @@ def read_outs_file(parts: Path, part: int) -> Path:
 def returns_file(parts: Path, part: int) -> Path:
     """Return where what came of a part's rollouts lies."""
     return parts / f"{part}.json"
+
+
+def state_file(parts: Path) -> Path:
+    """Return where the state of unfinished training lies."""
+    return parts / "state.safetensors"
+
+
+def trained_file(parts: Path) -> Path:
+    """Return where everything but the rows lies once training is over."""
+    return parts / "trained.json"
 
 
 def versions() -> dict[str, str]:

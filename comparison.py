@@ -17,8 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stab import engine, snapshots
-from stab.cells import Cell, finish, make_job, make_task
+from stab import engine, lock, snapshots
+from stab.cells import Cell, Differs, cell_file, describe, failure_file, finish, make_job, make_task, parts_folder
 from stab.config import PRESETS, QUICK, Config, Evaluation, load
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, suggest
@@ -35,7 +35,9 @@ RUN_FILES = {
     *("config.yaml", "run.json", "skipped.json", "cells", "timings", "failures", "weights", "figures", "tensorboard"),
     *("leaderboard.json", "leaderboard.csv", "leaderboard.md", "parts", "snapshots"),
     *("averages", "averages.json", "averages.csv", "averages.md"),
+    *(lock.LOCK, lock.HOLDER),
 }
+DECIDING = ("stab", "torch", "mujoco", "gymnasium")  # versions that finished cells and new ones must share
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
         raise StabError(
             f"cannot write to {out}: {parent} is {'read-only' if parent.is_dir() else 'no folder'}; choose another --out"
         )
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or all(path.name in (lock.LOCK, lock.HOLDER) or _left_over(path) for path in out.iterdir()):
         return config
     if not (resume or overwrite):
         raise StabError(
@@ -216,7 +218,7 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
         raise StabError(f"{out} is no run folder (no config.yaml): choose another --out")
     before = load(out / "config.yaml")
     if overwrite:
-        foreign = sorted(path.name for path in out.iterdir() if path.name not in RUN_FILES)
+        foreign = sorted(path.name for path in out.iterdir() if path.name not in RUN_FILES and not _left_over(path))
         if foreign or out.is_symlink():
             what = f"holds {foreign[0]!r}" if foreign else "is a link"
             raise StabError(
@@ -242,12 +244,22 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
     )
 
 
+def _left_over(path: Path) -> bool:
+    """Whether a process that was killed left this: what it was writing, under a temporary name."""
+    return path.name.startswith(".") and path.name[1:].rpartition("-")[0] in RUN_FILES
+
+
 def make_out(out: Path, plan: Plan, overwrite: bool = False) -> None:
-    """Make the run folder, or clear it, and write the settings into it."""
+    """Fill the run folder, which this process holds (``lock.held``), with the settings; clear it first where asked for."""
     from omegaconf import OmegaConf
 
-    if overwrite and out.exists():
-        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for path in out.iterdir():
+        if _left_over(path) or (overwrite and path.name not in (lock.LOCK, lock.HOLDER)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for folder in ("cells", "timings", "weights", "failures", "snapshots"):
+        for path in (out / folder).glob(".*"):
+            path.unlink()  # left over; safetensors has temporary names of its own
     rows.write_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plan.config.to_dict())))
     rows.write_json(
         out / "skipped.json",
@@ -278,37 +290,50 @@ def unfinished(plan: Plan, run: Path) -> list[Cell]:
 def execute(plan: Plan, run: Path, workers: engine.Workers) -> Generator[tuple[Cell, engine.Event]]:
     """Run the unfinished cells on workers of ``WORK``; yield events as they come.
 
-    A cell that fails leaves its reason in ``failures/``. The fraction of a "progress" is that of all the cell's training, or
-    of all its rollouts.
+    A cell or a rider that fails leaves its reason in ``failures/`` and in the event. A cell that was interrupted, or whose
+    worker died, leaves its parts, to be gone on with; see ``worker``. The fraction of a "progress" is that of all the cell's
+    training, or of all its rollouts.
     """
     todo = unfinished(plan, run)
     jobs = [make_job(cell, plan.config, run) for cell in todo]
     done: dict[tuple[int, str], dict[int, float]] = {}  # cell and phase -> by part
-    shutil.rmtree(run / "parts", ignore_errors=True)  # of a session that was cut short
-    try:
-        with closing(workers.run(jobs)) as events:
-            for event in events:
-                cell = todo[event.job]
-                failure = run / "failures" / f"{cell.key}.json"
-                if event.kind == "progress":
-                    fractions = done.setdefault((event.job, event.phase), {})
-                    fractions[event.part] = event.fraction
-                    yield cell, dataclasses.replace(event, fraction=sum(fractions.values()))
-                    continue
-                if event.kind == "failed":
-                    # What an earlier session finished stays finished: this one came for the riders that were new.
-                    path = run / "cells" / f"{cell.key}.json"
-                    finished = rows.read_json(path)["stabilizers"] if path.exists() else []
-                    lost = [string for string in cell.stabilizers if string not in finished]
-                    rows.write_json(
-                        failure, {"task": cell.task, "stabilizers": lost, "seed": cell.seed, "reason": event.reason}
-                    )
-                else:
-                    finish(cell, run)
-                    failure.unlink(missing_ok=True)
-                yield cell, event
-    finally:
-        shutil.rmtree(run / "parts", ignore_errors=True)  # of what failed or was interrupted; nobody is at work now
+    with closing(workers.run(jobs)) as events:
+        for event in events:
+            cell = todo[event.job]
+            if event.kind == "progress":
+                fractions = done.setdefault((event.job, event.phase), {})
+                fractions[event.part] = event.fraction
+                yield cell, dataclasses.replace(event, fraction=sum(fractions.values()))
+            else:
+                yield cell, _settle(cell, run, event)
+    if not any(parts_folder(run, cell).exists() for cell in todo):
+        shutil.rmtree(run / "parts", ignore_errors=True)
+
+
+def _settle(cell: Cell, run: Path, event: engine.Event) -> engine.Event:
+    """Write down how a cell ended; return the event with the reasons of riders that failed, or that of the whole cell."""
+    if event.kind == "done":
+        try:
+            failed = finish(cell, run)
+        except Differs as e:
+            return _settle(cell, run, dataclasses.replace(event, kind="failed", reason=str(e)))
+        for path in (run / "failures").glob(f"{cell.key}[.-]*"):
+            path.unlink()
+        for string, reason in failed.items():
+            _write_failure(failure_file(run, cell, string), cell, [string], reason)
+        return dataclasses.replace(event, reason="; ".join(f"{string}: {reason}" for string, reason in failed.items()))
+    # What an earlier session finished stays finished: this one came for the riders that were new.
+    path = cell_file(run, cell)
+    finished = rows.read_json(path)["stabilizers"] if path.exists() else []
+    lost = [string for string in cell.stabilizers if string not in finished]
+    _write_failure(failure_file(run, cell), cell, lost, event.reason)
+    if not event.died:  # what raised once would raise again
+        shutil.rmtree(parts_folder(run, cell), ignore_errors=True)
+    return event
+
+
+def _write_failure(path: Path, cell: Cell, stabilizers: list[str], reason: str) -> None:
+    rows.write_json(path, {"task": cell.task, "stabilizers": stabilizers, "seed": cell.seed, "reason": reason})
 
 
 def costs(plan: Plan, cells: Sequence[Cell]) -> list[tuple[float, float]] | None:
@@ -432,13 +457,15 @@ def compare(
     run = Path(out) if out is not None else default_out(config)
     with engine.Workers(WORK, check_workers(workers)) as processes:
         plan = make_plan(check_out(run, config, resume, overwrite), broken)
-        prepare(plan)
-        make_out(run, plan, overwrite)
-        began = time.monotonic()
-        for _ in execute(plan, run, processes):
-            pass
-    about_run(run, ["stab.compare"], time.monotonic() - began)
-    leaderboard = render(run)
+        prepare(plan, run if resume else None)
+        with lock.held(run):
+            check_out(run, config, resume, overwrite)  # another process may have come first
+            make_out(run, plan, overwrite)
+            began = time.monotonic()
+            for _ in execute(plan, run, processes):
+                pass
+            about_run(run, ["stab.compare"], time.monotonic() - began)
+            leaderboard = render(run)
     return Comparison(run, leaderboard["entries"], leaderboard, read(run))
 
 
@@ -455,10 +482,11 @@ def default_out(config: Config) -> Path:
     return Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{'-'.join(config.tasks)}{kind}"
 
 
-def prepare(plan: Plan, progress: Callable[[str, float], None] | None = None) -> None:
+def prepare(plan: Plan, resumed: Path | None = None, progress: Callable[[str, float], None] | None = None) -> None:
     """Load every task's demonstrations, collecting them where need be, and try its policy on the recipes.
 
-    Raises StabError where a dataset is missing or a recipe does not fit the task, before anything is trained.
+    Raises StabError where a dataset is missing or a recipe does not fit the task, before anything is trained; and where
+    the finished cells of a run folder that is resumed would not be comparable with new ones.
     """
     import numpy as np
 
@@ -476,6 +504,26 @@ def prepare(plan: Plan, progress: Callable[[str, float], None] | None = None) ->
             task.policy(recipe)
             if isinstance(data.train, Endless):
                 check_pool(data.train, recipe)
+    for finished in rows.cells(resumed) if resumed else ():
+        _check_finished(plan.config, finished)
+
+
+def _check_finished(config: Config, finished: dict[str, Any]) -> None:
+    """Raise StabError when a cell that is finished would come out otherwise now."""
+    cell = Cell(
+        finished["task"], Recipe.from_dict(finished["recipe"]), finished["seed"], tuple(finished["stabilizers"])
+    )
+    now = describe(make_task(config, cell.task), config, cell)
+    new, old = (
+        _flat({"": one | {"versions": {name: one["versions"].get(name) for name in DECIDING}}})
+        for one in (now, finished)
+    )
+    differing = [f"{key[1:]} was {old.get(key)}, is {new[key]}" for key in new if old.get(key) != new[key]]
+    if differing:
+        raise StabError(
+            f"--resume: finished cells ({cell.key}) would come out otherwise now ({'; '.join(differing[:4])}), and new ones"
+            " would not be comparable with them: choose another --out"
+        )
 
 
 def about_run(run: Path, command: Sequence[str], seconds: float) -> None:

@@ -37,6 +37,7 @@ class Event:
         job: index of the job.
         kind: "progress" (with ``phase`` and ``fraction``, of this part of the job), "done", or "failed" (with ``reason``).
         part: 0 for the job itself, 1, 2, ... for those that it asked for.
+        died: whether it failed because its worker died, and not by an exception of its own.
     """
 
     job: int
@@ -45,6 +46,7 @@ class Event:
     fraction: float = 0.0
     reason: str = ""
     part: int = 0
+    died: bool = False
 
 
 @dataclass(eq=False)
@@ -113,7 +115,7 @@ class Workers:
                 job = worker.job
                 if event is None:
                     self.busy.remove(worker)
-                    event = {"kind": "failed", "reason": _cause_of_death(worker)}
+                    event = {"kind": "failed", "reason": _cause_of_death(worker), "died": True}
                 elif event["kind"] in ("done", "failed"):
                     self.busy.remove(worker)
                     self.idle.append(worker)

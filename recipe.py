@@ -51,8 +51,8 @@ class Recipe:
         dropout: probability of dropping a hidden unit during training, in [0, 1).
         batch_size: transitions in one micro-batch, >= 1.
         accumulation: micro-batches averaged into the gradient of one optimizer step, >= 1.
-        gradient_transforms: each names a class (or factory); ``object(**args)`` is called, in order, between the backward
-            pass and the step with the list of parameters, whose ``.grad`` it edits in place.
+        gradient_transforms: each names a subclass of ``stab.stabilizers.GradientTransform``; ``object(**args)`` is called,
+            in order, between the backward pass and the step, with the list of parameters, whose ``.grad`` it edits in place.
         updates: optimizer steps, >= 1.
         device: where training runs, cpu, cuda or cuda:N; rollouts run on the processor's cores. Devices round differently,
             so this decides the trajectory, too.

@@ -113,6 +113,14 @@ class Snapshots:
         self.last[point.update] = _within("last", read)
         self.buffers[point.update] = {name: value for name, value in point.raw.items() if name not in parameters}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``take`` gathered but the blocks, which every read-out holds whole."""
+        return {"last": dict(self.last), "buffers": dict(self.buffers)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of state_dict."""
+        self.last, self.buffers = dict(state["last"]), dict(state["buffers"])
+
     def read_off(self, average: Average, steps: Iterable[int]) -> tuple[dict[int, Params], float]:
         """Return what the average would have read at the updates ``steps``, nearly, and the share of misplaced weight.
 

@@ -16,7 +16,7 @@ import torch
 
 from stab.recipe import Recipe, load_object
 from stab.registry import StabError
-from stab.stabilizers.base import Average, averaged, clone
+from stab.stabilizers.base import Average, GradientTransform, averaged, clone
 from stab.tasks.base import Movable, Split, Task
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class Checkpoint:
         train_seconds: wall time spent training so far, averages and the gradient's variance not included.
         average_seconds: wall time spent in each average so far.
         average_bytes: memory of each average's state.
+        failed: why averages that raised are no longer riding, by name.
+        state: returns everything that the rest of training depends on, as plain data and tensors, for ``train`` to go on
+            from in another process; to be called before the next checkpoint is asked for.
     """
 
     update: int
@@ -59,10 +62,17 @@ class Checkpoint:
     train_seconds: float
     average_seconds: dict[str, float]
     average_bytes: dict[str, int]
+    failed: dict[str, str]
+    state: Callable[[], dict[str, Any]]
 
 
 def train(
-    task: Task, recipe: Recipe, seed: int, averages: Mapping[str, Average], checkpoints: Collection[int]
+    task: Task,
+    recipe: Recipe,
+    seed: int,
+    averages: Mapping[str, Average],
+    checkpoints: Collection[int],
+    state: Mapping[str, Any] | None = None,
 ) -> Iterator[Checkpoint]:
     """Train one trajectory and yield its checkpoints in order.
 
@@ -74,8 +84,10 @@ def train(
         task: gives demonstrations, policy and loss.
         recipe: everything else that decides the trajectory.
         seed: of the trajectory.
-        averages: what rides along, by a name of the caller's choice.
+        averages: what rides along, by a name of the caller's choice. One that raises is dropped, and stops nobody else.
         checkpoints: updates in 1..recipe.updates at which to yield.
+        state: what ``Checkpoint.state`` returned, with the same other arguments, to go on from there: the checkpoints that
+            follow have the same bits as without the interruption.
 
     Raises Diverged when the loss is not finite; StabError when the optimizer does not fit the recipe, or there is no such
     device.
@@ -93,10 +105,27 @@ def train(
     _switch(optimizer, "train")
     full = [group["lr"] for group in optimizer.param_groups]
     transforms = make_transforms(recipe)
-    states = {name: average.init(averaged(policy, average), recipe.updates) for name, average in averages.items()}
-    seconds = dict.fromkeys(averages, 0.0)
-    train_seconds = 0.0
-    for update in range(1, recipe.updates + 1):
+    riders = _Riders(averages, policy, recipe.updates)
+    train_seconds, done = 0.0, 0
+    if state is not None:
+        policy.load_state_dict(state["policy"])
+        optimizer.load_state_dict(state["optimizer"])
+        riders.load_state_dict(state["riders"])
+        for transform, its in zip(transforms, state["transforms"], strict=True):
+            transform.load_state_dict(its)
+        train_seconds, done = state["train_seconds"], state["update"]
+
+    def everything() -> dict[str, Any]:
+        return {
+            "update": done,
+            "policy": policy.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "riders": riders.state_dict(),
+            "transforms": [transform.state_dict() for transform in transforms],
+            "train_seconds": train_seconds,
+        }
+
+    for update in range(done + 1, recipe.updates + 1):
         began = _clock(device)
         lr = optimizer.param_groups[0]["lr"]
         source, indices = minibatches(data, recipe, seed, update)
@@ -126,29 +155,96 @@ def train(
                 group["lr"] = whole * recipe.lr_factor(update)
         ended = _clock(device)
         train_seconds += ended - began
-        live: dict[bool, Params] = {}
-        for name, average in averages.items():
-            if average.averages_buffers not in live:
-                live[average.averages_buffers] = averaged(policy, average)
-            average.update(states[name], live[average.averages_buffers], update)
-            began, ended = ended, _clock(device)
-            seconds[name] += ended - began
+        riders.update(update, device, ended)
         if update in checkpoints:
             # Optimizers that deploy other weights than they train (schedule-free) move them in place, and not back to the
             # last bit; measuring the gradient's variance moves BatchNorm's statistics. Both must leave no trace.
             live_state = clone(policy.state_dict())
             _switch(optimizer, "eval")
             raw = clone(policy.state_dict())
-            # What an average does not hold (buffers, unless it declares otherwise) is the live policy's.
-            read = {name: clone(raw) | a.read(states[name]) for name, a in averages.items()}
+            read, memory = riders.read(raw)
             _switch(optimizer, "train")
             policy.load_state_dict(live_state)
             variance, norm2 = gradient_noise(task, policy, recipe, (seed, GRADIENT, update), data)
             policy.load_state_dict(live_state)
             if device.type != "cpu":
                 raw, read = _to_cpu(raw), {name: _to_cpu(params) for name, params in read.items()}
-            memory = {name: nbytes(state.state_dict()) for name, state in states.items()}
-            yield Checkpoint(update, raw, read, variance, norm2, lr, train_seconds, dict(seconds), memory)
+            done = update
+            yield Checkpoint(
+                update=update,
+                raw=raw,
+                averages=read,
+                gradient_variance=variance,
+                gradient_norm2=norm2,
+                lr=lr,
+                train_seconds=train_seconds,
+                average_seconds={name: riders.seconds[name] for name in read},
+                average_bytes=memory,
+                failed=dict(riders.failed),
+                state=everything,
+            )
+
+
+class _Riders:
+    """The averages that ride along, and their states. One that raises is dropped, and stops nobody else."""
+
+    def __init__(self, averages: Mapping[str, Average], policy: nn.Module, total: int) -> None:
+        self.averages, self.policy = dict(averages), policy
+        self.states: dict[str, Any] = {}
+        self.seconds = dict.fromkeys(averages, 0.0)
+        self.failed: dict[str, str] = {}
+
+        def begin(name: str, average: Average) -> None:
+            self.states[name] = average.init(averaged(policy, average), total)
+
+        self._each(begin)
+
+    def update(self, step: int, device: torch.device, began: float) -> None:
+        live: dict[bool, Params] = {}
+
+        def look(name: str, average: Average) -> None:
+            nonlocal began
+            if average.averages_buffers not in live:
+                live[average.averages_buffers] = averaged(self.policy, average)
+            average.update(self.states[name], live[average.averages_buffers], step)
+            ended = _clock(device)
+            self.seconds[name] += ended - began
+            began = ended
+
+        self._each(look)
+
+    def read(self, raw: Params) -> tuple[dict[str, Params], dict[str, int]]:
+        """Return read-outs and bytes of states. What an average does not hold (most buffers) is as in ``raw``."""
+        found, memory = {}, {}
+
+        def read(name: str, average: Average) -> None:
+            size = nbytes(self.states[name].state_dict())
+            found[name], memory[name] = clone(raw) | average.read(self.states[name]), size
+
+        self._each(read)
+        return found, memory
+
+    def state_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+
+        def write(name: str, _: Average) -> None:
+            found[name] = self.states[name].state_dict()
+
+        self._each(write)
+        return {"states": found, "seconds": dict(self.seconds), "failed": dict(self.failed)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.seconds, self.failed = dict(state["seconds"]), dict(state["failed"])
+        self.averages = {name: average for name, average in self.averages.items() if name in state["states"]}
+        self._each(lambda name, _: self.states[name].load_state_dict(state["states"][name]))
+
+    def _each(self, call: Callable[[str, Average], None]) -> None:
+        for name, average in tuple(self.averages.items()):
+            try:
+                call(name, average)
+            except (Exception, SystemExit) as e:  # a plug-in may raise anything
+                self.failed[name] = f"{type(e).__name__}: {' '.join(str(e).split())}"
+                del self.averages[name]
 
 
 def minibatches(data: Split, recipe: Recipe, seed: int, update: int) -> tuple[Split, np.ndarray]:
@@ -237,12 +333,17 @@ def _to_cpu(params: Params) -> Params:
     return {name: value.cpu() for name, value in params.items()}
 
 
-def make_transforms(recipe: Recipe) -> list[Callable[[list[nn.Parameter]], None]]:
-    """Return the recipe's gradient transforms. Raises StabError when one cannot be made."""
+def make_transforms(recipe: Recipe) -> list[GradientTransform]:
+    """Return the recipe's gradient transforms. Raises StabError when one is none, or cannot be made."""
     made = []
     for call in recipe.gradient_transforms:
+        cls = load_object(call.object)
+        if not (isinstance(cls, type) and issubclass(cls, GradientTransform)):
+            raise StabError(
+                f"{call.object!r} is no stab.stabilizers.GradientTransform: only subclasses of it are called"
+            )
         try:
-            made.append(load_object(call.object)(**call.args))
+            made.append(cls(**call.args))
         except (TypeError, ValueError) as e:
             raise StabError(f"gradient transform {call.object!r} does not take {call.args}: {e}") from e
     return made

@@ -1,7 +1,8 @@
 """What workers do for a cell, in parts: train it, and roll out its read-outs, a block of them at a time.
 
 Rollouts are jobs of their own, so that any worker can take them: no core waits for another's long cell. Between the two the
-read-outs lie in the run folder, under ``parts/``, and go when the cell is finished. Imported by workers as they start,
+read-outs lie in the run folder, under ``parts/``, and go when the cell is finished. So does the state of training, from
+which a worker goes on after an interruption. Imported by workers as they start,
 which is why what takes long to import is imported here, and this module nowhere else at the top.
 """
 
@@ -11,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,20 +24,23 @@ import torch._dynamo  # the first optimizer does so, too
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stab import gva, snapshots
+from stab import gva, snapshots, state
 from stab.cells import (
     Cell,
+    describe,
     make_task,
     parts_folder,
     read_outs_file,
     returns_file,
     snapshot_file,
     starts,
-    versions,
+    state_file,
+    trained_file,
     weights_file,
 )
 from stab.config import Config, load
 from stab.recipe import Recipe
+from stab.registry import StabError
 from stab.reports import rows
 from stab.stabilizers import parse
 from stab.stabilizers.base import effective_half_life, memory
@@ -47,6 +52,8 @@ if TYPE_CHECKING:
 
 # Read-outs in a part of the rollouts. More share the cost of a step's Python; fewer leave the last worker less alone.
 PART = 8
+# The share of its time that training may spend on writing its state down; the first checkpoint's is always written.
+WRITING = 0.02
 
 Report = Callable[[str, float], None]  # called with the phase and the fraction of it that is done
 More = Callable[[dict[str, Any]], None]  # called with a job for another worker, or this one later
@@ -75,15 +82,36 @@ def _task(run_and_config: tuple[str, str], name: str) -> Task:
 
 
 def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, more: Callable[[int], None]) -> None:
-    """Train; write the read-outs in parts and ask for their rollouts; write down everything but the rows."""
+    """Train; write the read-outs in parts and ask for their rollouts; write down everything but the rows.
+
+    What a worker that was interrupted left of the cell is gone on with.
+    """
     parts = parts_folder(run, cell)
-    data = task.dataset()
+    about = describe(task, config, cell)
+    before = _before(parts, about)
     expected = len(cell.stabilizers) * len(config.checkpoints)
+    rolled = 0  # read-outs, before the interruption
+
+    def ask(part: int) -> None:
+        nonlocal rolled
+        if returns_file(parts, part).exists():
+            rolled += len(rows.read_json(returns_file(parts, part))["found"])
+        else:
+            more(part)
+
+    if before and "parts" in before:  # trained already
+        for part in range(1, before["parts"] + 1):
+            ask(part)
+        report("training", 1.0)
+        report("rollouts", rolled / expected)
+        return
 
     def hand_over(stacked: Params, shas: list[str]) -> None:
-        with rows.replacing(read_outs_file(parts, gathered.parts)) as temporary:
-            save_file(stacked, temporary, {"weights": json.dumps(shas), "share": json.dumps(len(shas) / expected)})
-        more(gathered.parts)
+        part = gathered.parts
+        if not returns_file(parts, part).exists():
+            with rows.replacing(read_outs_file(parts, part)) as temporary:
+                save_file(stacked, temporary, {"weights": json.dumps(shas), "share": json.dumps(len(shas) / expected)})
+        ask(part)
 
     gathered = ReadOuts(task, cell.recipe, cell.stabilizers, expected, hand_over)
     averages = {s: a for s in cell.stabilizers if (a := parse(s).average)}
@@ -92,11 +120,23 @@ def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, mo
     riders = averages | ({snapshots.RIDER: snapshots.BlockMeans(every)} if every else {})
     latest: dict[str, Params] = {}
     taken = snapshots.Snapshots(every or 0, cell.recipe.updates)
-    trajectory = []
+    trajectory: list[dict[str, Any]] = []
+    if before:
+        gathered.load_state_dict(before["gathered"])
+        taken.load_state_dict(before["taken"])
+        trajectory = before["trajectory"]
+        for part in range(1, gathered.parts + 1):
+            ask(part)
+    began, writing = time.perf_counter(), 0.0
     last = None
-    for point in train(task, cell.recipe, cell.seed, riders, config.checkpoints):
+    for point in train(
+        task, cell.recipe, cell.seed, riders, config.checkpoints, before["training"] if before else None
+    ):
         last = point
-        for string in cell.stabilizers:
+        if snapshots.RIDER in point.failed:
+            raise RuntimeError(f"snapshots: {point.failed[snapshots.RIDER]}")
+        stabilizers = [string for string in cell.stabilizers if string not in point.failed]
+        for string in stabilizers:
             latest[string] = point.averages.get(string, point.raw)
             gathered.add(string, point.update, latest[string])
         trajectory.append(
@@ -110,57 +150,77 @@ def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, mo
         if every:
             taken.take(point, parameters)
         report("training", point.update / cell.recipe.updates)
+        now = time.perf_counter()
+        if point.update < cell.recipe.updates and writing <= WRITING * (now - began):
+            _save(
+                state_file(parts),
+                {
+                    "about": about,
+                    "training": point.state(),
+                    "gathered": gathered.state_dict(),
+                    "taken": taken.state_dict(),
+                    "trajectory": trajectory,
+                },
+            )
+            writing += time.perf_counter() - now
     assert last is not None
     gathered.close()
-    report("rollouts", 1 - len(gathered.seen) / expected)  # what need not be rolled out
+    report("rollouts", 1 - (len(gathered.seen) - rolled) / expected)  # what need not be rolled out any more
 
-    _save_weights(run, cell, latest)
+    failed, about_riders = dict(last.failed), {}
+    for string in stabilizers:
+        try:
+            about_riders[string] = about_rider(string, cell.recipe, config.window)
+        except Exception as e:
+            failed[string] = f"{type(e).__name__}: {' '.join(str(e).split())}"
+    _save_weights(run, cell, {string: latest[string] for string in about_riders})
     if every:
         snapshots.save(snapshot_file(run, cell.key), taken)
-    horizons = gva.horizon_grid(min(config.eval.horizon, task.horizon))
-    references = {
-        "random": [data.references.random.at(h) for h in horizons],
-        "expert": [data.references.expert.at(h) for h in horizons],
-    }
     rows.write_json(
-        parts / "trained.json",
+        trained_file(parts),
         {
+            "about": about,
             "parts": gathered.parts,
+            "failed": failed,
             "timings": {
                 "train_seconds": last.train_seconds,
                 "average_seconds": last.average_seconds,
                 "average_bytes": last.average_bytes,
             },
             "validation_seconds": gathered.seconds,
-            "cell": {
-                "schema": rows.SCHEMA,
-                "protocol": gva.PROTOCOL,
-                "smoke": config.smoke,
-                "task": cell.task,
-                "task_version": task.version,
-                "environment": data.environment,
-                "dataset": data.dataset,
-                "dataset_sha256": data.dataset_sha256,
-                "expert_sha256": data.expert_sha256,
-                "train_episodes": config.data.train_episodes,
-                "validation_episodes": config.data.validation_episodes,
-                "infinite": config.data.infinite,
-                "recipe": cell.recipe.to_dict(),
-                "seed": cell.seed,
-                "versions": versions(),
-                "horizons": horizons,
-                "starts": starts(config),
-                "references": references,
-                "references_source": data.references.source,
-                "window": config.window,
-                "stabilizers": list(cell.stabilizers),
-                "raw": cell.stabilizers[0],
-                "riders": {string: about_rider(string, cell.recipe, config.window) for string in cell.stabilizers},
+            "cell": about
+            | {
+                "stabilizers": list(about_riders),
+                "riders": about_riders,
                 "trajectory": trajectory,
-                "checkpoints": gathered.checkpoints,
+                "checkpoints": {string: gathered.checkpoints[string] for string in about_riders},
             },
         },
     )
+    state_file(parts).unlink(missing_ok=True)
+
+
+def _before(parts: Path, about: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the state that an interrupted worker left of the same cell; clear away whatever else is there."""
+    try:
+        if trained_file(parts).exists():
+            before = rows.read_json(trained_file(parts))
+        else:
+            before = state.load(state_file(parts)) if state_file(parts).exists() else None
+        if before is not None and before["about"] == about:
+            return dict(before)
+    except (StabError, KeyError, TypeError):
+        pass  # a damaged file costs the time since the cell began, and no more
+    shutil.rmtree(parts, ignore_errors=True)
+    return None
+
+
+def _save(path: Path, tree: dict[str, Any]) -> None:
+    """Write the state of training; where a plug-in keeps something that is no plain data, the cell begins anew instead."""
+    try:
+        state.save(path, tree)
+    except TypeError:
+        path.unlink(missing_ok=True)
 
 
 def _roll_out_part(task: Task, config: Config, cell: Cell, run: Path, part: int, report: Report) -> None:
@@ -179,7 +239,7 @@ def _roll_out_part(task: Task, config: Config, cell: Cell, run: Path, part: int,
             "found": dict(zip(json.loads(about["weights"]), found, strict=True)),
         },
     )
-    read_outs_file(parts, part).unlink()
+    read_outs_file(parts, part).unlink(missing_ok=True)
 
 
 class ReadOuts:
@@ -231,6 +291,21 @@ class ReadOuts:
             self.pending[sha] = read_out
         if len(self.pending) == self.size:
             self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that was gathered, blocks that were handed over excepted; plain data and tensors."""
+        return {
+            "checkpoints": self.checkpoints,
+            "seen": sorted(self.seen),
+            "pending": self.pending,
+            "parts": self.parts,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of state_dict."""
+        self.checkpoints, self.pending = dict(state["checkpoints"]), dict(state["pending"])
+        self.seen, self.parts, self.seconds = set(state["seen"]), state["parts"], state["seconds"]
 
     def close(self) -> None:
         """Hand over what is left."""

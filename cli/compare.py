@@ -67,7 +67,7 @@ def compare(
     """Compare stabilizers on tasks: train, roll out every checkpoint, score, and print the leaderboard."""
     from rich.console import Console
 
-    from stab import comparison, engine
+    from stab import comparison, engine, lock
     from stab.registry import StabError
 
     if every and stabilizers:
@@ -100,7 +100,9 @@ def compare(
         if dry_run:
             return
         try:
-            _prepare(talk, plan)
+            _prepare(talk, plan, run if resume else None)
+            stack.enter_context(lock.held(run))
+            comparison.check_out(run, settings, resume, overwrite)  # another process may have come first
             comparison.make_out(run, plan, overwrite)
             began = time.monotonic()
             _execute(talk, plan, run, processes, expected)
@@ -111,7 +113,8 @@ def compare(
             if run.exists():
                 kept = len(list((run / "cells").glob("*.json")))
                 talk.print(
-                    f"Interrupted. {kept} finished cells are kept; go on with --out {run} --resume",
+                    f"Interrupted. {kept} finished cells are kept, and how far the others came; go on with --out {run}"
+                    " --resume",
                     soft_wrap=True,
                 )
             else:
@@ -151,7 +154,7 @@ def _show_plan(
     talk.print(f"run folder: {run}", markup=False, soft_wrap=True)
 
 
-def _prepare(talk: Console, plan: Plan) -> None:
+def _prepare(talk: Console, plan: Plan, resumed: Path | None) -> None:
     from stab import comparison
 
     with bars(talk) as progress:
@@ -162,7 +165,7 @@ def _prepare(talk: Console, plan: Plan) -> None:
                 running[task] = progress.add_task(f"Collecting {task}", total=1.0)
             progress.update(running[task], completed=fraction)
 
-        comparison.prepare(plan, report)
+        comparison.prepare(plan, resumed, report)
 
 
 def _execute(
@@ -198,8 +201,9 @@ def _execute(
                 at.pop(cell.key, None)
                 if cell.key in running:
                     progress.remove_task(running.pop(cell.key))
-                if event.kind == "failed":
-                    progress.console.print(f"failed: {label} seed {cell.seed}: {event.reason}", markup=False)
+                if event.reason:
+                    which = label if event.kind == "failed" else cell.task
+                    progress.console.print(f"failed: {which} seed {cell.seed}: {event.reason}", markup=False)
                 elif not progress.console.is_terminal:
                     progress.console.print(f"{finished}/{len(todo)} {label} seed {cell.seed}", markup=False)
             progress.update(

@@ -7,11 +7,12 @@ from stab.stabilizers import none, ema, polyak, swa, accumulation, lr_decay, wei
 # ruff: isort: on
 from stab.arguments import hyper
 from stab.stabilizers.attach import Attached, attach
-from stab.stabilizers.base import Average, Intervention, Stabilizer, parse, split, stabilizers
+from stab.stabilizers.base import Average, GradientTransform, Intervention, Stabilizer, parse, split, stabilizers
 
 __all__ = [
     "Attached",
     "Average",
+    "GradientTransform",
     "Intervention",
     "Stabilizer",
     "accumulation",

@@ -92,6 +92,25 @@ class MeanState:
         self.mean, self.start, self.count = copy.deepcopy(state["mean"]), state["start"], state["count"]
 
 
+class GradientTransform:
+    """Edits gradients between the backward pass and the optimizer's step; named by ``Recipe.gradient_transforms``.
+
+    Only subclasses are called, whatever a recipe names: it may have come with a stranger's run folder. One that carries
+    something from update to update gives it in ``state_dict`` and takes it back, so that interrupted runs can go on.
+    """
+
+    def __call__(self, parameters: list[nn.Parameter]) -> None:
+        """Edit ``.grad`` of the parameters in place. Random numbers of torch's global generator are the update's own."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of state_dict."""
+
+
 def clone(params: Params) -> Params:
     """Return detached copies."""
     return {name: value.detach().clone() for name, value in params.items()}

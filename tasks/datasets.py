@@ -154,9 +154,9 @@ def environment(dataset: minari.MinariDataset) -> gym.envs.registration.EnvSpec:
         ) from e
     spec.kwargs = spec.kwargs | {k: v for k, v in recorded.kwargs.items() if k != "render_mode"}
     spec.max_episode_steps = recorded.max_episode_steps
-    spec.additional_wrappers = tuple(w for w in recorded.additional_wrappers or () if w.name not in WATCHERS)
+    spec.additional_wrappers = tuple(w for w in recorded.additional_wrappers or () if not _watches(w))
     for wrapper in spec.additional_wrappers:
-        if not wrapper.entry_point.startswith("gymnasium.wrappers") or wrapper.kwargs is None:
+        if not wrapper.entry_point.startswith(("gymnasium.wrappers:", "gymnasium.wrappers.")) or wrapper.kwargs is None:
             raise StabError(
                 f"dataset {dataset.id!r} was recorded in {recorded.id} through the wrapper {wrapper.entry_point}, which"
                 " cannot be rebuilt: record it in a registered environment that needs no wrapper"
@@ -179,6 +179,10 @@ def environment(dataset: minari.MinariDataset) -> gym.envs.registration.EnvSpec:
     return spec
 
 
+def _watches(wrapper: gym.envs.registration.WrapperSpec) -> bool:
+    return bool({wrapper.name, wrapper.entry_point.rpartition(":")[2]} & WATCHERS)
+
+
 def rewards_differ(spec: gym.envs.registration.EnvSpec) -> str:
     """Say in what a recorded environment differs from the one registered under its id, but for what it shows.
 
@@ -189,7 +193,7 @@ def rewards_differ(spec: gym.envs.registration.EnvSpec) -> str:
     said = [f"{k}={v}" for k, v in kwargs.items() if not k.endswith("_observation") and k != "render_mode"]
     if spec.max_episode_steps != registered.max_episode_steps:
         said.append(f"max_episode_steps={spec.max_episode_steps}")
-    said += [f"wrapper {w.name}" for w in spec.additional_wrappers or () if w.name not in WATCHERS]
+    said += [f"wrapper {w.name}" for w in spec.additional_wrappers or () if not _watches(w)]
     return ", ".join(said)
 
 

@@ -24,7 +24,7 @@ import stab
 from stab.checks import CheckFailed, Toy, parametrize_with_checks, yield_checks
 from stab.recipe import Call, Recipe
 from stab.registry import Incompatible, StabError
-from stab.stabilizers import Average, Intervention, hyper
+from stab.stabilizers import Average, GradientTransform, Intervention, hyper
 from stab.stabilizers.base import MeanState, clone
 from stab.stabilizers.ema import EMA
 from stab.stabilizers.polyak import Polyak
@@ -465,7 +465,7 @@ def test_every_check_has_a_wrong_plugin():
     assert {name for _, name, _ in WRONG} == known
 
 
-class Nothing:
+class Nothing(GradientTransform):
     """A gradient transform that does nothing."""
 
     def __call__(self, parameters):

@@ -5,17 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import random
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+import torch
 
-from stab import StabError, comparison, engine, gva
+from stab import StabError, comparison, engine, gva, lock
 from stab.cells import Cell, finish, make_job
 from stab.comparison import make_config, make_out, make_plan, unfinished
 from stab.reports import render, rows
-from stab.stabilizers import Average, Intervention, stabilizers
+from stab.stabilizers import Average, Intervention, hyper, stabilizers
 from stab.stabilizers.base import MeanState, clone
 from stab.worker import work
 
@@ -346,3 +353,171 @@ def test_a_foreign_file_among_the_cells_is_named_on_resume(hopper, tmp_path):
     (run / "cells" / "other.json").write_text("{}")
     with pytest.raises(StabError, match=r"other\.json is no cell of stab"):
         comparison.check_out(run, config, resume=True)
+
+
+# What a run folder meets
+
+
+def run_to_the_end(config, run):
+    made = make_plan(config)
+    comparison.prepare(made, run)
+    make_out(run, made)
+    with engine.Workers(comparison.WORK, 2) as workers:
+        return [event for _, event in comparison.execute(made, run, workers) if event.kind != "progress"]
+
+
+def settings(stabilizers, run=None, seeds=1):
+    config, _ = make_config("hopper", stabilizers, seeds=seeds, overrides=TINY)
+    return comparison.check_out(run, config, resume=True) if run else config
+
+
+def rows_by_name(run):
+    return {(row["stabilizer"], row["seed"], row["update"], row["start"]): row for row in rows.rows(run)}
+
+
+def test_a_new_average_is_appended_to_rows_that_come_out_equal(hopper, tmp_path):
+    run = tmp_path / "run"
+    run_to_the_end(settings("ema"), run)
+    before = rows_by_name(run)
+    assert [event.kind for event in run_to_the_end(settings("swa:every=2", run), run)] == ["done"]
+    after = rows_by_name(run)
+    assert {name[0] for name in after} == {"none", "ema", "swa:every=2"}
+    for name, row in before.items():
+        assert {**after[name], "stabilizers": 0, "riders": 0} == {**row, "stabilizers": 0, "riders": 0}
+
+
+def test_a_new_average_is_refused_where_the_raw_rows_come_out_otherwise(hopper, tmp_path):
+    run = tmp_path / "run"
+    run_to_the_end(settings("ema"), run)
+    (path,) = (run / "cells").iterdir()
+    cell = rows.read_json(path)
+    cell["rows"][0]["return"] += 1e-9  # as another processor might have it
+    rows.write_json(path, cell)
+    (event,) = run_to_the_end(settings("swa:every=2", run), run)
+    assert event.kind == "failed"
+    assert "came out otherwise (none at update 10)" in event.reason
+    assert rows.read_json(path) == cell
+    assert {e["stabilizer"]: e["status"] for e in render(run)["entries"]}["swa:every=2"] == "failed"
+    assert not (run / "parts").exists()
+
+
+@pytest.mark.parametrize(
+    "changed", ["dataset_sha256", "expert_sha256", "versions.torch", "versions.mujoco", "task_version"]
+)
+def test_resume_refuses_what_would_not_be_comparable(hopper, tmp_path, changed):
+    run = tmp_path / "run"
+    config = settings("ema")
+    run_to_the_end(config, run)
+    (path,) = (run / "cells").iterdir()
+    cell = rows.read_json(path)
+    part, _, key = changed.rpartition(".")
+    (cell[part] if part else cell)[key] = "older"
+    rows.write_json(path, cell)
+    with pytest.raises(StabError, match=f"would come out otherwise now \\({changed} was 'older', is ") as refused:
+        comparison.prepare(make_plan(settings("ema", run, seeds=2)), run)
+    assert "\n" not in str(refused.value)
+    comparison.prepare(make_plan(config))  # another folder is fine
+
+
+def test_a_dataset_that_changed_between_runs_is_named(hopper, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run_to_the_end(settings("ema"), run)
+    root = tmp_path / "minari"
+    shutil.copytree(hopper.parent.parent.parent, root)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
+    with h5py.File(root / "stab" / "hopper" / "expert-v0" / "data" / "main_data.hdf5", "r+") as file:
+        file["episode_7"]["actions"][3] += 0.125
+    with pytest.raises(StabError, match="dataset_sha256 was"):
+        comparison.prepare(make_plan(settings("ema", run, seeds=2)), run)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rude(Average):
+    """A plug-in that prints, reseeds every generator, leaves the folder, and may raise."""
+
+    convex = False
+    at: int = hyper(10**9, "update at which it raises", lambda v: v > 0, "an integer > 0")
+
+    def init(self, params, total):
+        return MeanState(clone(params), 0)
+
+    def update(self, state, params, step):
+        print("hello from update", step)
+        os.write(1, b"and past Python\n")
+        sys.stderr.write("and again\n")
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        os.chdir("/")
+        if step == self.at:
+            raise RuntimeError("not today,\nsorry")
+        state.mean = clone(params)
+
+    def read(self, state):
+        return clone(state.mean)
+
+
+def test_a_plugin_that_prints_and_reseeds_changes_nothing_and_one_that_raises_stops_only_itself(
+    hopper, tmp_path, monkeypatch, capfd
+):
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(  # workers know the plug-in, too
+        f"import importlib.util\nspec = importlib.util.spec_from_file_location('rude', {str(Path(__file__))!r})\n"
+        "module = importlib.util.module_from_spec(spec); import sys; sys.modules['rude'] = module\n"
+        "spec.loader.exec_module(module)\nmodule.stabilizers.register('rude')(module.Rude)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    monkeypatch.setitem(stabilizers._registered, "rude", (Rude, "here"))
+    quiet, loud = tmp_path / "quiet", tmp_path / "loud"
+    run_to_the_end(settings("ema"), quiet)
+    (event,) = run_to_the_end(settings("rude,rude:at=13,ema"), loud)
+    assert (event.kind, event.reason) == ("done", "rude:at=13: RuntimeError: not today, sorry")
+    assert capfd.readouterr().out == ""
+    one, other = rows_by_name(quiet), rows_by_name(loud)
+    assert {name[0] for name in other} == {"none", "ema", "rude"}
+    keys = ("return", "length", "cumulative", "val_loss", "weights", "gradient_variance")
+    for name, row in one.items():
+        assert [row[key] for key in keys] == [other[name][key] for key in keys]
+    entries = {e["stabilizer"]: e for e in render(loud)["entries"]}
+    assert (entries["rude:at=13"]["status"], entries["rude:at=13"]["gva"]) == ("failed", None)
+    assert "not today, sorry" in entries["rude:at=13"]["reason"]
+    assert entries["ema"]["status"] != "failed"
+    # It is not taken for finished, and fails again.
+    assert [cell.stabilizers for cell in unfinished(make_plan(settings("rude,rude:at=13,ema", loud)), loud)] == [
+        ("none", "rude", "rude:at=13", "ema")
+    ]
+
+
+def test_two_processes_do_not_share_a_run_folder(hopper, tmp_path):
+    run = tmp_path / "run"
+    code = (
+        "import sys; from pathlib import Path; from stab import lock\n"
+        "with lock.held(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(run)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        for arguments in ({}, {"resume": True}):
+            with pytest.raises(StabError, match=f"run is in use by process {holder.pid} on .* since 20.*another --out"):
+                comparison.compare("hopper", "ema", out=run, overrides=TINY, workers=1, **arguments)
+    finally:
+        holder.kill()
+        holder.communicate()
+    with lock.held(run):  # what held it was killed
+        pass
+    assert [path.name for path in run.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".holder.json", ".config.yaml-x7"], ["config.yaml"]])
+def test_a_run_that_was_killed_as_it_began_can_be_gone_on_with(hopper, tmp_path, left):
+    run = tmp_path / "run"
+    run.mkdir()
+    config = settings("ema")
+    for name in left:
+        (run / name).write_text("half of it")
+    if "config.yaml" in left:
+        make_out(run, make_plan(config))
+        (run / "skipped.json").unlink()
+    assert [event.kind for event in run_to_the_end(settings("ema", run), run)] == ["done"]
+    assert not list(run.glob(".config*"))

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from stab.recipe import Recipe
+from stab import state
+from stab.recipe import Call, Recipe
 from stab.registry import StabError
-from stab.stabilizers import Average
+from stab.stabilizers import Average, GradientTransform
 from stab.stabilizers.base import MeanState, clone
 from stab.stabilizers.ema import EMA
 from stab.stabilizers.polyak import Polyak
@@ -204,12 +205,40 @@ class OnlyLR(torch.optim.SGD):
         super().__init__(params, lr=lr)
 
 
-def scale(factor):
-    return lambda parameters: [p.grad.mul_(factor) for p in parameters]
+@dataclass
+class Scale(GradientTransform):
+    factor: float
+
+    def __call__(self, parameters):
+        for p in parameters:
+            p.grad.mul_(self.factor)
 
 
-def shift(by):
-    return lambda parameters: [p.grad.add_(by) for p in parameters]
+@dataclass
+class Shift(GradientTransform):
+    by: float
+
+    def __call__(self, parameters):
+        for p in parameters:
+            p.grad.add_(self.by)
+
+
+class Inertia(GradientTransform):
+    """Adds half of the last gradient: it carries something from update to update."""
+
+    def __init__(self):
+        self.last = []
+
+    def __call__(self, parameters):
+        last, self.last = self.last, [p.grad.clone() for p in parameters]
+        for p, before in zip(parameters, last, strict=False):
+            p.grad.add_(before, alpha=0.5)
+
+    def state_dict(self):
+        return {"last": self.last}
+
+    def load_state_dict(self, state):
+        self.last = state["last"]
 
 
 # Bitwise: nothing that rides or looks on changes a number
@@ -443,6 +472,151 @@ def test_timings_grow():
     assert mine[0] > 0
 
 
+# Interruptions
+
+
+RESUMED = TRAJECTORIES | {
+    "transform": (linear, replace(SMALL, optimizer="SGD", gradient_transforms=(Call(f"{HERE}:Inertia"),))),
+    "SAM-like": (linear, replace(SMALL, optimizer=f"{HERE}:Twice")),
+    "cosine": (dropout, replace(SMALL, schedule="cosine", dropout=0.5)),
+    "RAdam": (linear, replace(SMALL, optimizer="RAdam")),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize("at", [1, 5, 11])
+def test_training_goes_on_from_what_was_written_down_with_the_same_bits(case, at, tmp_path):
+    network, recipe = RESUMED[case]
+    riders = {"ema": EMA(half_life=3, burn_in=2), "polyak": Polyak(), "swa": SWA(every=2), "stateful": Count()}
+    whole = points(Toy(network=network), recipe, averages=riders)
+    for point in train(Toy(network=network), recipe, 0, riders, EVERY):
+        if point.update == at:
+            state.save(tmp_path / "state", point.state())
+            break
+    rest = list(train(Toy(network=network), recipe, 0, riders, EVERY, state.load(tmp_path / "state")))
+    assert [point.update for point in rest] == list(range(at + 1, 13))
+    for one, other in zip(rest, whole[at:], strict=True):
+        assert same(one.raw, other.raw)
+        assert one.averages.keys() == other.averages.keys() == riders.keys()
+        assert all(same(one.averages[name], other.averages[name]) for name in riders)
+        assert (one.lr, one.gradient_variance, one.gradient_norm2) == (
+            other.lr, other.gradient_variance, other.gradient_norm2,
+        )  # fmt: skip
+        assert one.average_bytes == other.average_bytes
+        assert one.train_seconds > 0
+
+
+@dataclass
+class CountState:
+    """Reads the number of updates it has seen, from an array."""
+
+    seen: np.ndarray
+    params: dict
+
+    def state_dict(self):
+        return {
+            "seen": self.seen,
+            "params": dict(self.params),
+            "nothing": None,
+            "pair": (1, 2.5),
+            "by number": {3: "x"},
+        }
+
+    def load_state_dict(self, given):
+        assert given["nothing"] is None
+        assert given["pair"] == (1, 2.5)
+        assert given["by number"] == {3: "x"}
+        self.seen, self.params = given["seen"].copy(), clone(given["params"])
+
+
+@dataclass(frozen=True)
+class Count(Average):
+    convex = False
+
+    def init(self, params, total):
+        return CountState(np.zeros(2), clone(params))
+
+    def update(self, state, params, step):
+        state.seen += 1
+        state.params = clone(params)
+
+    def read(self, state):
+        return {name: torch.full_like(value, float(state.seen.sum())) for name, value in state.params.items()}
+
+
+@dataclass(frozen=True)
+class Raises(Average):
+    """Raises in one of its hooks, at one update."""
+
+    convex = False
+    hook: str = "update"
+    at: int = 7
+
+    def init(self, params, total):
+        if self.hook == "init":
+            raise RuntimeError("no\nway")
+        return self.__class__.State(self.hook, clone(params))
+
+    def update(self, state, params, step):
+        if self.hook == "update" and step == self.at:
+            raise SystemExit("out")
+        state.params = clone(params)
+
+    def read(self, state):
+        if self.hook == "read":
+            raise ValueError("unreadable")
+        return clone(state.params)
+
+    @dataclass
+    class State:
+        hook: str
+        params: dict
+
+        def state_dict(self):
+            if self.hook == "state_dict":
+                raise KeyError("lost")
+            return {"params": self.params}
+
+        def load_state_dict(self, given):
+            if self.hook == "load_state_dict":
+                raise TypeError("not that")
+            self.params = given["params"]
+
+
+@pytest.mark.parametrize(
+    ("hook", "first", "why"),
+    [
+        ("init", 1, "RuntimeError: no way"),
+        ("update", 7, "SystemExit: out"),
+        ("read", 1, "ValueError: unreadable"),
+        ("state_dict", 1, "KeyError: 'lost'"),
+    ],
+)
+def test_an_average_that_raises_is_dropped_and_stops_nobody_else(hook, first, why):
+    riders = {"before": EMA(), "bad": Raises(hook=hook), "after": Polyak()}
+    whole = points(averages={"before": EMA(), "after": Polyak()})
+    found = points(averages=riders)
+    for one, other in zip(found, whole, strict=True):
+        assert same(one.raw, other.raw)
+        assert all(same(one.averages[name], other.averages[name]) for name in ("before", "after"))
+        assert ("bad" in one.averages) == (one.update < first)
+        assert one.failed == ({"bad": why} if one.update >= first else {})
+
+
+def test_an_average_that_cannot_take_its_state_back_is_dropped():
+    riders = {"ema": EMA(), "bad": Raises(hook="load_state_dict")}
+    written = next(train(Toy(), SMALL, 0, riders, EVERY)).state()
+    for point in train(Toy(), SMALL, 0, riders, EVERY, written):
+        assert point.failed == {"bad": "TypeError: not that"}
+        assert point.averages.keys() == {"ema"}
+
+
+def test_only_gradient_transforms_are_called():
+    recipe = replace(SMALL, gradient_transforms=(Call("os:system", {"command": "exit 3"}),))
+    with pytest.raises(StabError, match=r"'os:system' is no stab\.stabilizers\.GradientTransform"):
+        final(recipe=recipe)
+
+
 # A loss that is the sum of the weights has gradient 1 whatever the batch: the iterates are the schedule itself.
 
 
@@ -471,8 +645,8 @@ def test_the_schedule_is_applied(change):
         )
 
 
-DOUBLE = {"object": f"{HERE}:scale", "args": {"factor": 2.0}}
-ADD = {"object": f"{HERE}:shift", "args": {"by": 3.0}}
+DOUBLE = {"object": f"{HERE}:Scale", "args": {"factor": 2.0}}
+ADD = {"object": f"{HERE}:Shift", "args": {"by": 3.0}}
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -32,7 +32,8 @@ def test_run_folder_holds_what_the_design_says(tiny_run):
     assert {"config.yaml", "cells", "weights", "leaderboard.json", "leaderboard.csv", "leaderboard.md", "tensorboard",
             "figures"} <= found  # fmt: skip
     assert len(list((tiny_run / "weights").glob("*.safetensors"))) == 8 * 2
-    assert not [path for path in tiny_run.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+    hidden = [path.name for path in tiny_run.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+    assert hidden == [".lock"]
 
 
 def test_leaderboard_validates_and_covers_all(tiny_run):
@@ -172,7 +173,7 @@ def test_ctrl_c_ends_within_two_seconds_and_says_what_is_kept(tmp_path):
     assert "Traceback" not in out + err
     assert not working_in(folder)
     assert not list((tmp_path / "workers").glob("stab-*"))
-    assert not (tmp_path / "run" / "parts").exists()
+    assert not list((tmp_path / "run").rglob(".holder.json"))
 
 
 BAD = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from stab.recipe import Call, Recipe
-from stab.stabilizers import Intervention, hyper
+from stab.stabilizers import GradientTransform, Intervention, hyper
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Clip(Intervention):
 
 
 @dataclass(frozen=True)
-class ClipNorm:
+class ClipNorm(GradientTransform):
     """Scale all gradients so that their common norm is at most ``limit``."""
 
     limit: float
@@ -57,7 +57,7 @@ class ClipNorm:
 
 
 @dataclass(frozen=True)
-class ClipValue:
+class ClipValue(GradientTransform):
     """Clamp every element of the gradients to [-limit, limit]."""
 
     limit: float

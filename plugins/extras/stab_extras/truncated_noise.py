@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stab.recipe import Call, Recipe
-from stab.stabilizers import Intervention, hyper
+from stab.stabilizers import GradientTransform, Intervention, hyper
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TruncatedNoise(Intervention):
 
 
 @dataclass(frozen=True)
-class AddNoise:
+class AddNoise(GradientTransform):
     """Add ``scale`` R u to the gradient; draws from torch's global generator, which stab seeds for every update."""
 
     alpha: float
@@ -66,7 +66,7 @@ class AddNoise:
 
 
 @dataclass(frozen=True)
-class Truncate:
+class Truncate(GradientTransform):
     """Cut the gradient back to the norm ``threshold``."""
 
     threshold: float
