@@ -54,8 +54,15 @@ def make_task(config: Config, name: str) -> Task:
 
 
 def make_job(cell: Cell, config: Config, run: Path) -> dict[str, Any]:
-    """Return what ``worker.work`` needs to begin a cell, as plain data."""
-    return {"cell": asdict(cell), "config": config.to_dict(), "run": str(run.resolve())}
+    """Return what ``worker.work`` needs to begin a cell, and the engine to place it, as plain data."""
+    return {
+        "cell": asdict(cell),
+        "config": config.to_dict(),
+        "run": str(run.resolve()),
+        "parts": parts_folder(run, cell).relative_to(run).as_posix(),
+        "gpus": int(cell.recipe.device != "cpu"),
+        "versions": versions(),
+    }
 
 
 def describe(task: Task, config: Config, cell: Cell) -> dict[str, Any]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from stab.reports.statistics import Results
 
 WORK = "stab.worker:work"
+ENGINES = ("local", "ray")
 RUN_FILES = {
     *("config.yaml", "run.json", "skipped.json", "cells", "timings", "failures", "weights", "figures", "tensorboard"),
     *("leaderboard.json", "leaderboard.csv", "leaderboard.md", "parts", "snapshots"),
@@ -287,17 +288,20 @@ def unfinished(plan: Plan, run: Path) -> list[Cell]:
     return [cell for cell in plan.cells if not set(cell.stabilizers) <= set(done.get(cell.key, []))]
 
 
-def execute(plan: Plan, run: Path, workers: engine.Workers) -> Generator[tuple[Cell, engine.Event]]:
+def execute(plan: Plan, run: Path, workers: engine.Engine) -> Generator[tuple[Cell, engine.Event]]:
     """Run the unfinished cells on workers of ``WORK``; yield events as they come.
 
     A cell or a rider that fails leaves its reason in ``failures/`` and in the event. A cell that was interrupted, or whose
     worker died, leaves its parts, to be gone on with; see ``worker``. The fraction of a "progress" is that of all the cell's
     training, or of all its rollouts.
     """
+    from stab.tasks import datasets
+
     todo = unfinished(plan, run)
     jobs = [make_job(cell, plan.config, run) for cell in todo]
     done: dict[tuple[int, str], dict[int, float]] = {}  # cell and phase -> by part
-    with closing(workers.run(jobs)) as events:
+    used = sorted({make_task(plan.config, cell.task).demonstrations_id for cell in todo})
+    with closing(workers.run(jobs, datasets.root(), used)) as events:
         for event in events:
             cell = todo[event.job]
             if event.kind == "progress":
@@ -416,6 +420,8 @@ def compare(
     preset: str | None = None,
     quick: bool = False,
     workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -430,6 +436,8 @@ def compare(
         seeds, updates, dataset, policy, device, quick: shorthands for settings; see ``stab.config.Config``.
         preset: settings by name, see ``stab.config.PRESETS``.
         workers: processes; by default as many as cores. Does not change a number.
+        engine: where cells run: "local" for processes on this machine, "ray" for a Ray cluster (``stab.ray_engine``).
+        address: of the Ray cluster, ``auto`` or HOST:PORT; None starts a Ray of its own on this machine.
         out: run folder; by default a dated one under ``runs/``.
         resume: keep the finished cells of an existing folder.
         overwrite: delete an existing run folder first.
@@ -455,7 +463,7 @@ def compare(
         overrides=overrides,
     )
     run = Path(out) if out is not None else default_out(config)
-    with engine.Workers(WORK, check_workers(workers)) as processes:
+    with make_engine(engine, address, workers) as processes:
         plan = make_plan(check_out(run, config, resume, overwrite), broken)
         prepare(plan, run if resume else None)
         with lock.held(run):
@@ -467,6 +475,21 @@ def compare(
             about_run(run, ["stab.compare"], time.monotonic() - began)
             leaderboard = render(run)
     return Comparison(run, leaderboard["entries"], leaderboard, read(run))
+
+
+def make_engine(name: str, address: str | None, workers: int | None) -> engine.Engine:
+    """Return where cells run; a context manager. Raises StabError for what cannot be."""
+    if name not in ENGINES:
+        raise StabError(f"unknown engine {name!r}.{suggest(name, ENGINES)} Known: {', '.join(ENGINES)}")
+    if address is not None and (name != "ray" or workers is not None):
+        raise StabError(
+            f"address={address} names a Ray cluster, whose cores are what they are: engine=ray, without workers"
+        )
+    if name == "local":
+        return engine.Workers(WORK, check_workers(workers))
+    from stab.ray_engine import RayWorkers
+
+    return RayWorkers(WORK, address, check_workers(workers))
 
 
 def check_workers(workers: int | None) -> int:

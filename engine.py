@@ -1,4 +1,4 @@
-"""Where cells run: worker processes on this machine, one thread each.
+"""Where cells run: worker processes on this machine, one thread each. (On a cluster: ``ray_engine``.)
 
 A worker is a fresh interpreter that reads one JSON job a line on standard input and answers with JSON events, one a
 line; what a job computes lands on disk. So nothing is pickled, a user's script needs no ``__main__`` guard, and a worker
@@ -21,9 +21,10 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from stab.recipe import load_object
+from stab.registry import StabError
 
 FIRST = 4  # workers that are started before there is anything to do
 BACKLOG = 2  # parts a worker, above which no further job is begun: what waits takes room
@@ -55,6 +56,32 @@ class _Worker:
     log: Path
     job: int = 0
     part: int = 0
+
+
+class Engine(Protocol):
+    """Where jobs run: ``Workers`` on this machine, ``ray_engine.RayWorkers`` on a cluster. A context manager.
+
+    Attributes:
+        count: jobs at a time.
+    """
+
+    count: int
+
+    def run(self, jobs: Sequence[dict[str, Any]], root: Path, folders: Sequence[str]) -> Generator[Event]:
+        """Run jobs; yield events as they come.
+
+        Args:
+            jobs: plain data; ``run`` is the folder they write into.
+            root: of the datasets that they read.
+            folders: these, in it.
+        """
+
+    def close(self) -> None:
+        """End whatever still runs."""
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def cores() -> int:
@@ -91,8 +118,12 @@ class Workers:
         self.busy, self.idle = [], []
         self.folder.cleanup()
 
-    def run(self, jobs: Sequence[dict[str, Any]]) -> Generator[Event]:
+    def run(
+        self, jobs: Sequence[dict[str, Any]], root: Path | None = None, folders: Sequence[str] = ()
+    ) -> Generator[Event]:
         """Run jobs, as many at a time as there are workers; yield events as they come. Closed early, it closes the workers.
+
+        ``root`` and ``folders`` say which datasets they read (another engine must bring them along; here they are).
 
         A job is "done" when it and all its parts are, and "failed" when one of them is; parts that have not begun are then
         dropped, and workers at its others are killed. Jobs begin in the given order and, while not too many of them wait,
@@ -199,6 +230,14 @@ def _cause_of_death(worker: _Worker) -> str:
     return f"the worker died with {f'signal {-code}' if code < 0 else f'exit code {code}'}{last}"
 
 
+def reason(error: BaseException) -> str:
+    """Return on one line what went wrong; stab's own errors need no name before it."""
+    said = " ".join(str(error).split())
+    if isinstance(error, StabError):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 def serve(target: str) -> None:
     """Serve as a worker: jobs from standard input, events to standard output, everything that prints to stderr."""
     protocol = os.fdopen(os.dup(1), "w", buffering=1)
@@ -237,7 +276,6 @@ def serve(target: str) -> None:
         except BaseException as e:
             traceback.print_exc()
             sys.stderr.flush()
-            reason = " ".join(str(e).split())
-            send(kind="failed", reason=f"{type(e).__name__}: {reason}" if reason else type(e).__name__)
+            send(kind="failed", reason=reason(e))
         else:
             send(kind="done")

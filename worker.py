@@ -36,6 +36,7 @@ from stab.cells import (
     starts,
     state_file,
     trained_file,
+    versions,
     weights_file,
 )
 from stab.config import Config, load
@@ -62,6 +63,10 @@ More = Callable[[dict[str, Any]], None]  # called with a job for another worker,
 def work(job: dict[str, Any], report: Report, more: More) -> None:
     """Do one part of a cell: its training, which asks for the other parts, or one block of its rollouts."""
     torch.set_num_threads(1)
+    if job["versions"] != versions():
+        raise StabError(
+            f"this machine has {versions()}, the one that asked for the cell {job['versions']}: install the same"
+        )
     config = load(job["config"])
     cell = Cell(**{**job["cell"], "recipe": Recipe.from_dict(job["cell"]["recipe"])})
     if cell.recipe.device != "cpu":  # the same numbers every time, as far as torch can there

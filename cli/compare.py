@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stab.comparison import Plan
-    from stab.engine import Workers
+    from stab.engine import Engine
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -25,6 +25,7 @@ EXAMPLES = (
     "stab compare --task hopper --stabilizers ema,ema:half_life=700,lr_decay+ema --seeds 5\n\n"
     "stab compare --task hopper --stabilizers ema --policy transformer:context=16 train.batch_size=32\n\n"
     "stab compare --dataset my/pendulum-v0 --all\n\n"
+    "stab compare --task hopper --all --engine ray --address auto\n\n"
     "stab compare --task hopper --preset paper --dry-run"
 )
 
@@ -53,6 +54,12 @@ def compare(
     preset: Annotated[str | None, typer.Option(help="Settings by name: paper (long; look at --dry-run).")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smoke run: the whole pipeline in about a minute.")] = False,
     workers: Annotated[int | None, typer.Option(help="Worker processes (default: as many as cores).")] = None,
+    engine: Annotated[
+        str, typer.Option(help="Where cells run: local, or ray (pip install 'stab-gva\\[ray]').")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster, auto or HOST:PORT (default: a Ray of its own, on this machine).")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder (default: a dated folder under runs/).")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in an existing run folder; keep finished cells.")
@@ -67,7 +74,7 @@ def compare(
     """Compare stabilizers on tasks: train, roll out every checkpoint, score, and print the leaderboard."""
     from rich.console import Console
 
-    from stab import comparison, engine, lock
+    from stab import comparison, lock
     from stab.registry import StabError
 
     if every and stabilizers:
@@ -92,10 +99,13 @@ def compare(
     run = out or comparison.default_out(settings)
     with ExitStack() as stack:
         if not dry_run:  # first of all: they take as long to import what they need as planning takes
-            processes = stack.enter_context(engine.Workers(comparison.WORK, count))
+            processes = stack.enter_context(comparison.make_engine(engine, address, workers))
+            count = processes.count
         plan = comparison.make_plan(comparison.check_out(run, settings, resume, overwrite), broken)
         todo = plan.cells if overwrite or not run.exists() else comparison.unfinished(plan, run)
         expected = comparison.costs(plan, todo)
+        if engine == "ray" and not dry_run:
+            talk.print(str(processes))
         _show_plan(talk, plan, run, len(plan.cells) - len(todo), expected, count)
         if dry_run:
             return
@@ -168,9 +178,7 @@ def _prepare(talk: Console, plan: Plan, resumed: Path | None) -> None:
         comparison.prepare(plan, resumed, report)
 
 
-def _execute(
-    talk: Console, plan: Plan, run: Path, workers: Workers, expected: list[tuple[float, float]] | None
-) -> None:
+def _execute(talk: Console, plan: Plan, run: Path, workers: Engine, expected: list[tuple[float, float]] | None) -> None:
     from stab import comparison
 
     todo = comparison.unfinished(plan, run)
