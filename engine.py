@@ -63,9 +63,13 @@ class Engine(Protocol):
 
     Attributes:
         count: jobs at a time.
+        where: the machines in words, as they are now; empty for this one.
     """
 
     count: int
+
+    @property
+    def where(self) -> str: ...
 
     def run(self, jobs: Sequence[dict[str, Any]], root: Path, folders: Sequence[str]) -> Generator[Event]:
         """Run jobs; yield events as they come.
@@ -97,6 +101,8 @@ class Workers:
             and ``more(job)``, which asks for another job as a part of this one.
         count: of processes.
     """
+
+    where = ""
 
     def __init__(self, target: str, count: int) -> None:
         self.target, self.count = target, count

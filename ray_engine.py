@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from stab.reports import rows
 
 RETRIES = 3  # of a cell whose process or node died
 PAUSE = 0.5  # seconds between two reports of a cell
+REFRESH = 2.0  # seconds between two looks at the cluster
 
 Files = dict[str, bytes]  # by their path within a folder
 
@@ -48,12 +50,15 @@ class RayWorkers:
         self.ray: Any = ray
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of a change to come otherwise
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        own = {"num_cpus": count, "include_dashboard": False} if address is None else {"address": address}
+        if address is not None:
+            _reach(address)
+        own = {"num_cpus": count, "include_dashboard": False} if address is None else {}
         try:
-            ray.init(**own, log_to_driver=False, logging_level=logging.ERROR)
+            self.ray.init(address or "local", **own, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as e:
-            raise StabError(f"no Ray cluster at {address}: {reason(e)}") from e
+            raise StabError(f"no Ray cluster at {address or 'this machine'}: {reason(e)}") from e
         self.count = int(self.ray.cluster_resources().get("CPU", 1))
+        self._seen, self._where = 0.0, ""
 
     def __enter__(self) -> RayWorkers:
         return self
@@ -65,9 +70,15 @@ class RayWorkers:
         """Leave the cluster; what still runs there for this process is ended."""
         self.ray.shutdown()
 
-    def __str__(self) -> str:
-        nodes = sum(node["Alive"] for node in self.ray.nodes())
-        return f"Ray: {nodes} {'node' if nodes == 1 else 'nodes'}, {self.count} cores"
+    @property
+    def where(self) -> str:
+        """The cluster, in words, as it was a few seconds ago at most."""
+        if time.monotonic() - self._seen > REFRESH:
+            alive = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+            cores = int(sum(resources.get("CPU", 0) for resources in alive))
+            self._where = f"Ray: {len(alive)} {'node' if len(alive) == 1 else 'nodes'}, {cores} cores"
+            self._seen = time.monotonic()
+        return self._where
 
     def run(self, jobs: Sequence[dict[str, Any]], root: Path, folders: Sequence[str]) -> Generator[Event]:
         """Run jobs, which write into the folder ``job["run"]``; yield events as they come.
@@ -107,6 +118,19 @@ class RayWorkers:
                 for path, content in files.items():
                     _write(run / path, content)
                 yield Event(index, "failed", reason=why) if why else Event(index, "done")
+
+
+def _reach(address: str) -> None:
+    """Raise StabError when nobody listens at HOST:PORT: Ray itself would go on trying for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon and address == "auto":
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as e:
+        raise StabError(
+            f"no Ray cluster at {address}: {reason(e)}; expected auto or HOST:PORT, as `ray status` says"
+        ) from e
 
 
 class _Board:

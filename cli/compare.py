@@ -104,8 +104,6 @@ def compare(
         plan = comparison.make_plan(comparison.check_out(run, settings, resume, overwrite), broken)
         todo = plan.cells if overwrite or not run.exists() else comparison.unfinished(plan, run)
         expected = comparison.costs(plan, todo)
-        if engine == "ray" and not dry_run:
-            talk.print(str(processes))
         _show_plan(talk, plan, run, len(plan.cells) - len(todo), expected, count)
         if dry_run:
             return
@@ -185,12 +183,18 @@ def _execute(talk: Console, plan: Plan, run: Path, workers: Engine, expected: li
     cost = dict(zip((c.key for c in todo), expected or [(1.0, 1.0)] * len(todo), strict=True))
     finished = 0
     spent = 0.0
+    where = workers.where
+    if where:
+        talk.print(where, highlight=False)
     # Closed whatever happens, so that the workers end with the run.
     with bars(talk) as progress, closing(comparison.execute(plan, run, workers)) as events:
         total = progress.add_task(f"Cells 0/{len(todo)}", total=sum(map(sum, cost.values())))
         running: dict[str, Any] = {}
         at: dict[str, dict[str, float]] = {}
         for cell, event in events:
+            if workers.where != where:  # nodes came, or were lost
+                where = workers.where
+                progress.console.print(f"now on {where}", highlight=False)
             train, rollouts = cost[cell.key]
             label = f"{cell.task} {'/'.join(cell.stabilizers)}"
             if event.kind == "progress":
@@ -217,7 +221,7 @@ def _execute(talk: Console, plan: Plan, run: Path, workers: Engine, expected: li
             progress.update(
                 total,
                 completed=spent + sum(sum(phases.values()) for phases in at.values()),
-                description=f"Cells {finished}/{len(todo)}",
+                description=f"Cells {finished}/{len(todo)}{' on ' if where else ''}{where}",
             )
 
 
