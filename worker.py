@@ -342,7 +342,7 @@ def about_rider(string: str, recipe: Recipe, window: list[int]) -> dict[str, Any
     """Return what reports say of a stabilizer, so that they need not load it (it may be a plug-in)."""
     stabilizer = parse(string)
     average = stabilizer.average
-    about: dict[str, Any] = {"slug": stabilizer.slug, "average": average is not None, "half_life": None, "notes": []}
+    about: dict[str, Any] = {"average": average is not None, "half_life": None, "notes": []}
     if average is not None:
         about["notes"] = average.notes(recipe.updates)
         if average.convex:

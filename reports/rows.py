@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,24 +11,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stab.recipe import Recipe
 from stab.registry import StabError
 
 SCHEMA = 1
-CELL_KEYS = {
-    *(
-        "protocol",
-        "task",
-        "recipe",
-        "seed",
-        "stabilizers",
-        "raw",
-        "riders",
-        "horizons",
-        "starts",
-        "references",
-        "window",
-    ),
-    *("trajectory", "checkpoints", "rows", "versions", "dataset_sha256"),
+NUMBER = (int, float)
+TIMES = {
+    "train_seconds": NUMBER,
+    "rollout_seconds": NUMBER,
+    "average_seconds": {str: NUMBER},
+    "average_bytes": {str: int},
+}
+FAILURE = {"task": str, "stabilizers": [str], "seed": int, "reason": str}
+SKIPPED = [{"task": str, "stabilizer": str, "reason": str}]
+CELL = {
+    **{
+        "schema": int,
+        "protocol": int,
+        "smoke": bool,
+        "task": str,
+        "task_version": int,
+        "environment": str,
+        "seed": int,
+    },
+    **{"dataset": str, "dataset_sha256": str, "recipe": dict, "versions": {str: str}, "references_source": str},
+    "horizons": [int],
+    "starts": [int],
+    "window": [int],
+    "references": {"random": [NUMBER], "expert": [NUMBER]},
+    "stabilizers": [str],
+    "raw": str,
+    "riders": {str: {"average": bool, "half_life": (list, type(None)), "notes": [str]}},
+    "trajectory": [{"update": int, "lr": NUMBER, "gradient_variance": NUMBER, "gradient_norm2": NUMBER}],
+    "checkpoints": {str: [{"update": int, "val_loss": NUMBER, "weights": str}]},
+    "rows": [{"stabilizer": str, "update": int, "start": int, "return": NUMBER, "length": int, "cumulative": [NUMBER]}],
 }
 
 
@@ -67,8 +84,35 @@ def read_json(path: Path) -> Any:
     """Read JSON. Raises StabError when the file is missing, truncated or not JSON."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise StabError(f"cannot read {path}: {e}") from e
+
+
+def fits(value: Any, form: Any) -> bool:
+    """Whether data have a form: a type or several, [form] for a list, {key: form} or {str: form} for a dict.
+
+    Numbers must be finite.
+    """
+    if isinstance(form, list):
+        return isinstance(value, list) and all(fits(one, form[0]) for one in value)
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            return False
+        return all(
+            all(fits(one, inner) for one in value.values()) if key is str else key in value and fits(value[key], inner)
+            for key, inner in form.items()
+        )
+    if isinstance(value, bool):
+        return form is bool
+    return isinstance(value, form) and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def read_as(path: Path, form: Any, what: str) -> Any:
+    """Read JSON of a form. Raises StabError when it is missing, truncated, or something else."""
+    data = read_json(path)
+    if not fits(data, form):
+        raise StabError(f"{path} holds no {what} of stab; move it out of the run folder")
+    return data
 
 
 def cells(run: Path, folder: str = "cells") -> Iterator[dict[str, Any]]:
@@ -78,13 +122,35 @@ def cells(run: Path, folder: str = "cells") -> Iterator[dict[str, Any]]:
 
     A cell holds what its rows share (protocol, task, dataset, expert, environment, recipe, seed, versions, evaluation),
     ``checkpoints`` (a record per stabilizer and checkpoint) and ``rows`` (one per stabilizer, checkpoint and start).
-    Raises StabError for a file that is no cell.
+    Raises StabError for a file that is no cell, or not a whole one.
     """
     for path in sorted((run / folder).glob("*.json")):
         cell = read_json(path)
-        if not isinstance(cell, dict) or cell.get("schema") != SCHEMA or not cell.keys() >= CELL_KEYS:
+        if not isinstance(cell, dict) or cell.get("schema") != SCHEMA or not fits(cell, CELL) or not _whole(cell):
             raise StabError(f"{path} is no cell of stab (schema {SCHEMA}); move it out of the run folder")
         yield cell
+
+
+def _whole(cell: dict[str, Any]) -> bool:
+    """Whether the parts of a cell fit together: a row for each checkpoint and start of each stabilizer."""
+    try:
+        Recipe.from_dict(cell["recipe"])
+    except (StabError, TypeError, ValueError, OverflowError):
+        return False
+    names, starts, horizons = cell["stabilizers"], cell["starts"], len(cell["horizons"])
+    if not names or not set(names) <= cell["riders"].keys() & cell["checkpoints"].keys() or not starts or not horizons:
+        return False
+    wanted = {(name, p["update"], start) for name in names for p in cell["checkpoints"][name] for start in starts}
+    updates = [[p["update"] for p in cell["checkpoints"][name]] for name in names]
+    return (
+        all(one == updates[0] and sorted(set(one)) == one for one in updates)
+        and {*cell["window"]} <= {*updates[0]} <= {p["update"] for p in cell["trajectory"]}
+        and len(cell["window"]) > 1
+        and wanted == {(row["stabilizer"], row["update"], row["start"]) for row in cell["rows"]}
+        and len(wanted) == len(cell["rows"])
+        and all(len(row["cumulative"]) == horizons for row in cell["rows"])
+        and all(len(cell["references"][which]) == horizons for which in ("random", "expert"))
+    )
 
 
 def rows(run: Path) -> Iterator[dict[str, Any]]:

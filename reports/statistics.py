@@ -12,7 +12,7 @@ import numpy as np
 from stab import gva
 from stab.config import Config, load
 from stab.recipe import Recipe
-from stab.registry import StabError
+from stab.registry import NAME, StabError
 from stab.reports import rows
 from stab.stabilizers import parse
 
@@ -37,7 +37,7 @@ class Series:
         val_loss: (S, K).
         static: (S,) whether the read-out does not change in the window.
         recipe: the trajectory's recipe.
-        rider: what the cell says of the stabilizer: ``slug``, ``average`` (whether it is one), ``half_life``, ``notes``.
+        rider: what the cell says of the stabilizer: ``average`` (whether it is one), ``half_life``, ``notes``.
         cells: the cells behind it, one a seed.
     """
 
@@ -83,7 +83,11 @@ def settings(run: Path) -> Config:
     """Return the settings of a run folder. Raises StabError when it is none."""
     if not (run / "config.yaml").exists():
         raise StabError(f"{run} is no run folder: it has no config.yaml")
-    return load(run / "config.yaml")
+    config = load(run / "config.yaml")
+    for task in config.tasks:
+        if not NAME.fullmatch(task):  # it becomes a part of file names
+            raise StabError(f"{run / 'config.yaml'}: {task!r} is no name of a task")
+    return config
 
 
 def read(run: Path) -> Results:
@@ -102,21 +106,23 @@ def read(run: Path) -> Results:
             grouped.setdefault((cell["task"], string), []).append(cell)
         key = cell_key(cell)
         path = run / "timings" / f"{key}.json"
-        timings[key] = rows.read_json(path) if path.exists() else {}
+        timings[key] = rows.read_as(path, rows.TIMES, "timings") if path.exists() else {}
     failures: dict[tuple[str, str], str] = {}
     for path in sorted((run / "failures").glob("*.json")):
-        failed = rows.read_json(path)
+        failed = rows.read_as(path, rows.FAILURE, "failure")
         for string in failed["stabilizers"]:
             failures.setdefault((failed["task"], string), f"seed {failed['seed']}: {failed['reason']}")
     skipped = {}
     if (run / "skipped.json").exists():
-        skipped = {(s["task"], s["stabilizer"]): s["reason"] for s in rows.read_json(run / "skipped.json")}
+        skipped = {
+            (s["task"], s["stabilizer"]): s["reason"] for s in rows.read_as(run / "skipped.json", rows.SKIPPED, "list")
+        }
     for task in config.tasks:
         for string in config.stabilizers:
             there = len(grouped.get((task, string), []))
             if there < config.seeds and (task, string) not in failures and (task, string) not in skipped:
                 failures[task, string] = f"{there} of {config.seeds} seeds have finished; go on with --resume"
-    about = rows.read_json(run / "run.json") if (run / "run.json").exists() else {}
+    about = rows.read_as(run / "run.json", dict, "record") if (run / "run.json").exists() else {}
     series = {
         (task, string): _series(task, string, found)
         for (task, string), found in grouped.items()

@@ -10,6 +10,7 @@ import numpy as np
 from stab import gva
 from stab.reports.statistics import Results, Series
 from stab.reports.table import markdown_task
+from stab.stabilizers.base import slug
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -38,7 +39,7 @@ def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: 
             entries.setdefault(entry["stabilizer"], []).append(entry)
     for string, found in entries.items():
         series = [results.series[entry["task"], string] for entry in found]
-        with SummaryWriter(str(folder / series[0].rider["slug"])) as writer:
+        with SummaryWriter(str(folder / slug(series[0].stabilizer))) as writer:
             for one in series:
                 _curves(writer, one)
             _hyper_parameters(writer, series[0], found)

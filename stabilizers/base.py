@@ -206,7 +206,7 @@ class Stabilizer:
 
 def slug(string: str) -> str:
     """Return a stabilizer string as a file name: ``lr_decay:final=0.1+ema`` becomes ``lr_decay-final=0.1--ema``."""
-    return re.sub(r"[^A-Za-z0-9_.,=-]", "_", string.replace(":", "-").replace("+", "--"))
+    return re.sub(r"^\.|[^A-Za-z0-9_.,=-]", "_", string.replace(":", "-").replace("+", "--"))
 
 
 def split(text: str) -> list[str]:

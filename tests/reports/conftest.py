@@ -122,12 +122,12 @@ def _write_cell(
             "horizons": horizons,
             "starts": starts,
             "references": {"random": [s * RANDOM for s in shares], "expert": [s * EXPERT for s in shares]},
+            "references_source": "measured",
             "window": config.window,
             "stabilizers": list(riders),
             "raw": riders[0],
             "riders": {
                 string: {
-                    "slug": string,
                     "average": string == "ema",
                     "half_life": [3, 4] if string == "ema" else None,
                     "notes": ["the half-life never comes into force"] if string == "ema" else [],

@@ -94,6 +94,6 @@ def test_slugs_name_the_runs(make_run: Callable[..., Path], tmp_path: Path) -> N
     leaderboard["entries"] = [leaderboard["entries"][0] | {"stabilizer": string}]
     series = results.series["toy", "ema"]
     slug = "lr_decay-power=2.0,shape=polynomial--ema"
-    results.series["toy", string] = dataclasses.replace(series, rider=series.rider | {"slug": slug})
+    results.series["toy", string] = dataclasses.replace(series, stabilizer=string)
     tensorboard.write(results, leaderboard, tmp_path / "figures", tmp_path / "events")
     assert (tmp_path / "events" / slug).is_dir()
