@@ -167,7 +167,9 @@ def load(*layers: dict[str, Any] | Path, overrides: Sequence[str] = ()) -> Confi
                 raise StabError(f"{what} is not key=value, for example train.lr=3e-4")
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
         config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
-    except (OmegaConfBaseException, YAMLError, OSError, TypeError, UnicodeDecodeError) as e:
-        key = getattr(e, "full_key", None)
-        raise StabError(f"{what} is not valid{f' at {key}' if key else ''}: {str(e).splitlines()[0]}") from e
+    except StabError:
+        raise
+    except (OmegaConfBaseException, YAMLError, OSError, TypeError, ValueError, RecursionError) as e:
+        key, (said, *_) = getattr(e, "full_key", None), (str(e).strip() or type(e).__name__).splitlines()
+        raise StabError(" ".join(f"{what} is not valid{f' at {key}' if key else ''}: {said}".split())) from e
     return config

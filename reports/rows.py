@@ -23,6 +23,7 @@ TIMES = {
     "average_bytes": {str: int},
 }
 FAILURE = {"task": str, "stabilizers": [str], "seed": int, "reason": str}
+ABOUT = {"command": str, "seconds": NUMBER, "cores": int}
 SKIPPED = [{"task": str, "stabilizer": str, "reason": str}]
 CELL = {
     **{
@@ -41,7 +42,7 @@ CELL = {
     "references": {"random": [NUMBER], "expert": [NUMBER]},
     "stabilizers": [str],
     "raw": str,
-    "riders": {str: {"average": bool, "half_life": (list, type(None)), "notes": [str]}},
+    "riders": {str: {"average": bool, "half_life": ([int], type(None)), "notes": [str]}},
     "trajectory": [{"update": int, "lr": NUMBER, "gradient_variance": NUMBER, "gradient_norm2": NUMBER}],
     "checkpoints": {str: [{"update": int, "val_loss": NUMBER, "weights": str}]},
     "rows": [{"stabilizer": str, "update": int, "start": int, "return": NUMBER, "length": int, "cumulative": [NUMBER]}],
@@ -83,13 +84,17 @@ def write_json(path: Path, data: Any, indent: int | None = None) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON. Raises StabError when the file is missing, truncated or not JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(), parse_constant=_refuse)
     except (OSError, ValueError, RecursionError) as e:
         raise StabError(f"cannot read {path}: {e}") from e
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def fits(value: Any, form: Any) -> bool:
-    """Whether data have a form: a type or several, [form] for a list, {key: form} or {str: form} for a dict.
+    """Whether data have a form: a type, (form, form) for either, [form] for a list, {key: form} or {str: form} for a dict.
 
     Numbers must be finite.
     """
@@ -102,6 +107,8 @@ def fits(value: Any, form: Any) -> bool:
             all(fits(one, inner) for one in value.values()) if key is str else key in value and fits(value[key], inner)
             for key, inner in form.items()
         )
+    if isinstance(form, tuple):
+        return any(fits(value, one) for one in form)
     if isinstance(value, bool):
         return form is bool
     return isinstance(value, form) and not (isinstance(value, float) and not math.isfinite(value))
@@ -138,13 +145,18 @@ def _whole(cell: dict[str, Any]) -> bool:
     except (StabError, TypeError, ValueError, OverflowError):
         return False
     names, starts, horizons = cell["stabilizers"], cell["starts"], len(cell["horizons"])
+    if cell["seed"] < 0 or len(set(names)) < len(names):
+        return False
     if not names or not set(names) <= cell["riders"].keys() & cell["checkpoints"].keys() or not starts or not horizons:
         return False
     wanted = {(name, p["update"], start) for name in names for p in cell["checkpoints"][name] for start in starts}
     updates = [[p["update"] for p in cell["checkpoints"][name]] for name in names]
+    trained = [p["update"] for p in cell["trajectory"]]
     return (
         all(one == updates[0] and sorted(set(one)) == one for one in updates)
-        and {*cell["window"]} <= {*updates[0]} <= {p["update"] for p in cell["trajectory"]}
+        and {*cell["window"]} <= {*updates[0]} <= {*trained}
+        and sorted(set(trained)) == trained
+        and sorted(set(cell["window"])) == cell["window"]
         and len(cell["window"]) > 1
         and wanted == {(row["stabilizer"], row["update"], row["start"]) for row in cell["rows"]}
         and len(wanted) == len(cell["rows"])

@@ -103,7 +103,12 @@ def read(run: Path) -> Results:
         if cell["task"] not in config.tasks or cell["seed"] >= config.seeds:
             continue
         for string in cell["stabilizers"]:
-            grouped.setdefault((cell["task"], string), []).append(cell)
+            same = grouped.setdefault((cell["task"], string), [])
+            if cell["seed"] in [other["seed"] for other in same]:
+                raise StabError(
+                    f"{run} holds two cells of {cell['task']}, {string}, seed {cell['seed']}: move one away"
+                )
+            same.append(cell)
         key = cell_key(cell)
         path = run / "timings" / f"{key}.json"
         timings[key] = rows.read_as(path, rows.TIMES, "timings") if path.exists() else {}
@@ -122,7 +127,8 @@ def read(run: Path) -> Results:
             there = len(grouped.get((task, string), []))
             if there < config.seeds and (task, string) not in failures and (task, string) not in skipped:
                 failures[task, string] = f"{there} of {config.seeds} seeds have finished; go on with --resume"
-    about = rows.read_as(run / "run.json", dict, "record") if (run / "run.json").exists() else {}
+    about = rows.read_as(run / "run.json", rows.ABOUT, "record") if (run / "run.json").exists() else {}
+    about = {key: value for key, value in about.items() if rows.fits(value, (str, int, float))}
     series = {
         (task, string): _series(task, string, found)
         for (task, string), found in grouped.items()
@@ -141,9 +147,18 @@ def cell_key(cell: dict[str, Any]) -> str:
     return f"{cell['task']}-{Recipe.from_dict(cell['recipe']).key}-seed{cell['seed']}"
 
 
+def _shape(cell: dict[str, Any], string: str) -> tuple[Any, ...]:
+    """Return what the cells of an entry share, whatever their seeds."""
+    updates = [[p["update"] for p in points] for points in (cell["checkpoints"][string], cell["trajectory"])]
+    return Recipe.from_dict(cell["recipe"]).key, cell["starts"], cell["horizons"], cell["window"], cell["raw"], updates
+
+
 def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
     cells = sorted(cells, key=lambda cell: int(cell["seed"]))
     first = cells[0]
+    for cell in cells:
+        if _shape(cell, string) != _shape(first, string):
+            raise StabError(f"cells {cell_key(first)} and {cell_key(cell)} do not belong to one run: move one away")
     points = [p["update"] for p in first["checkpoints"][string]]
     column = {update: k for k, update in enumerate(points)}
     row = {start: n for n, start in enumerate(first["starts"])}

@@ -13,6 +13,11 @@ import sys
 import time
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 import h5py
 import numpy as np
 import pytest
@@ -411,9 +416,10 @@ def test_resume_refuses_what_would_not_be_comparable(hopper, tmp_path, changed):
     (path,) = (run / "cells").iterdir()
     cell = rows.read_json(path)
     part, _, key = changed.rpartition(".")
-    (cell[part] if part else cell)[key] = "older"
+    older = 0 if key == "task_version" else "older"
+    (cell[part] if part else cell)[key] = older
     rows.write_json(path, cell)
-    with pytest.raises(StabError, match=f"would come out otherwise now \\({changed} was 'older', is ") as refused:
+    with pytest.raises(StabError, match=f"would come out otherwise now \\({changed} was {older!r}, is ") as refused:
         comparison.prepare(make_plan(settings("ema", run, seeds=2)), run)
     assert "\n" not in str(refused.value)
     comparison.prepare(make_plan(config))  # another folder is fine
@@ -521,3 +527,40 @@ def test_a_run_that_was_killed_as_it_began_can_be_gone_on_with(hopper, tmp_path,
         (run / "skipped.json").unlink()
     assert [event.kind for event in run_to_the_end(settings("ema", run), run)] == ["done"]
     assert not list(run.glob(".config*"))
+
+
+def small(bytes_):
+    """A process none of whose files may grow beyond so many bytes: a disk that takes no more, for whoever runs the test."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_))
+
+
+@pytest.mark.skipif(resource is None, reason="limits files as POSIX systems do")
+def test_a_full_disk_is_a_clear_line_and_loses_nothing(hopper, tmp_path):
+    command = [Path(sys.executable).parent / "stab", "compare", "-t", "hopper", "-s", "ema", "--seeds", "2", *TINY]
+    command += ["--workers", "1", "--out", str(tmp_path / "run"), "--resume"]
+    full = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: small(100_000),
+    )
+    assert full.returncode == 1
+    assert "Traceback" not in full.stderr
+    assert "failed: hopper none/ema seed 0: cannot write " in full.stderr
+    assert "File too large" in " ".join(full.stderr.split())
+    assert not list((tmp_path / "run" / "cells").glob("*"))
+    tiny = subprocess.run(
+        [*command[:-2], str(tmp_path / "other")],
+        capture_output=True, text=True, check=False, preexec_fn=lambda: small(20),
+    )  # fmt: skip
+    assert tiny.returncode == 2
+    *_, line = tiny.stderr.strip().splitlines()
+    assert line.startswith("stab: cannot write ")
+    room = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert room.returncode == 0, room.stderr
+    whole = tmp_path / "whole"
+    run_to_the_end(settings("ema", seeds=2), whole)
+    assert [path.read_bytes() for path in sorted((whole / "cells").iterdir())] == [
+        path.read_bytes() for path in sorted((tmp_path / "run" / "cells").iterdir())
+    ]

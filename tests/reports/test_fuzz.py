@@ -1,0 +1,157 @@
+"""Whatever a run folder, a configuration or an override holds: a result, or one clear line."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stab import StabError
+from stab.config import Config, load
+from stab.recipe import Recipe
+from stab.reports import statistics, table
+from stab.stabilizers import parse
+
+junk = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(
+        ["", "..", "../../x", "${oc.env:HOME}", "${x}", "none", "ema", "os:system", "0x1", "1e999", "\x00"]
+    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=8,
+)
+EXAMPLES = int(os.environ.get("STAB_FUZZ", "1000"))  # of each; more by hand
+many = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def clean(function, *arguments, also=()):
+    """Return a result, or None after one clear line."""
+    said = "said"
+    try:
+        return function(*arguments)
+    except StabError as e:
+        said = str(e)
+    except also:
+        pass
+    assert said.strip()
+    assert "\n" not in said
+    return None
+
+
+def changed(data, rng, value):
+    """Return data with one thing in it replaced by ``value``, deleted, repeated or cut off, anywhere."""
+    data = copy.deepcopy(data)
+    at, steps = data, rng.randrange(1, 7)
+    for step in range(steps):
+        keys = list(at) if isinstance(at, dict) else list(range(len(at))) if isinstance(at, list) else []
+        if not keys:
+            return value
+        key = rng.choice(keys)
+        if step == steps - 1 or not isinstance(at[key], dict | list):
+            how = rng.random()
+            if how < 0.7:
+                at[key] = value
+            elif how < 0.85:
+                del at[key]
+            elif isinstance(at, list):
+                at.append(at[key])
+            return data
+        at = at[key]
+    return data
+
+
+FILES = ["cells/*.json", "timings/*.json", "run.json", "skipped.json", "failures/*.json"]
+
+
+@many
+@given(value=junk, seed=st.integers(0, 2**32), which=st.sampled_from(FILES))
+def test_a_run_folder_with_anything_in_it(run, value, seed, which):
+    rng = random.Random(seed)
+    path = sorted(run.glob(which))[0]
+    whole = path.read_text()
+    try:
+        path.write_text(json.dumps(changed(json.loads(whole), rng, value)))
+        results = clean(statistics.read, run)
+        if results is not None:
+            leaderboard = clean(statistics.leaderboard, results)
+            if leaderboard is not None:
+                json.dumps(leaderboard, allow_nan=False)
+                table.csv_text(leaderboard)
+                table.markdown(leaderboard)
+    finally:
+        path.write_text(whole)
+
+
+@pytest.mark.parametrize("which", FILES)
+def test_a_truncated_file_is_named(run, which):
+    path = sorted(run.glob(which))[0]
+    whole = path.read_bytes()
+    try:
+        for content in (b"", whole[: len(whole) // 2], b"\xff\xfe\x00", b"[" * 100_000):
+            path.write_bytes(content)
+            with pytest.raises(StabError, match=path.name):
+                statistics.read(run)
+    finally:
+        path.write_bytes(whole)
+
+
+@many
+@given(value=junk)
+def test_settings_from_anything(value):
+    found = clean(load, value if isinstance(value, dict) else {"train": value})
+    assert found is None or isinstance(found, Config)
+
+
+@many
+@given(value=junk, seed=st.integers(0, 2**32))
+def test_settings_with_anything_in_them(value, seed):
+    found = clean(load, changed(Config(tasks=("hopper",), stabilizers=("ema",)).to_dict(), random.Random(seed), value))
+    assert found is None or isinstance(found, Config)
+
+
+@many
+@given(
+    text=st.text(max_size=60)
+    | st.from_regex(r"(train|eval|data|tasks|seeds)(\.[a-z_]{1,8})?[:=] ?[-\[\]{}&*!0-9a-z.,\n]{0,20}")
+)
+def test_a_configuration_file_of_any_text(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    found = clean(load, path)
+    assert found is None or isinstance(found, Config)
+
+
+@many
+@given(
+    text=st.text(max_size=40) | st.from_regex(r"(train|eval|data)\.(lr|updates|starts|policy|optimizer_args)=.{0,20}")
+)
+def test_any_override(text):
+    found = clean(lambda: load(overrides=[text]))
+    assert found is None or isinstance(found, Config)
+
+
+@many
+@given(value=junk, seed=st.integers(0, 2**32))
+def test_a_recipe_of_anything(value, seed):
+    data = changed(Recipe().to_dict(), random.Random(seed), value)
+    found = clean(Recipe.from_dict, data if isinstance(data, dict) else {}, also=(TypeError,))
+    assert found is None or found == Recipe.from_dict(json.loads(json.dumps(found.to_dict())))
+
+
+@many
+@given(
+    text=st.text(max_size=30)
+    | st.from_regex(r"(ema|swa|none|lr_decay)(:[a-z_]{1,9}=[-+0-9.einfa]{0,6})?(\+(ema|swa|polyak))?")
+)
+def test_any_stabilizer_string(text):
+    found = clean(parse, text)
+    assert found is None or parse(found.string).string == found.string
