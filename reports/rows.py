@@ -132,7 +132,10 @@ def cells(run: Path, folder: str = "cells") -> Iterator[dict[str, Any]]:
     Raises StabError for a file that is no cell, or not a whole one.
     """
     for path in sorted((run / folder).glob("*.json")):
-        cell = read_json(path)
+        try:
+            cell = read_json(path)
+        except StabError as e:
+            raise StabError(f"{e}; delete it and go on with --resume") from e
         if not isinstance(cell, dict) or cell.get("schema") != SCHEMA or not fits(cell, CELL) or not _whole(cell):
             raise StabError(f"{path} is no cell of stab (schema {SCHEMA}); move it out of the run folder")
         yield cell

@@ -134,6 +134,11 @@ def read(run: Path) -> Results:
         for (task, string), found in grouped.items()
         if (task, string) not in failures and len(found) == config.seeds
     }
+    for task, string in list(series):
+        raw = series[task, string].cells[0]["raw"]
+        if (task, raw) not in series:
+            failures[task, string] = f"{raw}, its raw iterates: {failures.get((task, raw), 'missing')}"
+    series = {key: one for key, one in series.items() if key not in failures}
     chosen: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in rows.cells(run, "averages"):
         if cell["task"] in config.tasks and cell["seed"] < config.seeds:
