@@ -78,6 +78,9 @@ class Recipe:
     def __post_init__(self) -> None:
         transforms = [c if isinstance(c, Call) else Call(**c) for c in self.gradient_transforms]
         object.__setattr__(self, "gradient_transforms", tuple(transforms))
+        _require("policy", self.policy, isinstance(self.policy, str), "a name, such as mlp")
+        _require("optimizer", self.optimizer, isinstance(self.optimizer, str), "a name, such as AdamW")
+        _require("optimizer_args", self.optimizer_args, isinstance(self.optimizer_args, dict), "names and values")
         if ":" not in self.optimizer:  # one spelling, so that equal recipes compare equal
             object.__setattr__(self, "optimizer", f"torch.optim:{self.optimizer}")
         _require("lr", self.lr, math.isfinite(self.lr) and self.lr > 0, "a number > 0")

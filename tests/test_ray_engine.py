@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 STAB = Path(sys.executable).parent / "stab"
 SETTINGS = [
     *("compare", "--task", "cliff", "--stabilizers", "ema,accumulation,dropout", "--seeds", "3"),
-    *("train.updates=1400", "eval.checkpoint_every=70", "eval.starts=4"),
+    *("train.updates=2400", "eval.checkpoint_every=120", "eval.starts=4"),
 ]
 
 

