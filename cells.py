@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Sequence
@@ -21,6 +22,14 @@ from stab.tasks import Task, tasks
 
 START_SEED = 50_000
 PACKAGES = {"stab": "stab-gva", "torch": "torch", "mujoco": "mujoco", "gymnasium": "gymnasium", "minari": "minari"}
+
+
+EPISODE = {"return": rows.NUMBER, "length": int, "cumulative": [rows.NUMBER]}
+RETURNS = {"seconds": rows.NUMBER, "found": {str: [EPISODE]}}  # what came of a part's rollouts
+TRAINED = {  # everything but the rows
+    **{"about": dict, "parts": int, "failed": {str: str}, "timings": dict, "validation_seconds": rows.NUMBER},
+    "cell": {"starts": [int], "checkpoints": {str: [{"update": int, "weights": str}]}},
+}
 
 
 @dataclass(frozen=True)
@@ -101,18 +110,15 @@ def describe(task: Task, config: Config, cell: Cell) -> dict[str, Any]:
     return plain
 
 
-class Differs(StabError):
-    """A cell that was run again for new riders gave other rows than before."""
-
-
 def finish(cell: Cell, run: Path) -> dict[str, str]:
-    """Put the parts of a cell together: its file and its timings. Return why riders failed, by stabilizer string.
+    """Put the parts of a cell together: its files. Return why riders failed, by stabilizer string.
 
-    Raises Differs when the cell is there already, from before it had some of its riders, with other rows.
+    Raises StabError when the cell is there already, from before it had some of its riders, with other rows; the old ones
+    stay then as they are.
     """
     parts = parts_folder(run, cell)
-    trained = rows.read_json(trained_file(parts))
-    rolled = [rows.read_json(returns_file(parts, part)) for part in range(1, trained["parts"] + 1)]
+    trained = rows.read_as(trained_file(parts), TRAINED, "record")
+    rolled = [rows.read_as(returns_file(parts, part), RETURNS, "record") for part in range(1, trained["parts"] + 1)]
     found: dict[str, list[dict[str, Any]]] = {}
     for one in rolled:
         found |= one["found"]
@@ -122,15 +128,30 @@ def finish(cell: Cell, run: Path) -> dict[str, str]:
         "rollout_steps": sum(episode["length"] for episodes in found.values() for episode in episodes),
     }
     about = trained["cell"]
-    made = about | {"rows": make_rows(about["checkpoints"], found, about["starts"])}
+    try:
+        made = about | {"rows": make_rows(about["checkpoints"], found, about["starts"])}
+    except KeyError as e:
+        raise StabError(f"the parts of {cell.key} do not fit together; --resume begins it anew") from e
     path = cell_file(run, cell)
     if path.exists():
         _compare(path, rows.read_json(path)["rows"], made["rows"])
+    for kind in ("weights", "snapshots"):
+        for file in sorted((parts / kind).glob("*")):
+            (run / kind).mkdir(exist_ok=True)
+            os.replace(file, run / kind / file.name)
     rows.write_json(run / "timings" / f"{cell.key}.json", timings)
     rows.write_json(path, made)
-    shutil.rmtree(parts)
+    clear_parts(run, cell)
     failed: dict[str, str] = trained["failed"]
     return failed
+
+
+def clear_parts(run: Path, cell: Cell) -> None:
+    """Delete the parts of a cell; first what says that there are others, so that half of it is not gone on with."""
+    parts = parts_folder(run, cell)
+    for path in (trained_file(parts), state_file(parts)):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(parts, ignore_errors=True)
 
 
 def _compare(path: Path, before: list[dict[str, Any]], now: list[dict[str, Any]]) -> None:
@@ -138,7 +159,7 @@ def _compare(path: Path, before: list[dict[str, Any]], now: list[dict[str, Any]]
     for row in before:
         name = (row["stabilizer"], row["update"], row["start"])
         if found.get(name) != row:
-            raise Differs(
+            raise StabError(
                 f"trained again for new stabilizers, {path.name} came out otherwise ({name[0]} at update {name[1]}), so"
                 " that old and new rows cannot be compared; the old ones are kept. Were libraries, the dataset or the"
                 " machine changed? Run it in another --out"

@@ -7,6 +7,7 @@ import functools
 import heapq
 import os
 import platform
+import re
 import shlex
 import shutil
 import time
@@ -18,14 +19,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stab import engine, lock, snapshots
-from stab.cells import Cell, Differs, cell_file, describe, failure_file, finish, make_job, make_task, parts_folder
+from stab.cells import (
+    Cell,
+    cell_file,
+    clear_parts,
+    describe,
+    failure_file,
+    finish,
+    make_job,
+    make_task,
+    parts_folder,
+)
 from stab.config import PRESETS, QUICK, Config, Evaluation, load
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, suggest
 from stab.reports import rows
 from stab.stabilizers import parse, split, stabilizers
 from stab.tasks import tasks
-from stab.tasks.base import Endless, no_progress
+from stab.tasks.base import Endless, Task, no_progress
 
 if TYPE_CHECKING:
     from stab.reports.statistics import Results
@@ -229,9 +240,10 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
     for cell in rows.cells(out):
         if not (out / "cells" / f"{cell_key(cell)}.json").exists():
             raise StabError(f"--resume: {out} was made by another version of stab: choose another --out")
-    skipped = (
-        {s["stabilizer"] for s in rows.read_json(out / "skipped.json")} if (out / "skipped.json").exists() else set()
-    )
+    if (out / "run.json").exists():
+        rows.read_as(out / "run.json", rows.ABOUT, "record")
+    path = out / "skipped.json"
+    skipped = {s["stabilizer"] for s in rows.read_as(path, rows.SKIPPED, "list")} if path.exists() else set()
     old, new = _flat(before.to_dict()), _flat(config.to_dict())
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if differing:
@@ -245,9 +257,15 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
     )
 
 
+def check_unchanged(plan: Plan, run: Path, config: Config, resume: bool, overwrite: bool) -> None:
+    """Raise StabError when another process used the run folder between the making of the plan and the locking."""
+    if check_out(run, config, resume, overwrite) != plan.config:
+        raise StabError(f"{run} was changed by another process meanwhile: give the command again")
+
+
 def _left_over(path: Path) -> bool:
     """Whether a process that was killed left this: what it was writing, under a temporary name."""
-    return path.name.startswith(".") and path.name[1:].rpartition("-")[0] in RUN_FILES
+    return re.fullmatch(r"\.tmp\w{6}|\..+-\w{8}", path.name) is not None
 
 
 def make_out(out: Path, plan: Plan, overwrite: bool = False) -> None:
@@ -255,12 +273,16 @@ def make_out(out: Path, plan: Plan, overwrite: bool = False) -> None:
     from omegaconf import OmegaConf
 
     out.mkdir(parents=True, exist_ok=True)
-    for path in out.iterdir():
-        if _left_over(path) or (overwrite and path.name not in (lock.LOCK, lock.HOLDER)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for folder in ("cells", "timings", "weights", "failures", "snapshots"):
-        for path in (out / folder).glob(".*"):
-            path.unlink()  # left over; safetensors has temporary names of its own
+    try:
+        # config.yaml last: while it is there, what is left is a run folder.
+        for path in sorted(out.iterdir(), key=lambda path: path.name == "config.yaml"):
+            if _left_over(path) or (overwrite and path.name not in (lock.LOCK, lock.HOLDER)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for folder in ("cells", "timings", "weights", "failures", "snapshots"):
+            for path in filter(_left_over, (out / folder).glob(".*")):
+                path.unlink()
+    except OSError as e:
+        raise StabError(f"cannot clear {out}: {e.strerror or e}") from e
     rows.write_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plan.config.to_dict())))
     rows.write_json(
         out / "skipped.json",
@@ -319,7 +341,7 @@ def _settle(cell: Cell, run: Path, event: engine.Event) -> engine.Event:
     if event.kind == "done":
         try:
             failed = finish(cell, run)
-        except Differs as e:
+        except StabError as e:
             return _settle(cell, run, dataclasses.replace(event, kind="failed", reason=str(e)))
         for path in (run / "failures").glob(f"{cell.key}[.-]*"):
             path.unlink()
@@ -331,8 +353,8 @@ def _settle(cell: Cell, run: Path, event: engine.Event) -> engine.Event:
     finished = rows.read_json(path)["stabilizers"] if path.exists() else []
     lost = [string for string in cell.stabilizers if string not in finished]
     _write_failure(failure_file(run, cell), cell, lost, event.reason)
-    if not event.died:  # what raised once would raise again
-        shutil.rmtree(parts_folder(run, cell), ignore_errors=True)
+    if not event.died and not event.reason.startswith("cannot write"):  # what raised once would raise again
+        clear_parts(run, cell)
     return event
 
 
@@ -467,7 +489,7 @@ def compare(
         plan = make_plan(check_out(run, config, resume, overwrite), broken)
         prepare(plan, run if resume else None)
         with lock.held(run):
-            check_out(run, config, resume, overwrite)  # another process may have come first
+            check_unchanged(plan, run, config, resume, overwrite)
             make_out(run, plan, overwrite)
             began = time.monotonic()
             for _ in execute(plan, run, processes):
@@ -515,8 +537,8 @@ def prepare(plan: Plan, resumed: Path | None = None, progress: Callable[[str, fl
 
     from stab.train import check_pool
 
-    for name in plan.config.tasks:
-        task = make_task(plan.config, name)
+    made = {name: make_task(plan.config, name) for name in plan.config.tasks}
+    for name, task in made.items():
         if plan.config.eval.horizon > max(task.horizon, Evaluation.horizon):
             raise StabError(
                 f"eval.horizon={plan.config.eval.horizon}: episodes of {name} end after {task.horizon} steps at the latest"
@@ -528,15 +550,15 @@ def prepare(plan: Plan, resumed: Path | None = None, progress: Callable[[str, fl
             if isinstance(data.train, Endless):
                 check_pool(data.train, recipe)
     for finished in rows.cells(resumed) if resumed else ():
-        _check_finished(plan.config, finished)
+        _check_finished(plan.config, made[finished["task"]], finished)
 
 
-def _check_finished(config: Config, finished: dict[str, Any]) -> None:
+def _check_finished(config: Config, task: Task, finished: dict[str, Any]) -> None:
     """Raise StabError when a cell that is finished would come out otherwise now."""
     cell = Cell(
         finished["task"], Recipe.from_dict(finished["recipe"]), finished["seed"], tuple(finished["stabilizers"])
     )
-    now = describe(make_task(config, cell.task), config, cell)
+    now = describe(task, config, cell)
     new, old = (
         _flat({"": one | {"versions": {name: one["versions"].get(name) for name in DECIDING}}})
         for one in (now, finished)

@@ -55,9 +55,9 @@ class RayWorkers:
         own = {"num_cpus": count, "include_dashboard": False} if address is None else {}
         try:
             self.ray.init(address or "local", **own, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as e:
+        except Exception as e:  # Ray raises plain ones, too
             raise StabError(f"no Ray cluster at {address or 'this machine'}: {reason(e)}") from e
-        self.count = int(self.ray.cluster_resources().get("CPU", 1))
+        self.count = max(1, int(self.ray.cluster_resources().get("CPU", 1)))
         self._seen, self._where = 0.0, ""
 
     def __enter__(self) -> RayWorkers:
@@ -103,8 +103,12 @@ class RayWorkers:
             waiting[task.remote(self.target, job, index, before, shared, board)] = index
         del data
         while waiting:
-            ended, _ = ray.wait(list(waiting), timeout=PAUSE)
-            yield from (Event(*one) for one in ray.get(board.take.remote()))
+            try:
+                ended, _ = ray.wait(list(waiting), timeout=PAUSE)
+                said = ray.get(board.take.remote())
+            except ray.exceptions.RayError as e:
+                raise StabError(f"the Ray cluster was lost ({_first_line(e)}); go on with --resume") from e
+            yield from (Event(*one) for one in said if one[0] in waiting.values())  # not what is over already
             for task in ended:
                 index = waiting.pop(task)
                 try:
@@ -115,8 +119,8 @@ class RayWorkers:
                     )
                     continue
                 run = Path(jobs[index]["run"])
-                for path, content in files.items():
-                    _write(run / path, content)
+                for path in sorted(files, key=lambda path: path.endswith("/trained.json")):  # says that all is there
+                    _write(run / path, files[path])
                 yield Event(index, "failed", reason=why) if why else Event(index, "done")
 
 
@@ -151,7 +155,6 @@ def _run(
     target: str, job: dict[str, Any], index: int, before: Files, shared: list[Any], board: Any
 ) -> tuple[str, Files]:
     """Do a job and all its parts, on a node; return why it failed, or nothing, and the files that it wrote."""
-    os.environ["MINARI_DATASETS_PATH"] = str(_datasets(*shared))
     last = 0.0
 
     with tempfile.TemporaryDirectory(prefix="stab-") as folder:
@@ -166,6 +169,7 @@ def _run(
             waiting.append((asked, part))
 
         try:
+            os.environ["MINARI_DATASETS_PATH"] = str(_datasets(*shared))
             function = load_object(target)
             while waiting:
                 part, content = waiting.popleft()
@@ -178,7 +182,9 @@ def _run(
 
                 with redirect_stdout(sys.stderr):  # what plug-ins print goes to the log of Ray's worker
                     function(content, report, more)
-        except BaseException as e:
+        except (
+            Exception
+        ) as e:  # not SystemExit: so does Ray end a task whose node is drained, and runs it again elsewhere
             return reason(e), {}
         return "", _read(Path(folder), ["."])
 
@@ -190,6 +196,8 @@ def _datasets(name: str, data: Any) -> Path:
 
     folder = Path(tempfile.gettempdir()) / f"stab-data-{os.getuid() if hasattr(os, 'getuid') else 0}" / name
     folder.parent.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and (folder.parent.is_symlink() or folder.parent.stat().st_uid != os.getuid()):
+        raise StabError(f"{folder.parent} is somebody else's: delete it, or set TMPDIR on the nodes")
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:

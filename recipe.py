@@ -21,7 +21,7 @@ def load_object(path: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as e:
+    except (Exception, SystemExit) as e:  # importing runs the module
         raise StabError(f"cannot load {path!r}: {e}; expected module:Object, for example torch.optim:SGD") from e
 
 

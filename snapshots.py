@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from stab import state
 from stab.registry import StabError
-from stab.reports import rows
 from stab.stabilizers.base import Average, clone, memory
 
 if TYPE_CHECKING:
@@ -169,20 +169,15 @@ class Snapshots:
 
 def save(path: Path, taken: Snapshots) -> None:
     """Write a cell's snapshots as safetensors, under a temporary name first. Raises StabError when the disk is full."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors = _prefixed("blocks", taken.blocks)
     for kind, points in (("last", taken.last), ("buffers", taken.buffers)):
         for step, params in points.items():
             tensors |= _prefixed(f"{kind}/{step}", params)
     about = {"every": str(taken.every), "total": str(taken.total), "checkpoints": json.dumps(sorted(taken.last))}
     try:
-        with rows.replacing(path) as temporary:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, about)
-    except (StabError, SafetensorError) as e:
-        what = e if isinstance(e, StabError) else f"cannot write {path}: {e}"
-        raise StabError(f"{what}; snapshots are large: raise snapshots.every") from e
+        state.save_tensors(path, tensors, about)
+    except StabError as e:
+        raise StabError(f"{e}; snapshots are large: raise snapshots.every") from e
 
 
 def load(path: Path) -> Snapshots:

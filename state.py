@@ -19,16 +19,22 @@ def save(path: Path, tree: Any) -> None:
     """Write a tree under a temporary name and rename it.
 
     A tree is a tensor, an array, a number, a string, a boolean, None, or a dict (keys: strings and integers), list or tuple
-    of trees. Floats keep every bit. Raises TypeError for anything else, StabError when the disk does not take it.
+    of trees. Floats keep every bit, tensors their strides. Raises TypeError for anything else, StabError when the disk does
+    not take it.
     """
+    tensors: dict[str, Tensor] = {}
+    structure = json.dumps(_take_apart(tree, tensors))
+    save_tensors(path, tensors, {"tree": structure})
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Write safetensors under a temporary name and rename it. Raises StabError when the disk does not take it."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors: dict[str, Tensor] = {}
-    structure = json.dumps(_take_apart(tree, tensors))
     try:
         with rows.replacing(path) as temporary:
-            save_file(tensors, temporary, {"tree": structure})
+            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, about)
     except SafetensorError as e:
         raise StabError(f"cannot write {path}: {e}") from e
 
@@ -41,7 +47,7 @@ def load(path: Path) -> Any:
         with safe_open(path, "pt") as file:
             structure = json.loads(file.metadata()["tree"])
             return _put_together(structure, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as e:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as e:
         raise StabError(f"cannot read the state {path}: {e}") from e
 
 
@@ -52,9 +58,13 @@ def _take_apart(value: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     if isinstance(value, torch.Tensor | np.ndarray):
         name = str(len(tensors))
-        whole = torch.from_numpy(value) if isinstance(value, np.ndarray) else value.detach()
-        tensors[name] = whole.cpu().clone(memory_format=torch.contiguous_format)
-        return {"array" if isinstance(value, np.ndarray) else "tensor": name}
+        if isinstance(value, np.ndarray):
+            tensors[name] = torch.from_numpy(np.array(value, order="C"))
+            return {"array": name}
+        # Where elements lie in memory is kept, too: fused optimizers walk through a parameter and its state side by side.
+        order = sorted(range(value.dim()), key=value.stride, reverse=True)
+        tensors[name] = value.detach().cpu().permute(order).clone(memory_format=torch.contiguous_format)
+        return {"tensor": [name, order]}
     if isinstance(value, dict) and all(isinstance(key, str | int) for key in value):
         return {"dict": [[key, _take_apart(one, tensors)] for key, one in value.items()]}
     if isinstance(value, list | tuple):
@@ -68,7 +78,8 @@ def _put_together(value: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
-        return tensors[content]
+        name, order = content
+        return tensors[name].permute([order.index(axis) for axis in range(len(order))])
     if kind == "array":
         return tensors[content].numpy()
     if kind == "dict":

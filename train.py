@@ -234,7 +234,7 @@ class _Riders:
         return {"states": found, "seconds": dict(self.seconds), "failed": dict(self.failed)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.seconds, self.failed = dict(state["seconds"]), dict(state["failed"])
+        self.seconds, self.failed = dict(state["seconds"]), dict(state["failed"]) | self.failed
         self.averages = {name: average for name, average in self.averages.items() if name in state["states"]}
         self._each(lambda name, _: self.states[name].load_state_dict(state["states"][name]))
 

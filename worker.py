@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch._dynamo  # the first optimizer does so, too
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 
 from stab import gva, snapshots, state
 from stab.cells import (
+    RETURNS,
+    TRAINED,
     Cell,
+    clear_parts,
     describe,
     make_task,
     parts_folder,
@@ -73,7 +74,7 @@ def work(job: dict[str, Any], report: Report, more: More) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     run = Path(job["run"])
-    task = _task((job["run"], json.dumps(job["config"])), cell.task)
+    task = _task((os.environ.get("MINARI_DATASETS_PATH"), json.dumps(job["config"])), cell.task)
     if "part" in job:
         _roll_out_part(task, config, cell, run, job["part"], report)
     else:
@@ -81,9 +82,9 @@ def work(job: dict[str, Any], report: Report, more: More) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _task(run_and_config: tuple[str, str], name: str) -> Task:
-    """One task object for all parts that this process takes of a run: it keeps its demonstrations and environments."""
-    return make_task(load(json.loads(run_and_config[1])), name)
+def _task(root_and_config: tuple[str | None, str], name: str) -> Task:
+    """One task object for all that this process does for a run: it keeps its demonstrations and environments."""
+    return make_task(load(json.loads(root_and_config[1])), name)
 
 
 def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, more: Callable[[int], None]) -> None:
@@ -93,7 +94,7 @@ def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, mo
     """
     parts = parts_folder(run, cell)
     about = describe(task, config, cell)
-    before = _before(parts, about)
+    before = _before(run, cell, about)
     expected = len(cell.stabilizers) * len(config.checkpoints)
     rolled = 0  # read-outs, before the interruption
 
@@ -112,10 +113,13 @@ def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, mo
         return
 
     def hand_over(stacked: Params, shas: list[str]) -> None:
-        part = gathered.parts
-        if not returns_file(parts, part).exists():
-            with rows.replacing(read_outs_file(parts, part)) as temporary:
-                save_file(stacked, temporary, {"weights": json.dumps(shas), "share": json.dumps(len(shas) / expected)})
+        part, path = gathered.parts, returns_file(parts, gathered.parts)
+        if (
+            not path.exists() or list(rows.read_json(path)["found"]) != shas
+        ):  # else the interrupted worker rolled them out
+            path.unlink(missing_ok=True)
+            about_part = {"weights": json.dumps(shas), "share": json.dumps(len(shas) / expected)}
+            state.save_tensors(read_outs_file(parts, part), stacked, about_part)
         ask(part)
 
     gathered = ReadOuts(task, cell.recipe, cell.stabilizers, expected, hand_over)
@@ -142,7 +146,7 @@ def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, mo
             raise RuntimeError(f"snapshots: {point.failed[snapshots.RIDER]}")
         stabilizers = [string for string in cell.stabilizers if string not in point.failed]
         for string in stabilizers:
-            latest[string] = point.averages.get(string, point.raw)
+            latest[string] = point.averages[string] if string in averages else point.raw
             gathered.add(string, point.update, latest[string])
         trajectory.append(
             {
@@ -178,9 +182,10 @@ def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, mo
             about_riders[string] = about_rider(string, cell.recipe, config.window)
         except Exception as e:
             failed[string] = f"{type(e).__name__}: {' '.join(str(e).split())}"
-    _save_weights(run, cell, {string: latest[string] for string in about_riders})
+    # Beside the rest of the cell, until it is finished and found to agree with what was there before.
+    _save_weights(parts, cell, {string: latest[string] for string in about_riders})
     if every:
-        snapshots.save(snapshot_file(run, cell.key), taken)
+        snapshots.save(snapshot_file(parts, cell.key), taken)
     rows.write_json(
         trained_file(parts),
         {
@@ -205,26 +210,37 @@ def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, mo
     state_file(parts).unlink(missing_ok=True)
 
 
-def _before(parts: Path, about: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the state that an interrupted worker left of the same cell; clear away whatever else is there."""
+def _before(run: Path, cell: Cell, about: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what an interrupted worker left of the same cell; clear away whatever else is there."""
+    parts = parts_folder(run, cell)
     try:
         if trained_file(parts).exists():
-            before = rows.read_json(trained_file(parts))
+            before = rows.read_as(trained_file(parts), TRAINED, "record")
+            count = before["parts"]
+        elif state_file(parts).exists():
+            before = state.load(state_file(parts))
+            count = before["gathered"]["parts"]
         else:
-            before = state.load(state_file(parts)) if state_file(parts).exists() else None
+            before, count = None, 0
         if before is not None and before["about"] == about:
+            for part in range(1, count + 1):
+                if returns_file(parts, part).exists():
+                    rows.read_as(returns_file(parts, part), RETURNS, "record")
+                else:
+                    with safe_open(read_outs_file(parts, part), "pt") as file:
+                        file.metadata()["weights"]
             return dict(before)
-    except (StabError, KeyError, TypeError):
+    except (StabError, SafetensorError, OSError, KeyError, TypeError):
         pass  # a damaged file costs the time since the cell began, and no more
-    shutil.rmtree(parts, ignore_errors=True)
+    clear_parts(run, cell)
     return None
 
 
 def _save(path: Path, tree: dict[str, Any]) -> None:
-    """Write the state of training; where a plug-in keeps something that is no plain data, the cell begins anew instead."""
+    """Write the state of training. Where that cannot be, the cell would begin anew: no reason to end it."""
     try:
         state.save(path, tree)
-    except TypeError:
+    except Exception:  # a plug-in may keep anything, and the disk be full
         path.unlink(missing_ok=True)
 
 
@@ -358,8 +374,7 @@ def _digest(weights: Params) -> str:
     return sha.hexdigest()[:16]
 
 
-def _save_weights(run: Path, cell: Cell, latest: dict[str, Params]) -> None:
+def _save_weights(folder: Path, cell: Cell, latest: dict[str, Params]) -> None:
     for string, tensors in latest.items():
         about = {"task": cell.task, "stabilizer": string, "recipe": json.dumps(cell.recipe.to_dict())}
-        with rows.replacing(weights_file(run, cell.task, string, cell.seed)) as temporary:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, about)
+        state.save_tensors(weights_file(folder, cell.task, string, cell.seed), tensors, about)

@@ -110,10 +110,10 @@ def compare(
         try:
             _prepare(talk, plan, run if resume else None)
             stack.enter_context(lock.held(run))
-            comparison.check_out(run, settings, resume, overwrite)  # another process may have come first
+            comparison.check_unchanged(plan, run, settings, resume, overwrite)
             comparison.make_out(run, plan, overwrite)
             began = time.monotonic()
-            _execute(talk, plan, run, processes, expected)
+            _execute(talk, plan, run, processes, dict(zip((cell.key for cell in todo), expected or [], strict=False)))
             processes.close()
             comparison.about_run(run, sys.argv, time.monotonic() - began)
             _show_results(talk, run)
@@ -176,11 +176,11 @@ def _prepare(talk: Console, plan: Plan, resumed: Path | None) -> None:
         comparison.prepare(plan, resumed, report)
 
 
-def _execute(talk: Console, plan: Plan, run: Path, workers: Engine, expected: list[tuple[float, float]] | None) -> None:
+def _execute(talk: Console, plan: Plan, run: Path, workers: Engine, expected: dict[str, tuple[float, float]]) -> None:
     from stab import comparison
 
     todo = comparison.unfinished(plan, run)
-    cost = dict(zip((c.key for c in todo), expected or [(1.0, 1.0)] * len(todo), strict=True))
+    cost = {cell.key: expected.get(cell.key, (1.0, 1.0)) for cell in todo}
     finished = 0
     spent = 0.0
     where = workers.where

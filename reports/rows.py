@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from stab.registry import StabError
 
 SCHEMA = 1
 NUMBER = (int, float)
+LARGEST = 2**53  # of numbers; NaN is not below it, either
 TIMES = {
     "train_seconds": NUMBER,
     "rollout_seconds": NUMBER,
@@ -96,14 +96,12 @@ def _refuse(constant: str) -> None:
 def fits(value: Any, form: Any) -> bool:
     """Whether data have a form: a type, (form, form) for either, [form] for a list, {key: form} or {str: form} for a dict.
 
-    Numbers must be finite.
+    Numbers must be finite, and no larger than the integers that a float can tell apart.
     """
     if isinstance(form, list):
         return isinstance(value, list) and all(fits(one, form[0]) for one in value)
     if isinstance(form, dict):
-        if not isinstance(value, dict):
-            return False
-        return all(
+        return isinstance(value, dict) and all(
             all(fits(one, inner) for one in value.values()) if key is str else key in value and fits(value[key], inner)
             for key, inner in form.items()
         )
@@ -111,7 +109,7 @@ def fits(value: Any, form: Any) -> bool:
         return any(fits(value, one) for one in form)
     if isinstance(value, bool):
         return form is bool
-    return isinstance(value, form) and not (isinstance(value, float) and not math.isfinite(value))
+    return isinstance(value, form) and (not isinstance(value, int | float) or abs(value) < LARGEST)
 
 
 def read_as(path: Path, form: Any, what: str) -> Any:

@@ -102,6 +102,10 @@ def read(run: Path) -> Results:
             )
         if cell["task"] not in config.tasks or cell["seed"] >= config.seeds:
             continue
+        if cell["window"] != config.window or len(cell["starts"]) != config.eval.starts:
+            raise StabError(
+                f"cell {cell_key(cell)} is not of the run's config.yaml (other checkpoints or starts): move it away"
+            )
         for string in cell["stabilizers"]:
             same = grouped.setdefault((cell["task"], string), [])
             if cell["seed"] in [other["seed"] for other in same]:

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from stab import StabError, comparison, engine, gva, lock
-from stab.cells import Cell, finish, make_job
+from stab.cells import Cell, clear_parts, finish, make_job, parts_folder
 from stab.comparison import make_config, make_out, make_plan, unfinished
 from stab.reports import render, rows
 from stab.stabilizers import Average, Intervention, hyper, stabilizers
@@ -321,7 +321,7 @@ def test_a_part_that_fails_fails_its_cell_and_leaves_nothing(hopper, tmp_path, m
     assert [(event.kind, event.reason) for _, event in events if event.kind != "progress"] == [
         ("failed", "OSError: no rollouts today")
     ]
-    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "failures", "skipped.json", "weights"]
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "failures", "skipped.json"]
     assert "no rollouts today" in render(run)["entries"][0]["reason"]
 
 
@@ -398,10 +398,12 @@ def test_a_new_average_is_refused_where_the_raw_rows_come_out_otherwise(hopper, 
     cell = rows.read_json(path)
     cell["rows"][0]["return"] += 1e-9  # as another processor might have it
     rows.write_json(path, cell)
+    weights = {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in (run / "weights").iterdir()}
     (event,) = run_to_the_end(settings("swa:every=2", run), run)
     assert event.kind == "failed"
     assert "came out otherwise (none at update 10)" in event.reason
     assert rows.read_json(path) == cell
+    assert weights == {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in (run / "weights").iterdir()}
     assert {e["stabilizer"]: e["status"] for e in render(run)["entries"]}["swa:every=2"] == "failed"
     assert not (run / "parts").exists()
 
@@ -515,7 +517,7 @@ def test_two_processes_do_not_share_a_run_folder(hopper, tmp_path):
     assert [path.name for path in run.iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".holder.json", ".config.yaml-x7"], ["config.yaml"]])
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".holder.json", ".config.yaml-x7abcd_1"], ["config.yaml"]])
 def test_a_run_that_was_killed_as_it_began_can_be_gone_on_with(hopper, tmp_path, left):
     run = tmp_path / "run"
     run.mkdir()
@@ -527,6 +529,106 @@ def test_a_run_that_was_killed_as_it_began_can_be_gone_on_with(hopper, tmp_path,
         (run / "skipped.json").unlink()
     assert [event.kind for event in run_to_the_end(settings("ema", run), run)] == ["done"]
     assert not list(run.glob(".config*"))
+
+
+def left_behind(config, run, at):
+    """Leave a run as one whose worker is killed at a call of ``report``; return cell, job, and what it had asked for."""
+    made = make_plan(config)
+    make_out(run, made)
+    job, parts, calls = make_job(made.cells[0], config, run), [], []
+
+    def report(phase, fraction):
+        calls.append((phase, fraction))
+        if len(calls) == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(job, report, parts.append)
+    return made.cells[0], job, parts
+
+
+LONG = [*TINY, "train.updates=100", "eval.checkpoint_every=5"]
+
+
+def go_on(job):
+    """Do a job and its parts; return what was reported of training."""
+    parts, calls = [job], []
+    for one in parts:
+        work(one, lambda phase, fraction: calls.append((phase, fraction)), parts.append)
+    return [fraction for phase, fraction in calls if phase == "training"]
+
+
+@pytest.mark.parametrize(
+    "left", ["whole", "state cut off", "read-outs missing", "returns of another run", "rolled out"]
+)
+def test_a_cell_goes_on_from_its_last_checkpoint_where_what_is_left_is_whole(hopper, tmp_path, left, monkeypatch):
+    monkeypatch.setattr("stab.worker.WRITING", 1.0)
+    config, _ = make_config("hopper", "ema", seeds=1, overrides=LONG)
+    cell, job, asked = left_behind(config, tmp_path / "run", at=8)
+    parts = parts_folder(tmp_path / "run", cell)
+    assert asked
+    if left == "state cut off":
+        (parts / "state.safetensors").write_bytes((parts / "state.safetensors").read_bytes()[:1000])
+    elif left == "read-outs missing":
+        (parts / "1.safetensors").unlink()
+    elif left == "returns of another run":
+        for number in (1, 2, 3):
+            rows.write_json(parts / f"{number}.json", {"seconds": 1.0, "found": {"0123456789abcdef": []}})
+    elif left == "rolled out":
+        for one in asked:
+            work(one, lambda phase, fraction: None, asked.append)
+    if left == "returns of another run":
+        go_on(job)
+        with pytest.raises(StabError, match="do not fit together"):
+            finish(cell, tmp_path / "run")
+        clear_parts(tmp_path / "run", cell)  # as execute does then
+    trained = go_on(job)
+    finish(cell, tmp_path / "run")
+    # The eighth checkpoint had been reported, and not written down.
+    first = config.checkpoints[7 if left in ("whole", "rolled out") else 0]
+    assert trained[0] == pytest.approx(first / config.train.updates)
+    assert trained[-1] == 1
+    execute(config, tmp_path / "whole")
+    assert cells_of(tmp_path / "run") == cells_of(tmp_path / "whole")
+
+
+def cells_of(run):
+    return {path.name: path.read_bytes() for path in sorted((run / "cells").iterdir())}
+
+
+def test_rollouts_that_an_older_attempt_left_are_not_taken_for_those_of_a_later_one(hopper, tmp_path, monkeypatch):
+    """As where a cell goes on with other last bits (a GPU): the part that was handed over after the state was written."""
+    monkeypatch.setattr("stab.worker.WRITING", 1.0)
+    config, _ = make_config("hopper", "ema", seeds=1, overrides=LONG)
+    cell, job, asked = left_behind(config, tmp_path / "run", at=4)
+    later = parts_folder(tmp_path / "run", cell) / f"{len(asked) + 1}.json"
+    rows.write_json(later, {"seconds": 1.0, "found": {"0123456789abcdef": []}})
+    go_on(job)
+    finish(cell, tmp_path / "run")
+    execute(config, tmp_path / "whole")
+    assert cells_of(tmp_path / "run") == cells_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("name", "content"), [("skipped.json", "[1]"), ("skipped.json", "null"), ("run.json", "[]")])
+def test_resume_looks_at_what_it_will_need_before_it_begins(hopper, tmp_path, name, content):
+    config, run = settings("ema"), tmp_path / "run"
+    make_out(run, make_plan(config))
+    (run / name).write_text(content)
+    with pytest.raises(StabError, match=name):
+        comparison.check_out(run, config, resume=True)
+
+
+def test_foreign_hidden_files_stay(hopper, tmp_path):
+    run = tmp_path / "run"
+    (run / "cells" / ".ipynb_checkpoints").mkdir(parents=True)
+    (run / "weights").mkdir()
+    (run / "weights" / ".notes").write_text("mine")
+    (run / "weights" / ".tmpUoqtg7").write_text("left by safetensors")
+    (run / "weights" / ".x.safetensors-a1b2c3_d").write_text("left by us")
+    make_out(run, make_plan(settings("ema")))
+    assert {path.name for folder in ("cells", "weights") for path in (run / folder).iterdir()} == {
+        ".ipynb_checkpoints", ".notes",
+    }  # fmt: skip
 
 
 def small(bytes_):

@@ -475,7 +475,15 @@ def test_timings_grow():
 # Interruptions
 
 
+def transposed(recipe):
+    """A parameter whose columns lie together in memory: a fused optimizer walks through it and its state side by side."""
+    made = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1))
+    made[0].weight = nn.Parameter(torch.randn(3, 16).T)
+    return made
+
+
 RESUMED = TRAJECTORIES | {
+    "transposed": (transposed, SMALL),
     "transform": (linear, replace(SMALL, optimizer="SGD", gradient_transforms=(Call(f"{HERE}:Inertia"),))),
     "SAM-like": (linear, replace(SMALL, optimizer=f"{HERE}:Twice")),
     "cosine": (dropout, replace(SMALL, schedule="cosine", dropout=0.5)),
@@ -608,6 +616,15 @@ def test_an_average_that_cannot_take_its_state_back_is_dropped():
     written = next(train(Toy(), SMALL, 0, riders, EVERY)).state()
     for point in train(Toy(), SMALL, 0, riders, EVERY, written):
         assert point.failed == {"bad": "TypeError: not that"}
+        assert point.averages.keys() == {"ema"}
+
+
+def test_an_average_that_cannot_begin_again_is_said_to_have_failed():
+    riders = {"ema": EMA(), "bad": Raises(hook="")}
+    written = next(train(Toy(), SMALL, 0, riders, EVERY)).state()
+    riders["bad"] = Raises(hook="init")
+    for point in train(Toy(), SMALL, 0, riders, EVERY, written):
+        assert point.failed == {"bad": "RuntimeError: no way"}
         assert point.averages.keys() == {"ema"}
 
 
