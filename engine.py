@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stab.recipe import load_object
-from stab.registry import StabError
+from stab.registry import reason
 
 FIRST = 4  # workers that are started before there is anything to do
 BACKLOG = 2  # parts a worker, above which no further job is begun: what waits takes room
@@ -234,14 +234,6 @@ def _cause_of_death(worker: _Worker) -> str:
     if code == -signal.SIGKILL:
         return f"the worker was killed (SIGKILL: out of memory?){last}"
     return f"the worker died with {f'signal {-code}' if code < 0 else f'exit code {code}'}{last}"
-
-
-def reason(error: BaseException) -> str:
-    """Return on one line what went wrong; stab's own errors need no name before it."""
-    said = " ".join(str(error).split())
-    if isinstance(error, StabError):
-        return said
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def serve(target: str) -> None:

@@ -15,9 +15,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from stab.engine import Event, reason
+from stab.engine import Event
 from stab.recipe import load_object
-from stab.registry import StabError
+from stab.registry import StabError, reason
 from stab.reports import rows
 
 RETRIES = 3  # of a cell whose process or node died

@@ -22,6 +22,14 @@ class StabError(ValueError):
     """What the user asked for cannot be done. The message is one clear line; the command line exits with code 2."""
 
 
+def reason(error: BaseException) -> str:
+    """Return on one line what went wrong; stab's own errors need no name before it."""
+    said = " ".join(str(error).split())
+    if isinstance(error, StabError):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 class Incompatible(Exception):
     """Raised by a stabilizer that cannot serve a recipe or task: the pair is reported as skipped, with this reason."""
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from stab.recipe import Recipe, load_object
-from stab.registry import StabError
+from stab.registry import StabError, reason
 from stab.stabilizers.base import Average, GradientTransform, averaged, clone
 from stab.tasks.base import Movable, Split, Task
 
@@ -243,7 +243,7 @@ class _Riders:
             try:
                 call(name, average)
             except (Exception, SystemExit) as e:  # a plug-in may raise anything
-                self.failed[name] = f"{type(e).__name__}: {' '.join(str(e).split())}"
+                self.failed[name] = reason(e)
                 del self.averages[name]
 
 

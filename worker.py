@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ from stab.cells import (
 )
 from stab.config import Config, load
 from stab.recipe import Recipe
-from stab.registry import StabError
+from stab.registry import StabError, reason
 from stab.reports import rows
 from stab.stabilizers import parse
 from stab.stabilizers.base import effective_half_life, memory
@@ -130,10 +131,11 @@ def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, mo
     latest: dict[str, Params] = {}
     taken = snapshots.Snapshots(every or 0, cell.recipe.updates)
     trajectory: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
     if before:
         gathered.load_state_dict(before["gathered"])
         taken.load_state_dict(before["taken"])
-        trajectory = before["trajectory"]
+        trajectory, failed = before["trajectory"], before["failed"]
         for part in range(1, gathered.parts + 1):
             ask(part)
     began, writing = time.perf_counter(), 0.0
@@ -144,10 +146,15 @@ def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, mo
         last = point
         if snapshots.RIDER in point.failed:
             raise RuntimeError(f"snapshots: {point.failed[snapshots.RIDER]}")
-        stabilizers = [string for string in cell.stabilizers if string not in point.failed]
-        for string in stabilizers:
+        failed |= point.failed
+        for string in [string for string in cell.stabilizers if string not in failed]:
             latest[string] = point.averages[string] if string in averages else point.raw
-            gathered.add(string, point.update, latest[string])
+            try:
+                gathered.add(string, point.update, latest[string])
+            except Exception as e:
+                if string not in averages:
+                    raise
+                failed[string] = reason(e)  # the read-out does not fit the policy
         trajectory.append(
             {
                 "update": point.update,
@@ -169,6 +176,7 @@ def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, mo
                     "gathered": gathered.state_dict(),
                     "taken": taken.state_dict(),
                     "trajectory": trajectory,
+                    "failed": failed,
                 },
             )
             writing += time.perf_counter() - now
@@ -176,12 +184,12 @@ def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, mo
     gathered.close()
     report("rollouts", 1 - (len(gathered.seen) - rolled) / expected)  # what need not be rolled out any more
 
-    failed, about_riders = dict(last.failed), {}
-    for string in stabilizers:
+    about_riders = {}
+    for string in [string for string in cell.stabilizers if string not in failed]:
         try:
             about_riders[string] = about_rider(string, cell.recipe, config.window)
         except Exception as e:
-            failed[string] = f"{type(e).__name__}: {' '.join(str(e).split())}"
+            failed[string] = reason(e)
     # Beside the rest of the cell, until it is finished and found to agree with what was there before.
     _save_weights(parts, cell, {string: latest[string] for string in about_riders})
     if every:
@@ -305,6 +313,8 @@ class ReadOuts:
         self.policy.load_state_dict(read_out)
         with torch.inference_mode():
             val_loss = float(self.task.loss(self.policy, self.validation))
+        if not math.isfinite(val_loss):
+            raise ValueError(f"the validation loss at update {update} is {val_loss}")
         self.checkpoints[name].append({"update": update, "val_loss": val_loss, "weights": sha})
         self.seconds += time.perf_counter() - began
         if sha not in self.seen:
