@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from stab.recipe import Call, Recipe
@@ -52,7 +52,7 @@ class ClipNorm(GradientTransform):
 
     limit: float
 
-    def __call__(self, parameters: list[Tensor]) -> None:
+    def __call__(self, parameters: list[nn.Parameter]) -> None:
         clip_grad_norm_(parameters, self.limit)
 
 
@@ -62,5 +62,5 @@ class ClipValue(GradientTransform):
 
     limit: float
 
-    def __call__(self, parameters: list[Tensor]) -> None:
+    def __call__(self, parameters: list[nn.Parameter]) -> None:
         clip_grad_value_(parameters, self.limit)

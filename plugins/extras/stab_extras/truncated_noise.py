@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stab.recipe import Call, Recipe
 from stab.stabilizers import GradientTransform, Intervention, hyper
@@ -58,7 +58,7 @@ class AddNoise(GradientTransform):
     alpha: float
     scale: float
 
-    def __call__(self, parameters: list[Tensor]) -> None:
+    def __call__(self, parameters: list[nn.Parameter]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
         noise = [torch.randn_like(g) for g in gradients]
         length = self.scale * float(pareto(self.alpha, (1,))) / _norm(noise)
@@ -71,7 +71,7 @@ class Truncate(GradientTransform):
 
     threshold: float
 
-    def __call__(self, parameters: list[Tensor]) -> None:
+    def __call__(self, parameters: list[nn.Parameter]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = _norm(gradients)
         if norm > self.threshold:
