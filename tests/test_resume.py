@@ -78,7 +78,7 @@ def interrupted(run, rng, kills):
         )
         try:
             # Start-up takes seconds: most of the moments lie behind it.
-            process.wait(rng.uniform(0.2, 3) if rng.random() < 0.2 else rng.uniform(3, 6.5))
+            process.wait(rng.uniform(0.2, 3) if rng.random() < 0.2 else rng.uniform(3, 9))
         except subprocess.TimeoutExpired:
             if rng.random() < 0.25:  # as the system does when memory runs out
                 for pid in rng.sample(found := workers_of(process), min(1, len(found))):
