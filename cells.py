@@ -23,7 +23,6 @@ from stab.tasks import Task, tasks
 START_SEED = 50_000
 PACKAGES = {"stab": "stab-gva", "torch": "torch", "mujoco": "mujoco", "gymnasium": "gymnasium", "minari": "minari"}
 
-
 EPISODE = {"return": rows.NUMBER, "length": int, "cumulative": [rows.NUMBER]}
 RETURNS = {"seconds": rows.NUMBER, "found": {str: [EPISODE]}}  # what came of a part's rollouts
 TRAINED = {  # everything but the rows

@@ -550,7 +550,8 @@ def prepare(plan: Plan, resumed: Path | None = None, progress: Callable[[str, fl
             if isinstance(data.train, Endless):
                 check_pool(data.train, recipe)
     for finished in rows.cells(resumed) if resumed else ():
-        _check_finished(plan.config, made[finished["task"]], finished)
+        if finished["task"] in made:  # others are no part of the run
+            _check_finished(plan.config, made[finished["task"]], finished)
 
 
 def _check_finished(config: Config, task: Task, finished: dict[str, Any]) -> None:

@@ -182,9 +182,8 @@ def _run(
 
                 with redirect_stdout(sys.stderr):  # what plug-ins print goes to the log of Ray's worker
                     function(content, report, more)
-        except (
-            Exception
-        ) as e:  # not SystemExit: so does Ray end a task whose node is drained, and runs it again elsewhere
+        except Exception as e:
+            # SystemExit passes: with it Ray ends a task whose node is drained, and runs it again elsewhere.
             return reason(e), {}
         return "", _read(Path(folder), ["."])
 

@@ -115,9 +115,8 @@ def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, mo
 
     def hand_over(stacked: Params, shas: list[str]) -> None:
         part, path = gathered.parts, returns_file(parts, gathered.parts)
-        if (
-            not path.exists() or list(rows.read_json(path)["found"]) != shas
-        ):  # else the interrupted worker rolled them out
+        # An interrupted worker may have rolled out the very same; what else lies there is of no use.
+        if not path.exists() or list(rows.read_json(path)["found"]) != shas:
             path.unlink(missing_ok=True)
             about_part = {"weights": json.dumps(shas), "share": json.dumps(len(shas) / expected)}
             state.save_tensors(read_outs_file(parts, part), stacked, about_part)
