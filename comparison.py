@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import heapq
+import itertools
 import os
 import platform
 import re
@@ -34,7 +35,7 @@ from stab.config import PRESETS, QUICK, Config, Evaluation, load
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, suggest
 from stab.reports import rows
-from stab.stabilizers import parse, split, stabilizers
+from stab.stabilizers import expand, parse, split, stabilizers
 from stab.tasks import tasks
 from stab.tasks.base import Endless, Task, no_progress
 
@@ -121,7 +122,8 @@ def make_config(
     arguments["train"] = {key: value for key, value in train.items() if value is not None}
     if dataset is not None:
         arguments["data"] = {"dataset": dataset}
-    config = load(*layers, arguments, overrides=overrides)
+    swept: dict[str, list[Any]] = {}
+    config = load(*layers, arguments, overrides=overrides, swept=swept)
     if not config.tasks and config.data.dataset:
         from stab.tasks.recorded import task_for
 
@@ -130,21 +132,50 @@ def make_config(
         raise StabError(f"no task: give --task NAME. Known: {', '.join(tasks.names())}")
     if not config.stabilizers:
         raise StabError("no stabilizers: give --all, or --stabilizers with a list such as ema,swa,lr_decay+ema")
-    strings = [s if broken and s in broken else parse(s).string for s in config.stabilizers]
-    return dataclasses.replace(config, stabilizers=tuple(dict.fromkeys(["none", *strings]))), broken
+    strings = ["none"]
+    for text in config.stabilizers:
+        strings += [text] if broken and text in broken else expand(text)
+    every = cross(config.train, swept, [s for s in dict.fromkeys(strings) if not (broken and s in broken)])
+    return dataclasses.replace(config, stabilizers=tuple(dict.fromkeys([*every, *strings]))), broken
+
+
+def cross(base: Recipe, swept: dict[str, list[Any]], strings: Sequence[str]) -> list[str]:
+    """Cross stabilizers with lists of recipe settings; return stabilizer strings, those of the base recipe first.
+
+    Every combination of values goes in front of every string as ``recipe:name=value,...``. A combination names only what
+    it changes in ``base``, whose values are the first of each list.
+
+    >>> cross(Recipe(), {"lr": [0.001, 0.0003]}, ["none", "ema"])
+    ['none', 'ema', 'recipe:lr=0.0003', 'recipe:lr=0.0003+ema']
+
+    Raises StabError for a value that is out of range.
+    """
+    prefixes: dict[str, str] = {}  # by the recipe's key: a value that is spelled in two ways is one
+    for values in itertools.product(*swept.values()):
+        pairs = [(name, str(value).replace(",", ";")) for name, value in zip(swept, values, strict=True)]
+        changed = [f"{name}={value}" for name, value in pairs if parse(f"recipe:{name}={value}").apply(base) != base]
+        prefix = f"recipe:{','.join(changed)}" if changed else "none"
+        prefixes.setdefault(parse(prefix).apply(base).key, prefix)
+    return list(dict.fromkeys(parse(f"{prefix}+{string}").string for prefix in prefixes.values() for string in strings))
 
 
 def every_stabilizer() -> tuple[list[str], dict[str, str]]:
-    """Return the names behind ``--all`` (built-ins and installed plug-ins), and the reasons of the broken ones."""
-    listing = stabilizers.listing(load=True)
-    broken = {entry.name: entry.broken for entry in listing if entry.broken}
-    for entry in listing:
-        if not entry.broken:
+    """Return the names behind ``--all`` (built-ins and installed plug-ins), and the reasons of the broken ones.
+
+    An intervention that does nothing unless it is told what (``recipe``) is none of them.
+    """
+    names, broken = [], {}
+    for entry in stabilizers.listing(load=True):
+        if entry.broken:
+            broken[entry.name] = entry.broken
+        else:
             try:
-                parse(entry.name)
+                if any(method.at_rest for method in parse(entry.name).interventions):
+                    continue
             except StabError as e:
                 broken[entry.name] = str(e)
-    return [entry.name for entry in listing], broken
+        names.append(entry.name)
+    return names, broken
 
 
 def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
@@ -363,17 +394,20 @@ def _write_failure(path: Path, cell: Cell, stabilizers: list[str], reason: str) 
 
 
 def costs(plan: Plan, cells: Sequence[Cell]) -> list[tuple[float, float]] | None:
-    """Return the expected seconds of training and of rollouts of each cell, measured in about half a second a task.
+    """Return the expected seconds of training and of rollouts of each cell.
 
+    Measured, in about half a second a task, policy and batch size.
     Every episode is taken to last the whole horizon, so policies that fail early end sooner. None where a task cannot say.
     """
     found = []
-    speeds: dict[str, tuple[float, float] | None] = {}
+    speeds: dict[tuple[str, str], tuple[float, float] | None] = {}
     config = plan.config
     for cell in cells:
-        if cell.task not in speeds:
-            speeds[cell.task] = make_task(config, cell.task).speed(config.train)
-        speed = speeds[cell.task]
+        # What decides the time of an update and of a step, of all that a recipe says.
+        recipe = dataclasses.replace(config.train, policy=cell.recipe.policy, batch_size=cell.recipe.batch_size)
+        if (cell.task, recipe.key) not in speeds:
+            speeds[cell.task, recipe.key] = make_task(config, cell.task).speed(recipe)
+        speed = speeds[cell.task, recipe.key]
         if speed is None:
             return None
         horizon = min(config.eval.horizon, make_task(config, cell.task).horizon)

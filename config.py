@@ -11,6 +11,7 @@ from typing import Any
 from stab import gva
 from stab.recipe import Recipe
 from stab.registry import StabError
+from stab.stabilizers.recipe import SETTINGS
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ class Config:
 
     Args:
         tasks: names of registered tasks.
-        stabilizers: stabilizer strings; ``none`` is always run.
+        stabilizers: stabilizer strings, with ``|`` between alternatives (``ema:half_life=100|300``); ``none`` is always run.
         seeds: training seeds 0 .. seeds - 1, >= 1.
         smoke: whether this is a smoke run (``--quick``), whose numbers say nothing.
-        train: the base recipe.
+        train: the base recipe. In a file or override, a setting may be a list: a sweep, see ``comparison.cross``.
         eval: checkpoints, starts, horizon.
         data: demonstrations.
         snapshots: what is kept of training.
@@ -143,8 +144,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def load(*layers: dict[str, Any] | Path, overrides: Sequence[str] = ()) -> Config:
+def load(
+    *layers: dict[str, Any] | Path, overrides: Sequence[str] = (), swept: dict[str, list[Any]] | None = None
+) -> Config:
     """Merge defaults, layers (plain data or YAML files, later ones win) and dotted overrides (``train.lr=3e-4``).
+
+    Where ``swept`` is given, settings of the recipe may be lists: it is filled with them (name -> values), and the recipe
+    takes the first value.
 
     Raises StabError for an unknown key (with a suggestion), a value of the wrong type or out of range, or a file that
     cannot be read.
@@ -160,12 +166,13 @@ def load(*layers: dict[str, Any] | Path, overrides: Sequence[str] = ()) -> Confi
     try:
         for layer in layers:
             what = f"config {layer}" if isinstance(layer, Path) else "settings"
-            merged = OmegaConf.merge(merged, OmegaConf.load(layer) if isinstance(layer, Path) else layer)
+            given = OmegaConf.load(layer) if isinstance(layer, Path) else OmegaConf.create(layer)
+            merged = OmegaConf.merge(merged, _first_of_lists(given, swept))
         for override in overrides:
             what = f"override {override!r}"
             if "=" not in override:
                 raise StabError(f"{what} is not key=value, for example train.lr=3e-4")
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+            merged = OmegaConf.merge(merged, _first_of_lists(OmegaConf.from_dotlist([override]), swept))
         config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except StabError:
         raise
@@ -173,3 +180,23 @@ def load(*layers: dict[str, Any] | Path, overrides: Sequence[str] = ()) -> Confi
         key, (said, *_) = getattr(e, "full_key", None), (str(e).strip() or type(e).__name__).splitlines()
         raise StabError(" ".join(f"{what} is not valid{f' at {key}' if key else ''}: {said}".split())) from e
     return config
+
+
+def _first_of_lists(layer: Any, swept: dict[str, list[Any]] | None) -> Any:
+    """Take the lists out of a layer's recipe into ``swept``; return the layer with the first value of each instead."""
+    from omegaconf import DictConfig, ListConfig, OmegaConf
+
+    recipe = layer.get("train") if isinstance(layer, DictConfig) else None
+    if swept is None or not isinstance(recipe, DictConfig):
+        return layer
+    for name in recipe:
+        if name not in SETTINGS:
+            continue
+        swept.pop(name, None)  # of an earlier layer
+        if isinstance(recipe[name], ListConfig):
+            values = OmegaConf.to_container(recipe[name], resolve=True)
+            if not isinstance(values, list) or not values or any(isinstance(one, list | dict | None) for one in values):
+                raise StabError(f"train.{name}={values} is no list of settings: expected values, such as [1e-3, 3e-4]")
+            swept[name] = values
+            recipe[name] = values[0]
+    return layer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,27 +15,12 @@ from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.reports import rows
 from stab.reports.statistics import cell_key, settings
-from stab.stabilizers import parse, split
+from stab.stabilizers import parse
 from stab.stabilizers.base import slug
 
 if TYPE_CHECKING:
     from stab.stabilizers.base import Params
     from stab.worker import More, Report
-
-
-def expand(text: str) -> list[str]:
-    """Return the canonical strings that a list with alternatives spells; ``|`` separates values of one argument.
-
-    >>> expand("ema:half_life=100|300,alpha=0.67,polyak")
-    ['ema:alpha=0.67,half_life=100', 'ema:alpha=0.67,half_life=300', 'polyak']
-
-    Raises StabError for what is no stabilizer string.
-    """
-    found = []
-    for pattern in split(text):
-        pieces = [piece.split("|") for piece in re.split(r"([=,:+])", pattern)]
-        found += [parse("".join(choice)).string for choice in itertools.product(*pieces)]
-    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)

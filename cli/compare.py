@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from stab.comparison import Plan
     from stab.engine import Engine
 
+MOST = 4  # riders of a cell that are named one by one
 EXAMPLES = (
     "Examples:\n\n"
     "stab compare --task hopper --all\n\n"
@@ -137,12 +140,17 @@ def _show_plan(
 ) -> None:
     from stab import comparison
     from stab.cells import make_task
+    from stab.reports import sweep
+    from stab.stabilizers.base import fold, method
 
     config = plan.config
     cells, entries = len(plan.cells), plan.entries
     if config.smoke:
         talk.print("[bold]SMOKE RUN[/]: sizes are cut down to see the pipeline work; its numbers say nothing.")
-    talk.print(f"{entries} entries on {', '.join(config.tasks)}: {', '.join(config.stabilizers)}", soft_wrap=False)
+    talk.print(f"{entries} entries on {', '.join(config.tasks)}: {', '.join(fold(config.stabilizers))}", markup=False)
+    tried = Counter(method(string) for string in config.stabilizers)
+    if max(tried.values()) > 1:
+        talk.print(f"tuning budget, settings a method: {sweep.budget(tried)}", markup=False)
     talk.print(
         f"{cells} cells (training runs) of {config.train.updates} updates, {config.seeds} seeds; sharing trajectories saves"
         f" {plan.shared} training runs; up to {plan.rollouts} episodes of at most {config.eval.horizon} steps"
@@ -196,7 +204,7 @@ def _execute(talk: Console, plan: Plan, run: Path, workers: Engine, expected: di
                 where = workers.where
                 progress.console.print(f"now on {where}", highlight=False)
             train, rollouts = cost[cell.key]
-            label = f"{cell.task} {'/'.join(cell.stabilizers)}"
+            label = f"{cell.task} {_riders(cell.stabilizers)}"
             if event.kind == "progress":
                 if cell.key not in running:
                     running[cell.key] = progress.add_task(label, total=train + rollouts)
@@ -237,6 +245,10 @@ def _show_results(talk: Console, run: Path) -> None:
     talk.print(
         f"Written to {run}; look at it with: tensorboard --logdir {run / 'tensorboard'}", markup=False, soft_wrap=True
     )
+
+
+def _riders(strings: Sequence[str]) -> str:
+    return "/".join(strings) if len(strings) <= MOST else f"{strings[0]} and {len(strings) - 1} averages on it"
 
 
 def _shorten(label: str, width: int = 24) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +15,7 @@ from stab.cli.progress import bars
 
 EXAMPLES = (
     "Examples:\n\nstab report runs/2026-11-22-101500-hopper\n\nstab report RUN --format json | jq '.entries[0]'\n\n"
+    'stab report RUN --where "method=ema|lr_decay+ema" --by lr   (of a sweep: train.lr=[1e-3,3e-4])\n\n'
     'stab report RUN --averages "ema:half_life=100|300|1000,polyak"   (a run made with snapshots.every=50)'
 )
 
@@ -37,6 +40,13 @@ def report(
             " leaderboard.",
         ),
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only these entries: lr=0.001, method=none|ema; repeat for several."),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Group by this: method, lr, ema.half_life; commas for several.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes (default: as many as cores).")] = None,
 ) -> None:
     """Rebuild leaderboard files, figures and TensorBoard from the rows of a run, without training; print the leaderboard."""
@@ -44,18 +54,28 @@ def report(
 
     from stab.registry import StabError
     from stab.reports import averages as chosen
-    from stab.reports import render, rows
-    from stab.reports.table import board
+    from stab.reports import render, rows, sweep, table
 
+    if averages is not None and (where or by):
+        raise StabError("--where and --by are for the leaderboard: give them without --averages")
     if averages is not None:
         _read_off(run, averages, workers)
     leaderboard = render(run)
-    if format is not Format.table:
+    keys = [key.strip() for key in by.split(",")] if by else None
+    if where:
+        leaderboard = sweep.select(leaderboard, where)
+    if averages is None and format is not Format.table:
+        texts: dict[Format, Callable[[], str]] = {
+            Format.json: lambda: json.dumps(leaderboard, indent=1) + "\n",
+            Format.markdown: lambda: table.markdown(leaderboard, keys),
+            Format.csv: lambda: table.csv_text(leaderboard),
+        }
+        typer.echo(texts[format](), nl=False)
+    elif format is not Format.table:
         suffix = {Format.json: "json", Format.markdown: "md", Format.csv: "csv"}[format]
-        name = "leaderboard" if averages is None else "averages"
-        typer.echo((run / f"{name}.{suffix}").read_text(), nl=False)
+        typer.echo((run / f"averages.{suffix}").read_text(), nl=False)
     elif averages is None:
-        Console().print(board(leaderboard))
+        Console().print(table.board(leaderboard, keys))
     elif (run / "averages.json").exists():
         Console().print(chosen.table(rows.read_json(run / "averages.json")))
     else:
@@ -68,8 +88,9 @@ def _read_off(run: Path, averages: str, workers: int | None) -> None:
 
     from stab import comparison, posthoc
     from stab.registry import StabError
+    from stab.stabilizers import expand
 
-    todo = posthoc.unfinished(posthoc.make_jobs(run, posthoc.expand(averages)))
+    todo = posthoc.unfinished(posthoc.make_jobs(run, expand(averages)))
     if not todo:
         return
     talk = Console(stderr=True, highlight=False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from stab import gva
 from stab.reports.statistics import Results, Series
-from stab.reports.table import SMOKE, entries
+from stab.reports.table import SMOKE, entries, fold
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +79,7 @@ def curves(results: Results, task: str, rows: list[Series]) -> Figure:
             axes.plot(series.updates, values.T, color=colour, linewidth=0.8, alpha=0.8)
             axes.plot(series.updates, values.mean(0), color=colour, linewidth=1.5, marker="o", markersize=2)
             axes.margins(x=0.02)
-        label = f"{_fold(series.stabilizer, 16)}\nGVA {score:.3f}"
+        label = f"{fold(series.stabilizer, 16)}\nGVA {score:.3f}"
         left.set_ylabel(label, fontsize=SIZE, rotation=0, ha="right", va="center")
     for axes, name in zip(grid[0], ("return (random 0, expert 1)", "validation loss"), strict=True):
         axes.set_title(name, fontsize=SIZE + 0.5)
@@ -99,7 +99,7 @@ def scores(leaderboard: dict[str, Any], task: str) -> Figure:
     the noise floor.
     """
     found = entries(leaderboard, task)
-    labels = [_fold(e["stabilizer"], 24) + ("" if e["status"] == "sound" else f"\n({e['status']})") for e in found]
+    labels = [fold(e["stabilizer"], 24) + ("" if e["status"] == "sound" else f"\n({e['status']})") for e in found]
     edges = np.cumsum([0.0, *(0.12 + 0.12 * len(label.splitlines()) for label in labels)])  # inches from the top
     centres = ((edges[:-1] + edges[1:]) / 2).tolist()
     figure = _figure(1.1 + edges[-1])
@@ -207,13 +207,3 @@ def _dot(axes: Axes, y: float, entry: dict[str, Any], key: str, colour: str) -> 
     axes.plot(entry[key], y, "o", color=colour, markersize=5.5)
     if entry[f"{key}_low"] is not None:
         axes.plot([entry[f"{key}_low"], entry[f"{key}_high"]], [y, y], color=colour, linewidth=1.4)
-
-
-def _fold(string: str, width: int) -> str:
-    """Break a stabilizer string into lines of about ``width`` characters, behind its punctuation."""
-    lines = [""]
-    for piece in re.findall(r"[^+:,]*[+:,]?", string):
-        if lines[-1] and len(lines[-1]) + len(piece) > width:
-            lines.append("")
-        lines[-1] += piece
-    return "\n".join(lines)

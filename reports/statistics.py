@@ -13,8 +13,9 @@ from stab import gva
 from stab.config import Config, load
 from stab.recipe import Recipe
 from stab.registry import NAME, StabError
-from stab.reports import rows
+from stab.reports import rows, sweep
 from stab.stabilizers import parse
+from stab.stabilizers.base import method
 
 BUDGET = (
     "Budget: every recipe takes the same number of optimizer steps; accumulation by k draws k times the samples,"
@@ -273,6 +274,8 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
     entry: dict[str, Any] = {"task": task, "stabilizer": string, "rank": None, "status": "failed", "reason": None}
     entry |= dict.fromkeys(FIGURES)
     entry |= {
+        "method": method(string),
+        "settings": sweep.settings(string, recipe),
         "samples": recipe.samples,
         "updates": recipe.updates,
         "seeds": config.seeds,

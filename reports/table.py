@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stab import gva
+from stab.reports import sweep
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.measure import Measurement
 
 SMOKE = "SMOKE RUN: numbers say nothing"
 COLUMNS = ("#", "stabilizer", "GVA", "return", "worst", "val loss", "cost")
-NESTED = ("gva_per_seed", "gva_by_lag", "gva_by_horizon", "half_life")
+NESTED = ("gva_per_seed", "gva_by_lag", "gva_by_horizon", "half_life", "settings")
 DEFAULT_SOURCE = "measured with the shipped expert"
 OVERVIEW = (
     "*: not ranked (unsound or static).",
@@ -28,18 +32,27 @@ STATUS = {
 }
 
 
-def board(leaderboard: dict[str, Any]) -> RenderableType:
-    """Return the leaderboard of every task for a terminal, and of several an overview; fits 80 columns."""
+def board(leaderboard: dict[str, Any], by: Sequence[str] | None = None) -> RenderableType:
+    """Return the leaderboard of every task for a terminal, and of several an overview; fits 80 columns.
+
+    ``by``: what to group entries by; None for method, where one has several settings.
+    """
     from rich.console import Group
     from rich.text import Text
 
     tasks = list(leaderboard["run"]["tasks"])
-    if len(tasks) == 1:
-        return table(leaderboard, tasks[0])
+    if by is None:
+        by = ("method",) if sweep.several(leaderboard["entries"]) else ()
     parts: list[RenderableType] = []
     for task in tasks:
-        parts += [table(leaderboard, task, brief=True), Text()]
-    return Group(*parts, *_overview(leaderboard), Text(), bullets(generalbullets(leaderboard)))
+        parts += [table(leaderboard, task, brief=len(tasks) > 1)]
+        if by:
+            parts += [Text(), sweep.table(leaderboard, task, by)]
+        parts.append(Text())
+    if len(tasks) == 1:
+        return Group(*parts[:-1])
+    matrix = [] if "shown" in leaderboard["run"] else _overview(leaderboard)
+    return Group(*parts, *matrix, Text(), bullets(generalbullets(leaderboard)))
 
 
 def _overview(leaderboard: dict[str, Any]) -> list[RenderableType]:
@@ -105,16 +118,43 @@ def table(leaderboard: dict[str, Any], task: str, brief: bool = False) -> Render
     if leaderboard["run"]["smoke"]:
         drawn.title = Text(f"*** {SMOKE} ***\n", style="reverse") + Text(title(leaderboard, task))
     for name in COLUMNS:
-        if name == "stabilizer":
-            drawn.add_column(name, overflow="fold")
-        else:
-            drawn.add_column(name, justify="right", no_wrap=True)
+        drawn.add_column(name, justify="left" if name == "stabilizer" else "right", no_wrap=name != "stabilizer")
     found = entries(leaderboard, task)
     for entry, following in zip(found, [*found[1:], None], strict=True):
         last_ranked = entry["rank"] is not None and following is not None and following["rank"] is None
-        drawn.add_row(*map(Text, _cells(leaderboard, entry)), end_section=last_ranked)
+        rank, name, *rest = _cells(leaderboard, entry)
+        drawn.add_row(Text(rank), Name(name), *map(Text, rest), end_section=last_ranked)
     said = taskbullets(leaderboard, task) if brief else notes(leaderboard, task)
     return Group(drawn, Text(), bullets(said))
+
+
+@dataclass(frozen=True)
+class Name:
+    """A stabilizer string for a terminal, broken behind its punctuation where it does not fit."""
+
+    text: str
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.text import Text
+
+        yield Text(fold(self.text, options.max_width), overflow="fold")
+
+    def __rich_measure__(self, _console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.measure import Measurement
+
+        longest = max(map(len, fold(self.text, 1).splitlines()))
+        return Measurement(longest, len(self.text)).clamp(max_width=options.max_width)
+
+
+def fold(string: str, width: int) -> str:
+    """Break a stabilizer string into lines of about ``width`` characters, behind its punctuation."""
+    lines = [""]
+    for piece in re.findall(r"[^+:, ]*(?:[+:,] ?| |$)", string):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+            lines[-1] = lines[-1].rstrip()
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
 
 
 def bullets(lines: list[str]) -> RenderableType:
@@ -128,10 +168,10 @@ def bullets(lines: list[str]) -> RenderableType:
     return below
 
 
-def markdown(leaderboard: dict[str, Any]) -> str:
+def markdown(leaderboard: dict[str, Any], by: Sequence[str] | None = None) -> str:
     """Return the leaderboard of every task as GitHub Markdown, with an overview first where there are several."""
-    parts = [markdown_task(leaderboard, task) for task in leaderboard["run"]["tasks"]]
-    if len(parts) > 1:
+    parts = [markdown_task(leaderboard, task, by) for task in leaderboard["run"]["tasks"]]
+    if len(parts) > 1 and "shown" not in leaderboard["run"]:
         heads, body = overview(leaderboard)
         lines = [
             "## GVA and return",
@@ -144,7 +184,7 @@ def markdown(leaderboard: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def markdown_task(leaderboard: dict[str, Any], task: str) -> str:
+def markdown_task(leaderboard: dict[str, Any], task: str, by: Sequence[str] | None = None) -> str:
     """Return one task's leaderboard as GitHub Markdown."""
     lines = [f"## {title(leaderboard, task)}", ""]
     if leaderboard["run"]["smoke"]:
@@ -152,16 +192,24 @@ def markdown_task(leaderboard: dict[str, Any], task: str) -> str:
     lines += [markdown_line(COLUMNS), markdown_line("--:" if name != "stabilizer" else ":--" for name in COLUMNS)]
     lines += [markdown_line(_cells(leaderboard, entry)) for entry in entries(leaderboard, task)]
     lines += ["", *(f"- {_escape(note)}" for note in notes(leaderboard, task)), ""]
+    if by is None:
+        by = ("method",) if sweep.several(leaderboard["entries"]) else ()
+    if by and (found := sweep.groups(leaderboard, task, by)):
+        heads = sweep.heads(found, by)
+        lines += [f"### {task}, tuned", "", markdown_line(heads), markdown_line([":--", *["--:"] * (len(heads) - 1)])]
+        lines += [*(markdown_line(sweep.cells(group)) for group in found), ""]
+        lines += [*(f"- {_escape(note)}" for note in sweep.notes(found)), ""]
     return "\n".join(lines)
 
 
 def csv_text(leaderboard: dict[str, Any]) -> str:
-    """Return the leaderboard as CSV: one line an entry, its scalar keys, nothing where a figure is null."""
+    """Return the leaderboard as CSV: one line an entry, its scalar keys and settings, nothing where there is none."""
     keys = [key for key in next(iter(leaderboard["entries"]), {}) if key not in NESTED]
+    own = dict.fromkeys(name for entry in leaderboard["entries"] for name in entry["settings"])
     text = io.StringIO()
-    writer = csv.DictWriter(text, keys, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, [*keys, *own], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(leaderboard["entries"])
+    writer.writerows(entry | entry["settings"] for entry in leaderboard["entries"])
     return text.getvalue()
 
 
@@ -188,7 +236,14 @@ def notes(leaderboard: dict[str, Any], task: str) -> list[str]:
 def taskbullets(leaderboard: dict[str, Any], task: str) -> list[str]:
     """Return what is to be said of one task: warnings, what did not run and why, where 0 and 1 are."""
     about, found = leaderboard["run"]["tasks"][task], entries(leaderboard, task)
-    lines = [f"Warning: {warning}" for warning in about["warnings"]]
+    lines = [leaderboard["run"]["shown"]] if "shown" in leaderboard["run"] else []
+    lines += [f"Warning: {warning}" for warning in about["warnings"]]
+    base = leaderboard["run"]["settings"]["train"]
+    atoms = [e["stabilizer"].split("+")[0] for e in found if e["stabilizer"].startswith("recipe:")]
+    if changed := [name for name in base if any(f":{name}=" in atom or f",{name}=" in atom for atom in atoms)]:
+        lines.append(
+            f"Where recipe: does not say otherwise, {', '.join(f'{name} is {base[name]}' for name in changed)}."
+        )
     lines += [f"{e['stabilizer']} ({e['status']}): {e['reason']}" for e in found if e["reason"]]
     source = about.get("references_source")
     if source and source != DEFAULT_SOURCE:
@@ -211,7 +266,8 @@ def generalbullets(leaderboard: dict[str, Any], task: str | None = None) -> list
         " expert 1); lower is steadier; ± is a 95 % interval over seeds."
     )
     lines += [f"{status}: {said}" for status, said in STATUS.items() if status in {e["status"] for e in found}]
-    lives = dict.fromkeys(f"{e['stabilizer']} {' to '.join(map(str, e['half_life']))}" for e in found if e["half_life"])
+    averages = [(e["stabilizer"].rpartition("+")[2], e["half_life"]) for e in found if e["half_life"]]
+    lives = dict.fromkeys(f"{average} {' to '.join(map(str, life))}" for average, life in averages)
     if lives:
         lines.append(f"Effective half-life in updates, from the window's start to its end: {', '.join(lives)}.")
     lines += dict.fromkeys(f"{e['stabilizer']}: {note}." for e in found for note in e["notes"] or [])

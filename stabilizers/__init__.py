@@ -2,12 +2,21 @@
 
 # The order of import is the order of every list and table.
 # ruff: isort: off
-from stab.stabilizers import none, ema, polyak, swa, accumulation, lr_decay, weight_decay, dropout
+from stab.stabilizers import none, ema, polyak, swa, accumulation, lr_decay, weight_decay, dropout, recipe
 
 # ruff: isort: on
 from stab.arguments import hyper
 from stab.stabilizers.attach import Attached, attach
-from stab.stabilizers.base import Average, GradientTransform, Intervention, Stabilizer, parse, split, stabilizers
+from stab.stabilizers.base import (
+    Average,
+    GradientTransform,
+    Intervention,
+    Stabilizer,
+    expand,
+    parse,
+    split,
+    stabilizers,
+)
 
 __all__ = [
     "Attached",
@@ -19,11 +28,13 @@ __all__ = [
     "attach",
     "dropout",
     "ema",
+    "expand",
     "hyper",
     "lr_decay",
     "none",
     "parse",
     "polyak",
+    "recipe",
     "split",
     "stabilizers",
     "swa",

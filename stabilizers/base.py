@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+import itertools
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     Params = dict[str, Tensor]
+
+LONGEST = 120  # characters of a slug
 
 
 class State(Protocol):
@@ -71,6 +76,11 @@ class Intervention(Declared):
     """
 
     neutral: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether its arguments are those that ``neutral`` names."""
+        return bool(self.neutral) and all(getattr(self, name) == value for name, value in self.neutral.items())
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Return the edited recipe; pure. May raise ``stab.registry.Incompatible`` with a reason."""
@@ -199,30 +209,88 @@ class Stabilizer:
         return self.string.rpartition("+")[0] or "none" if self.average else self.string
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """Every hyper-parameter, as ``ema.half_life``, with its value; settings of the recipe aside."""
+        methods = [*self.interventions, *([self.average] if self.average else [])]
+        return {
+            f"{name}.{f.name}": getattr(method, f.name)
+            for name, method in zip(_names(self.string), methods, strict=False)  # of none there is no method
+            if name != "recipe"
+            for f in dataclasses.fields(method)
+        }
+
+    @property
     def slug(self) -> str:
         """The string as a file name: no ``:`` and no ``+``."""
         return slug(self.string)
 
 
+def method(string: str) -> str:
+    """Return a stabilizer string without arguments, and without settings of the recipe.
+
+    >>> method("recipe:lr=0.0003+lr_decay+ema:half_life=300")
+    'lr_decay+ema'
+    """
+    return "+".join(name for name in _names(string) if name != "recipe") or "none"
+
+
 def slug(string: str) -> str:
-    """Return a stabilizer string as a file name: ``lr_decay:final=0.1+ema`` becomes ``lr_decay-final=0.1--ema``."""
-    return re.sub(r"^\.|[^A-Za-z0-9_.,=-]", "_", string.replace(":", "-").replace("+", "--"))
+    """Return a stabilizer string as a file name: ``lr_decay:final=0.1+ema`` becomes ``lr_decay-final=0.1--ema``.
+
+    A long one is cut and ends in a hash, so that names of files stay within what file systems take (255 bytes).
+    """
+    name = re.sub(r"^\.|[^A-Za-z0-9_.,=-]", "_", string.replace(":", "-").replace("+", "--"))
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{hashlib.sha256(string.encode()).hexdigest()[:8]}"
 
 
 def split(text: str) -> list[str]:
-    """Split a list of stabilizer strings at its commas; a piece ``key=value`` without a colon continues the one before.
+    """Split a list of stabilizer strings at its commas; a piece that begins with ``key=`` continues the one before.
 
     >>> split("none,ema:half_life=500,alpha=0.67,lr_decay+ema")
     ['none', 'ema:half_life=500,alpha=0.67', 'lr_decay+ema']
     """
     parts: list[str] = []
     for piece in text.split(","):
-        first = _atoms(piece)[0]
-        if "=" in first and ":" not in first and parts:
+        if re.match(r"[^:+]*=", piece) and parts:
             parts[-1] += f",{piece.strip()}"
         else:
             parts.append(piece.strip())
     return parts
+
+
+def expand(text: str) -> list[str]:
+    """Return the canonical strings that a list with alternatives spells; ``|`` separates them, of one value or name.
+
+    >>> expand("ema:half_life=100|300,alpha=0.67,none|lr_decay+polyak")
+    ['ema:alpha=0.67,half_life=100', 'ema:alpha=0.67,half_life=300', 'polyak', 'lr_decay+polyak']
+
+    Raises StabError for what is no stabilizer string.
+    """
+    found = []
+    for pattern in split(text):
+        pieces = [piece.split("|") for piece in re.split(r"([=,:+])", pattern)]
+        found += [parse("".join(choice)).string for choice in itertools.product(*pieces)]
+    return list(dict.fromkeys(found))
+
+
+def fold(strings: Iterable[str]) -> list[str]:
+    """Return the shortest lists with alternatives that ``expand`` turns back into these strings, in some order.
+
+    >>> fold(["none", "ema:half_life=100", "ema:half_life=300"])
+    ['none', 'ema:half_life=100|300']
+    """
+    grouped: dict[str, list[list[str]]] = {}
+    for string in strings:
+        pieces = re.split(r"((?<==)[^=,:+;][^,+]*)", string)  # values at the odd places
+        grouped.setdefault("\0".join(pieces[::2]), []).append(pieces[1::2])
+    found = []
+    for pattern, values in grouped.items():
+        columns = [list(dict.fromkeys(column)) for column in zip(*values, strict=True)]
+        whole = len(values) == math.prod(map(len, columns))
+        for chosen in [["|".join(column) for column in columns]] if whole else values:
+            parts = pattern.split("\0")
+            found.append("".join(map("".join, zip(parts, [*chosen, ""], strict=True))))
+    return found
 
 
 def parse(text: str) -> Stabilizer:
@@ -251,6 +319,10 @@ def parse(text: str) -> Stabilizer:
 
 def _atoms(text: str) -> list[str]:
     return re.split(r"\+(?=\s*[A-Za-z_])", text)  # not the + of 1e+3
+
+
+def _names(text: str) -> list[str]:
+    return [atom.partition(":")[0] for atom in _atoms(text)]
 
 
 def _parse_atom(atom: str, text: str) -> tuple[Average | Intervention, str]:

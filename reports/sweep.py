@@ -1,0 +1,217 @@
+"""Many settings on one leaderboard: which entries have what, filters, and what tuning buys at an equal budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stab.recipe import Recipe
+from stab.registry import StabError, suggest
+from stab.stabilizers.base import parse
+from stab.stabilizers.recipe import SETTINGS
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+OWN = ("task", "stabilizer", "method", "status")  # keys of an entry that filters and groups know beside its settings
+
+
+def settings(string: str, recipe: Recipe) -> dict[str, Any]:
+    """Return what an entry is made of: settings of its recipe, as edited, and arguments as ``ema.half_life``."""
+    found = {name: getattr(recipe, name) for name in SETTINGS}
+    try:
+        return found | parse(string).arguments
+    except StabError:  # a plug-in that is gone
+        return found
+
+
+def budget(tried: Mapping[str, int]) -> str:
+    """Return how many settings each method has, in words."""
+    return ", ".join(f"{name} {count}" for name, count in tried.items())
+
+
+def several(entries: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether some method of these entries has more than one setting."""
+    names = [(entry["task"], entry["method"]) for entry in entries]
+    return len(set(names)) < len(names)
+
+
+def select(leaderboard: dict[str, Any], conditions: Sequence[str]) -> dict[str, Any]:
+    """Return the leaderboard with the entries that meet every condition, at their ranks.
+
+    A condition is ``key=value`` or ``key=value|value``; keys are task, stabilizer, method, status and every setting, as in
+    an entry's ``settings`` (lr, policy, ema.half_life). An entry without the setting does not meet it. Raises StabError for
+    an unknown key, and where no entry is left.
+    """
+    found = leaderboard["entries"]
+    for condition in conditions:
+        key, equals, values = (part.strip() for part in condition.partition("="))
+        if not equals or not values:
+            raise StabError(f"{condition!r} is no condition: expected key=value, such as lr=0.001 or method=none|ema")
+        _check(key, leaderboard)
+        wanted = [value.strip() for value in values.split("|")]
+        found = [e for e in found if _value(e, key) is not None and any(_same(_value(e, key), one) for one in wanted)]
+    if not found:
+        raise StabError(f"no entry has {' and '.join(conditions)}")
+    tasks = {name: about for name, about in leaderboard["run"]["tasks"].items() if name in {e["task"] for e in found}}
+    shown = f"Shown: {len(found)} of {len(leaderboard['entries'])} entries, those with {' and '.join(conditions)}."
+    return leaderboard | {"run": leaderboard["run"] | {"tasks": tasks, "shown": shown}, "entries": found}
+
+
+def _check(key: str, leaderboard: dict[str, Any]) -> None:
+    known = [*OWN, *dict.fromkeys(name for entry in leaderboard["entries"] for name in entry["settings"])]
+    if key not in known:
+        raise StabError(f"entries have no {key!r}.{suggest(key, known)} Known: {', '.join(known)}")
+
+
+def _value(entry: Mapping[str, Any], key: str) -> Any:
+    return entry[key] if key in OWN else entry["settings"].get(key)
+
+
+def _same(value: Any, text: str) -> bool:
+    if not isinstance(value, int | float):
+        return str(value) == text
+    try:
+        return value == float(text)
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Entries that share something, and what choosing among them gives. Only ranked ones can be chosen.
+
+    Attributes:
+        name: what they share.
+        tried: how many there are, failed and unsound ones included, skipped ones not.
+        ranked: how many can be chosen; with none, ``best`` is None and the figures are NaN.
+        best: the entry of lowest GVA.
+        held_out: mean over seeds of the GVA, on that seed, of the entry whose mean GVA on the others is lowest: what the
+            choice is worth on a seed that it has not seen. NaN with one seed.
+        expected: the expected lowest GVA of ``budget`` of them, drawn at random without replacement (the unbiased
+            estimator of Tang et al., arXiv 2004.13705).
+        budget: the same for every group: the fewest that can be chosen in any that has some.
+    """
+
+    name: str
+    tried: int
+    ranked: int
+    best: Mapping[str, Any] | None
+    held_out: float
+    expected: float
+    budget: int
+
+
+def groups(leaderboard: dict[str, Any], task: str, by: Sequence[str] = ("method",)) -> list[Group]:
+    """Group the entries of a task by the values of ``by``; the lowest expected GVA first.
+
+    Raises StabError for an unknown key.
+    """
+    for key in by:
+        _check(key, leaderboard)
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in leaderboard["entries"]:
+        if entry["task"] == task and entry["status"] != "skipped":
+            values = {key: _value(entry, key) for key in by}
+            name = ", ".join(
+                str(value) if key in OWN else f"{key}={'–' if value is None else value}"
+                for key, value in values.items()
+            )
+            grouped.setdefault(name, []).append(entry)
+    ranked = {name: [e for e in members if e["rank"] is not None] for name, members in grouped.items()}
+    budget = min((len(members) for members in ranked.values() if members), default=0)
+    found = []
+    for name, members in ranked.items():
+        scores = np.array([entry["gva_per_seed"] for entry in members])
+        found.append(
+            Group(
+                name=name,
+                tried=len(grouped[name]),
+                ranked=len(members),
+                best=min(members, key=lambda entry: entry["rank"], default=None),
+                held_out=held_out(scores) if members else math.nan,
+                expected=expected_lowest(scores.mean(1), budget) if members else math.nan,
+                budget=budget,
+            )
+        )
+    return sorted(found, key=lambda group: (group.best is None, group.expected))
+
+
+def held_out(scores: np.ndarray) -> float:
+    """Return the mean over seeds of the score, on that seed, of the setting that is best on the others.
+
+    ``scores`` is (settings, seeds), lower is better; of equally good settings the first. NaN with one seed.
+    """
+    count = scores.shape[1]
+    if count < 2:
+        return math.nan
+    others = scores.sum(1, keepdims=True) - scores
+    return float(np.mean([scores[np.argmin(others[:, seed]), seed] for seed in range(count)]))
+
+
+def expected_lowest(scores: np.ndarray, budget: int) -> float:
+    """Return the expected minimum of ``budget`` scores drawn without replacement.
+
+    With s_1 <= ... <= s_n it is the sum of s_i C(n - i, k - 1) / C(n, k).
+    """
+    n = len(scores)
+    weights = [math.comb(n - i, budget - 1) / math.comb(n, budget) for i in range(1, n + 1)]
+    return float(np.dot(np.sort(scores), weights))
+
+
+def heads(found: Sequence[Group], by: Sequence[str]) -> list[str]:
+    """Return the heads of the table of groups."""
+    return [", ".join(by), "ranked", f"best of {found[0].budget}", "best of all", "held out", "return", "#"]
+
+
+def cells(group: Group) -> list[str]:
+    """Return one row of the table of groups, in the order of ``heads``."""
+    row = [group.name, f"{group.ranked} of {group.tried}"]
+    if group.best is None:
+        return [*row, *"–––––"]
+    held = "–" if math.isnan(group.held_out) else f"{group.held_out:.3f}"
+    return [
+        *row,
+        f"{group.expected:.3f}",
+        f"{group.best['gva']:.3f}",
+        held,
+        f"{group.best['return']:.2f}",
+        str(group.best["rank"]),
+    ]
+
+
+def table(leaderboard: dict[str, Any], task: str, by: Sequence[str] = ("method",)) -> RenderableType:
+    """Return the groups of a task for a terminal; fits 80 columns."""
+    from rich import box
+    from rich.console import Group as Lines
+    from rich.table import Table
+    from rich.text import Text
+
+    from stab.reports.table import Name, bullets
+
+    found = groups(leaderboard, task, by)
+    if not found:
+        return Text()
+    drawn = Table(title=Text(f"{task}, tuned"), box=box.HORIZONTALS, show_edge=False, title_style="bold")
+    for name in heads(found, by):
+        drawn.add_column(name, justify="left" if name == ", ".join(by) else "right", no_wrap=name != ", ".join(by))
+    for group in found:
+        name, *rest = cells(group)
+        drawn.add_row(Name(name), *map(Text, rest))
+    return Lines(drawn, Text(), bullets(notes(found)))
+
+
+def notes(found: Sequence[Group]) -> list[str]:
+    """Return how to read the table of groups, the tuning budget first."""
+    equal = len({group.tried for group in found}) == 1
+    return [
+        f"Tuning budget: {'every line tried as many settings' if equal else 'not every line tried as many settings'}."
+        " ranked: how many of them can be chosen.",
+        f"best of {found[0].budget}: the expected lowest GVA of {found[0].budget} of a line's ranked settings, drawn at"
+        " random: the same budget for all. best of all flatters who tried more; return and # are its own. held out: on each seed,"
+        " the GVA of the setting that is best on the other seeds.",
+    ]
