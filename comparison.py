@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import heapq
 import itertools
+import math
 import os
 import platform
 import re
@@ -36,6 +37,7 @@ from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, suggest
 from stab.reports import rows
 from stab.stabilizers import expand, parse, split, stabilizers
+from stab.stabilizers.base import LARGEST
 from stab.tasks import tasks
 from stab.tasks.base import Endless, Task, no_progress
 
@@ -148,8 +150,10 @@ def cross(base: Recipe, swept: dict[str, list[Any]], strings: Sequence[str]) -> 
     >>> cross(Recipe(), {"lr": [0.001, 0.0003]}, ["none", "ema"])
     ['none', 'ema', 'recipe:lr=0.0003', 'recipe:lr=0.0003+ema']
 
-    Raises StabError for a value that is out of range.
+    Raises StabError for a value that is out of range, and for more than ``LARGEST`` entries.
     """
+    if math.prod(map(len, swept.values())) * len(strings) > LARGEST:
+        raise StabError(f"the sweep has more than {LARGEST} entries a task: make several runs of it")
     prefixes: dict[str, str] = {}  # by the recipe's key: a value that is spelled in two ways is one
     for values in itertools.product(*swept.values()):
         pairs = [(name, str(value).replace(",", ";")) for name, value in zip(swept, values, strict=True)]

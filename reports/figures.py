@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from stab import gva
 from stab.reports.statistics import Results, Series
 from stab.reports.table import SMOKE, entries, fold
+from stab.stabilizers.base import method
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREY, SHADE = "#0072B2", "#D55E00", "#8c8c8c", "#efefef"
 COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
+STYLES = ("-", "--", ":", "-.")
+MOST = 16  # rows of curves in one figure
 APART = 1.8  # factor between ticks, so that their labels do not touch
 WIDTH = 7.0  # inches: two columns of a paper
 SIZE = 7.5  # points
@@ -29,20 +33,34 @@ def draw(results: Results, leaderboard: dict[str, Any]) -> dict[str, Figure]:
     """Return every figure of a run by its name.
 
     ``<task>-curves``: the raw iterates of the base recipe and every average of them; ``<task>-recipes``: every entry with
-    a recipe of its own; ``<task>-scores``. A task whose raw iterates have not finished has scores alone.
+    a recipe of its own (of more than ``MOST``, those of lowest GVA); ``<task>-scores``; and where averages of several
+    lengths ride on one trajectory ``<task>-half_life``. A task whose raw iterates have not finished has scores alone.
     """
     drawn = {}
     for task in results.config.tasks:
         base = results.series.get((task, "none"))
         if base is not None:
-            found = [s for (name, string), s in results.series.items() if name == task and string != "none"]
-            listed = [s for s in found if s.stabilizer in results.config.stabilizers]
+            listed = [
+                results.series[task, string]
+                for string in results.config.stabilizers
+                if string != "none" and (task, string) in results.series
+            ]
             same = [s for s in listed if s.recipe == base.recipe]
-            drawn[f"{task}-curves"] = curves(results, task, [base, *same])
+            drawn[f"{task}-curves"] = curves(results, task, [base, *_steadiest(same)])
             if len(same) < len(listed):
-                drawn[f"{task}-recipes"] = curves(results, task, [s for s in listed if s.recipe != base.recipe])
+                others = _steadiest([s for s in listed if s.recipe != base.recipe])
+                drawn[f"{task}-recipes"] = curves(results, task, others)
+            if len(families := _families(leaderboard, task)) < sum(map(len, families.values())):
+                drawn[f"{task}-half_life"] = half_lives(leaderboard, task, families)
         drawn[f"{task}-scores"] = scores(leaderboard, task)
     return drawn
+
+
+def _steadiest(found: list[Series]) -> list[Series]:
+    """Return them all or, of more than ``MOST``, those of lowest GVA, in their order."""
+    score = {one.stabilizer: np.mean([gva.gva(J) for J in one.returns[:, one.window]]) for one in found}
+    kept = sorted(score, key=lambda string: score[string])[:MOST]
+    return [one for one in found if one.stabilizer in kept]
 
 
 def save(drawn: dict[str, Figure], folder: Path) -> None:
@@ -158,7 +176,6 @@ def averages(chosen: dict[str, Any], leaderboard: dict[str, Any], task: str) -> 
         panels, ("gva", "return"), ("GVA (lower is steadier)", "return (random 0, expert 1)"), strict=True
     ):
         _style(axes)
-        axes.set_xscale("log")
         if base is not None and base[key] is not None:
             axes.axhline(base[key], color=GREY, linewidth=1, label="none")
         for colour, marker, (family, points) in zip(COLOURS, MARKERS, families.items(), strict=False):
@@ -171,14 +188,7 @@ def averages(chosen: dict[str, Any], leaderboard: dict[str, Any], task: str) -> 
                     value = p[f"online_{key}"]
                     axes.plot(p["half_life"][1], value, "s", color=colour, markerfacecolor="none", markersize=9)
         axes.set_title(name, fontsize=SIZE + 0.5)
-        axes.set_xlabel("effective half-life at the end of training (updates)", fontsize=SIZE)
-        ticks: list[int] = []
-        for life in sorted({p["half_life"][1] for p in found}):
-            if not ticks or life > APART * ticks[-1]:
-                ticks.append(life)
-        axes.set_xticks(ticks)
-        axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.minorticks_off()
+        _half_life_axis(axes, [p["half_life"][1] for p in found])
     panels[0].set_ylim(bottom=-0.02 * panels[0].get_ylim()[1])  # intervals may reach below 0, a GVA cannot
     panels[1].legend(fontsize=SIZE - 0.5, frameon=False)
     figure.supxlabel(
@@ -186,6 +196,84 @@ def averages(chosen: dict[str, Any], leaderboard: dict[str, Any], task: str) -> 
     )
     _title(figure, leaderboard["run"]["smoke"], f"{task}: averages chosen after training")
     return figure
+
+
+def _families(leaderboard: dict[str, Any], task: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Return averages of one kind on one trajectory, by (raw string, name of the average), shortest half-life first."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    order = {string: n for n, string in enumerate(leaderboard["run"]["settings"]["stabilizers"])}
+    for entry in sorted(entries(leaderboard, task), key=lambda entry: order.get(entry["stabilizer"], 0)):
+        if entry["half_life"] and entry["gva"] is not None:
+            raw, _, average = entry["stabilizer"].rpartition("+")
+            found.setdefault((raw or "none", method(average)), []).append(entry)
+    return {key: sorted(points, key=lambda entry: int(entry["half_life"][-1])) for key, points in found.items()}
+
+
+def half_lives(leaderboard: dict[str, Any], task: str, families: dict[tuple[str, str], list[dict[str, Any]]]) -> Figure:
+    """Draw GVA and return against the effective half-life at the end of training, a line a trajectory and kind of average.
+
+    A line begins at 1, with the raw iterates, of which the latest holds all the weight. A colour is a recipe, a style a
+    method; entries that are not ranked are hollow.
+    """
+    at = {entry["stabilizer"]: entry for entry in entries(leaderboard, task)}
+    labels = {key: "+".join(part for part in key if part != "none") for key in families}
+    recipes = list(dict.fromkeys(_recipe(label) for label in labels.values()))
+    methods = list(dict.fromkeys(method(label) for label in labels.values()))
+    figure = _figure(3.4)
+    panels = figure.subplots(1, 2)
+    for axes, key, name in zip(
+        panels, ("gva", "return"), ("GVA (lower is steadier)", "return (random 0, expert 1)"), strict=True
+    ):
+        _style(axes)
+        ticks = [1]
+        for family, points in families.items():
+            label = labels[family]
+            if recipes.index(_recipe(label)) >= len(COLOURS):
+                continue
+            colour = COLOURS[recipes.index(_recipe(label))]
+            begin = at.get(family[0])
+            line = [] if begin is None or begin["gva"] is None else [(1, begin)]
+            line += [(entry["half_life"][-1], entry) for entry in points]
+            x, y = [life for life, _ in line], [entry[key] for _, entry in line]
+            style = STYLES[methods.index(method(label)) % len(STYLES)]
+            axes.plot(x, y, style, color=colour, linewidth=1.2, label=label)
+            for life, entry in line:
+                face = colour if entry["rank"] is not None else "white"
+                axes.plot(life, entry[key], "o", color=colour, markerfacecolor=face, markersize=4)
+            ticks += x
+        axes.set_title(name, fontsize=SIZE + 0.5)
+        _half_life_axis(axes, ticks)
+    panels[0].set_ylim(bottom=0)
+    left_out = len(recipes) - len(COLOURS)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        fontsize=SIZE - 0.5,
+        frameon=False,
+        title="at 1 the raw iterates; hollow: not ranked"
+        + (f"; {left_out} more recipes not shown" if left_out > 0 else ""),
+        title_fontsize=SIZE,
+    )
+    _title(figure, leaderboard["run"]["smoke"], f"{task}: how long averages remember")
+    return figure
+
+
+def _recipe(string: str) -> str:
+    """Return the settings of the recipe in front of a stabilizer string, or nothing."""
+    return "+".join(part for part in string.split("+") if part.startswith("recipe:"))
+
+
+def _half_life_axis(axes: Axes, lives: Sequence[int]) -> None:
+    axes.set_xscale("log")
+    axes.set_xlabel("effective half-life at the end of training (updates)", fontsize=SIZE)
+    ticks: list[int] = []
+    for life in sorted(set(lives)):
+        if not ticks or life > APART * ticks[-1]:
+            ticks.append(life)
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.minorticks_off()
 
 
 def _figure(height: float) -> Figure:

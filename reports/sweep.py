@@ -212,6 +212,6 @@ def notes(found: Sequence[Group]) -> list[str]:
         f"Tuning budget: {'every line tried as many settings' if equal else 'not every line tried as many settings'}."
         " ranked: how many of them can be chosen.",
         f"best of {found[0].budget}: the expected lowest GVA of {found[0].budget} of a line's ranked settings, drawn at"
-        " random: the same budget for all. best of all flatters who tried more; return and # are its own. held out: on each seed,"
-        " the GVA of the setting that is best on the other seeds.",
+        " random: the same budget for all. best of all flatters who tried more; return and # are its own. held out: on each"
+        " seed, the GVA of the setting that is best on the other seeds.",
     ]

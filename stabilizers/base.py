@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Params = dict[str, Tensor]
 
 LONGEST = 120  # characters of a slug
+LARGEST = 10_000  # stabilizers that one string with alternatives may spell
 
 
 class State(Protocol):
@@ -264,11 +265,13 @@ def expand(text: str) -> list[str]:
     >>> expand("ema:half_life=100|300,alpha=0.67,none|lr_decay+polyak")
     ['ema:alpha=0.67,half_life=100', 'ema:alpha=0.67,half_life=300', 'polyak', 'lr_decay+polyak']
 
-    Raises StabError for what is no stabilizer string.
+    Raises StabError for what is no stabilizer string, and for more than ``LARGEST`` of them.
     """
-    found = []
+    found: list[str] = []
     for pattern in split(text):
         pieces = [piece.split("|") for piece in re.split(r"([=,:+])", pattern)]
+        if math.prod(map(len, pieces)) > LARGEST:
+            raise StabError(f"{pattern[:60]!r}... spells more than {LARGEST} stabilizers: make several runs of it")
         found += [parse("".join(choice)).string for choice in itertools.product(*pieces)]
     return list(dict.fromkeys(found))
 
@@ -287,6 +290,7 @@ def fold(strings: Iterable[str]) -> list[str]:
     for pattern, values in grouped.items():
         columns = [list(dict.fromkeys(column)) for column in zip(*values, strict=True)]
         whole = len(values) == math.prod(map(len, columns))
+        whole = whole and not any(re.search("[:=]", value) for column in columns if len(column) > 1 for value in column)
         for chosen in [["|".join(column) for column in columns]] if whole else values:
             parts = pattern.split("\0")
             found.append("".join(map("".join, zip(parts, [*chosen, ""], strict=True))))

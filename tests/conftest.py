@@ -69,6 +69,12 @@ def stab(tmp_path: Path) -> Stab:
 
 
 @pytest.fixture(scope="session")
+def stab_in() -> Stab:
+    """The command line in a folder, which comes first."""
+    return lambda folder, *arguments: run_stab(*arguments, cwd=folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_run(hopper: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run folder: every built-in stabilizer, two seeds, two workers."""
     out = tmp_path_factory.mktemp("runs") / "run"

@@ -225,3 +225,31 @@ def test_loading_leaves_its_layers_alone():
     load(layer, {"train": {"updates": 3000}}, overrides=["train.lr=0.1"])
     assert layer == {"train": {"lr": 0.5}, "seeds": 2}
     assert load() == Config()
+
+
+def test_lists_of_recipe_settings_are_taken_out_where_a_sweep_is_wanted(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "tasks: [hopper]\ntrain:\n  lr: [1e-3, 3e-4]\n  policy: [mlp, 'mlp:width=128,depth=3']\n  updates: 900\n"
+    )
+    swept = {}
+    config = load(file, swept=swept)
+    assert swept == {"lr": [1e-3, 3e-4], "policy": ["mlp", "mlp:width=128,depth=3"]}
+    assert config.train == Recipe(lr=1e-3, policy="mlp", updates=900)
+    swept = {}
+    assert load(file, {"train": {"lr": 0.5}}, overrides=["train.policy=[mlp]"], swept=swept).train.lr == 0.5
+    assert swept == {"policy": ["mlp"]}  # a later layer wins, list or not
+    with pytest.raises(StabError, match=r"is not valid at train\.lr"):
+        load(file)  # a run's config.yaml holds none
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.lr=[]", "train.lr=[[1]]", "train.lr=[{a: 1}]", "train.lr=[null]", "train.updates=[100,200]",
+     "train.device=[cpu]", "eval.starts=[2,4]", "seeds=[1,2]", "data.dataset=[a/b-v0]", "train.lr=[fast]", "train=[1]"],
+)  # fmt: skip
+def test_other_lists_are_refused(override):
+    with pytest.raises(StabError) as caught:
+        load(overrides=[override], swept={})
+    assert override.split("=")[0].split(".")[-1] in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 
 from stab.cli.main import main
-from stab.posthoc import expand
-from stab.registry import StabError
 
 SIZES = ("--policy", "mlp:depth=0", "train.lr=0.01", "train.updates=400", "eval.checkpoint_every=20",
          "eval.starts=2", "eval.horizon=100")  # fmt: skip
@@ -54,36 +52,6 @@ def refused(monkeypatch, capsys):
 
 def entries(run):
     return {e["stabilizer"]: e for e in json.loads((run / "averages.json").read_text())["entries"]}
-
-
-def test_alternatives_are_spelled_with_bars():
-    assert expand("ema:half_life=100|300") == ["ema:half_life=100", "ema:half_life=300"]
-    assert expand("ema:half_life=100|300,alpha=0.67,polyak") == [
-        "ema:alpha=0.67,half_life=100",
-        "ema:alpha=0.67,half_life=300",
-        "polyak",
-    ]
-    assert expand("ema:half_life=100|300,alpha=0.5|1") == [
-        "ema:alpha=0.5,half_life=100",
-        "ema:half_life=100",
-        "ema:alpha=0.5,half_life=300",
-        "ema:half_life=300",
-    ]
-    assert expand("lr_decay:final=0.1|0.2+ema|polyak") == [
-        "lr_decay:final=0.1+ema",
-        "lr_decay:final=0.1+polyak",
-        "lr_decay:final=0.2+ema",
-        "lr_decay:final=0.2+polyak",
-    ]
-    assert expand("ema,ema:half_life=0.05") == ["ema"]
-
-
-@pytest.mark.parametrize(
-    "text", ["ema:half_life=100|", "ema:half_life=|100", "ema||polyak", "emma", "ema:half_live=1|2"]
-)
-def test_what_spells_nothing_is_refused(text):
-    with pytest.raises(StabError):
-        expand(text)
 
 
 def test_keeping_snapshots_changes_no_row(runs):

@@ -1,5 +1,6 @@
 """The grammar of stabilizer strings."""
 
+import dataclasses
 import re
 
 import pytest
@@ -8,11 +9,13 @@ from hypothesis import strategies as st
 
 from stab.recipe import Recipe
 from stab.registry import StabError
-from stab.stabilizers import Average, parse, split, stabilizers
+from stab.stabilizers import Average, expand, parse, split, stabilizers
 from stab.stabilizers.accumulation import Accumulation
+from stab.stabilizers.base import fold, method, slug
 from stab.stabilizers.ema import EMA
 from stab.stabilizers.lr_decay import LRDecay
 from stab.stabilizers.polyak import Polyak
+from stab.stabilizers.recipe import SETTINGS
 from stab.stabilizers.swa import SWA
 from stab.stabilizers.weight_decay import WeightDecay
 
@@ -260,3 +263,163 @@ def test_numbers_that_no_float_holds_are_out_of_range():
 def test_canonical_arguments_are_in_alphabetical_order():
     arguments = re.findall(r"(\w+)=", parse("ema:half_life=7,burn_in=3,alpha=0.5").string)
     assert arguments == ["alpha", "burn_in", "half_life"]
+
+
+def test_alternatives_are_spelled_with_bars():
+    assert expand("ema:half_life=100|300") == ["ema:half_life=100", "ema:half_life=300"]
+    assert expand("ema:half_life=100|300,alpha=0.67,polyak") == [
+        "ema:alpha=0.67,half_life=100",
+        "ema:alpha=0.67,half_life=300",
+        "polyak",
+    ]
+    assert expand("ema:half_life=100|300,alpha=0.5|1") == [
+        "ema:alpha=0.5,half_life=100",
+        "ema:half_life=100",
+        "ema:alpha=0.5,half_life=300",
+        "ema:half_life=300",
+    ]
+    assert expand("lr_decay:final=0.1|0.2+ema|polyak") == [
+        "lr_decay:final=0.1+ema",
+        "lr_decay:final=0.1+polyak",
+        "lr_decay:final=0.2+ema",
+        "lr_decay:final=0.2+polyak",
+    ]
+    assert expand("ema,ema:half_life=0.05") == ["ema"]
+
+
+@pytest.mark.parametrize(
+    "text", ["ema:half_life=100|", "ema:half_life=|100", "ema||polyak", "emma", "ema:half_live=1|2"]
+)
+def test_what_spells_nothing_is_refused(text):
+    with pytest.raises(StabError):
+        expand(text)
+
+
+def test_alternatives_of_names_compose_with_those_of_values():
+    assert expand("none|lr_decay+ema:half_life=30|40") == [
+        "ema:half_life=30",
+        "ema:half_life=40",
+        "lr_decay+ema:half_life=30",
+        "lr_decay+ema:half_life=40",
+    ]
+
+
+@pytest.mark.parametrize("text", ["none|lr_decay+" * 14 + "ema", "ema:half_life=" + "|".join(map(str, range(10_001)))])
+def test_too_many_alternatives_are_refused(text):
+    with pytest.raises(StabError, match="spells more than 10000 stabilizers"):
+        expand(text)
+
+
+SPELLED = [
+    "none",
+    "ema",
+    "ema:half_life=100|300",
+    "recipe:lr=0.0003|0.003+lr_decay+ema:half_life=100|300,alpha=0.5|0.67",
+    "recipe:lr=0.1|0.2,policy=mlp:width=128;depth=3+polyak",
+    "recipe:lr=0.1|0.2+polyak",
+    "recipe:lr=0.1|0.2,policy=mlp:width=64+polyak",
+    "lr_decay:shape=cosine|linear",
+]
+
+
+@given(st.lists(st.sampled_from(SPELLED), max_size=6), st.randoms())
+def test_folding_loses_nothing(lists, rng):
+    strings = list(dict.fromkeys(s for text in lists for s in expand(text)))
+    rng.shuffle(strings)
+    kept = strings[: rng.randint(0, len(strings))]
+    folded = fold(kept)
+    assert sorted(s for text in folded for s in expand(text)) == sorted(kept)
+    assert len(folded) <= len(kept)
+
+
+def test_folding_is_short():
+    assert fold(expand("ema:half_life=100|300,recipe:lr=0.1|0.2+swa,polyak")) == [
+        "ema:half_life=100|300",
+        "recipe:lr=0.1|0.2+swa",
+        "polyak",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("none", "none"),
+        ("recipe:lr=0.1", "none"),
+        ("recipe:policy=mlp:width=128;depth=3+ema:half_life=3", "ema"),
+        ("recipe:lr=0.1+lr_decay:final=0.1+ema", "lr_decay+ema"),
+        ("gone:away=1+ema", "gone+ema"),  # a plug-in that was uninstalled
+    ],
+)
+def test_the_method_is_what_is_left_without_numbers(text, kind):
+    assert method(text) == kind
+
+
+def test_arguments_by_name():
+    found = parse("recipe:lr=0.1+lr_decay:final=0.1+ema:half_life=3").arguments
+    assert found == {
+        "lr_decay.shape": "linear",
+        "lr_decay.final": 0.1,
+        "lr_decay.power": 1.0,
+        "ema.half_life": 3,
+        "ema.burn_in": 0.1,
+        "ema.alpha": 1.0,
+    }
+    assert parse("none").arguments == parse("recipe:lr=0.1").arguments == {}
+
+
+def test_recipe_settings_edit_what_they_name_and_nothing_else():
+    base = Recipe(updates=77, weight_decay=0.2)
+    found = parse("recipe:lr=3e-4,batch_size=64,policy=mlp:width=128;depth=3,optimizer=SGD").apply(base)
+    assert found == Recipe(
+        updates=77, weight_decay=0.2, lr=3e-4, batch_size=64, policy="mlp:width=128,depth=3", optimizer="SGD"
+    )
+    assert parse("recipe").apply(base) == base
+    # Left to right: the last one wins.
+    assert parse("recipe:dropout=0.3+dropout").apply(base).dropout == 0.1
+    assert parse("dropout+recipe:dropout=0.3").apply(base).dropout == 0.3
+
+
+def test_recipe_settings_are_all_that_may_differ_between_entries():
+    every = {f.name for f in dataclasses.fields(Recipe)}
+    assert every - set(SETTINGS) == {"optimizer_args", "gradient_transforms", "updates", "device"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("recipe:lr=-1", "train.lr=-1.0 is out of range: expected a number > 0"),
+        ("recipe:lr=fast", "lr=fast is not valid: expected a number > 0"),
+        ("recipe:updates=3", "has no argument 'updates'"),
+        ("recipe:batch_size=0", "train.batch_size=0 is out of range"),
+        ("recipe:schedule=steps", "train.schedule='steps' is out of range"),
+    ],
+)
+def test_recipe_settings_out_of_range_are_refused(text, said):
+    with pytest.raises(StabError, match=re.escape(said)):
+        parse(text)
+
+
+def test_a_list_may_hold_a_policy_s_colon_behind_its_key():
+    assert split("recipe:lr=0.1,policy=mlp:width=8,ema") == ["recipe:lr=0.1,policy=mlp:width=8", "ema"]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["ema", "lr_decay", "recipe", ":", "+", "=", ",", "|", ";", "lr", "0.1", "mlp"]), max_size=14
+    )
+)
+def test_any_list_with_alternatives_expands_or_is_a_stab_error(pieces):
+    said = "expanded"
+    try:
+        expand("".join(pieces))
+    except StabError as e:
+        said = str(e)
+    assert said.strip()
+    assert "\n" not in said
+
+
+def test_long_strings_have_short_file_names_of_their_own():
+    long = [f"recipe:lr=0.1,optimizer={'a' * 200}{n}+ema" for n in (1, 2)]
+    assert len({slug(one) for one in long}) == 2
+    assert all(len(slug(one)) <= 120 for one in long)
+    assert slug("lr_decay:final=0.1+ema") == "lr_decay-final=0.1--ema"
