@@ -6,7 +6,10 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 from stab import gva
 from stab.config import Config
 from stab.recipe import Recipe
-from stab.registry import StabError
+from stab.registry import StabError, reason
 from stab.reports import rows
 from stab.stabilizers.base import slug
 from stab.tasks import Task, tasks
@@ -50,15 +53,33 @@ class Cell:
         return f"{self.task}-{self.recipe.key}-seed{self.seed}"
 
 
+@contextmanager
+def asking(task: str) -> Iterator[None]:
+    """Turn whatever a task's own code raises in the block into one line that names it (a StabError).
+
+    What it prints goes to stderr: stdout is for results.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except StabError:
+        raise
+    except Exception as e:
+        where = traceback.extract_tb(e.__traceback__)[-1]
+        raise StabError(f"task {task!r} raised {reason(e)} ({where.name}, {where.filename}:{where.lineno})") from e
+
+
 def make_task(config: Config, name: str) -> Task:
-    """Return the task with the settings of the comparison. Raises StabError if it is unknown."""
-    return tasks.get(name)(
-        name=name,
-        dataset_id=config.data.dataset,
-        train_episodes=config.data.train_episodes,
-        validation_episodes=config.data.validation_episodes,
-        infinite=config.data.infinite,
-    )
+    """Return the task with the settings of the comparison. Raises StabError if it is unknown, or raises anything."""
+    make = tasks.get(name)
+    with asking(name):
+        return make(
+            name=name,
+            dataset_id=config.data.dataset,
+            train_episodes=config.data.train_episodes,
+            validation_episodes=config.data.validation_episodes,
+            infinite=config.data.infinite,
+        )
 
 
 def make_job(cell: Cell, config: Config, run: Path) -> dict[str, Any]:

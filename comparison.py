@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from stab import engine, lock, snapshots
 from stab.cells import (
     Cell,
+    asking,
     cell_file,
     clear_parts,
     describe,
@@ -410,7 +411,8 @@ def costs(plan: Plan, cells: Sequence[Cell]) -> list[tuple[float, float]] | None
         # What decides the time of an update and of a step, of all that a recipe says.
         recipe = dataclasses.replace(config.train, policy=cell.recipe.policy, batch_size=cell.recipe.batch_size)
         if (cell.task, recipe.key) not in speeds:
-            speeds[cell.task, recipe.key] = make_task(config, cell.task).speed(recipe)
+            with asking(cell.task):
+                speeds[cell.task, recipe.key] = make_task(config, cell.task).speed(recipe)
         speed = speeds[cell.task, recipe.key]
         if speed is None:
             return None
@@ -577,16 +579,18 @@ def prepare(plan: Plan, resumed: Path | None = None, progress: Callable[[str, fl
 
     made = {name: make_task(plan.config, name) for name in plan.config.tasks}
     for name, task in made.items():
-        if plan.config.eval.horizon > max(task.horizon, Evaluation.horizon):
-            raise StabError(
-                f"eval.horizon={plan.config.eval.horizon}: episodes of {name} end after {task.horizon} steps at the latest"
-            )
-        data = task.dataset(functools.partial(progress, name) if progress else no_progress)
-        data.references.normalise(np.zeros(1), [min(plan.config.eval.horizon, task.horizon)])
-        for recipe in {c.recipe.key: c.recipe for c in plan.cells if c.task == name}.values():
-            task.policy(recipe)
-            if isinstance(data.train, Endless):
-                check_pool(data.train, recipe)
+        with asking(name):
+            if plan.config.eval.horizon > max(task.horizon, Evaluation.horizon):
+                raise StabError(
+                    f"eval.horizon={plan.config.eval.horizon}: episodes of {name} end after {task.horizon} steps at the"
+                    " latest"
+                )
+            data = task.dataset(functools.partial(progress, name) if progress else no_progress)
+            data.references.normalise(np.zeros(1), [min(plan.config.eval.horizon, task.horizon)])
+            for recipe in {c.recipe.key: c.recipe for c in plan.cells if c.task == name}.values():
+                task.policy(recipe)
+                if isinstance(data.train, Endless):
+                    check_pool(data.train, recipe)
     for finished in rows.cells(resumed) if resumed else ():
         if finished["task"] in made:  # others are no part of the run
             _check_finished(plan.config, made[finished["task"]], finished)

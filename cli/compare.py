@@ -139,7 +139,7 @@ def _show_plan(
     talk: Console, plan: Plan, run: Path, done: int, expected: list[tuple[float, float]] | None, workers: int
 ) -> None:
     from stab import comparison
-    from stab.cells import make_task
+    from stab.cells import asking, make_task
     from stab.reports import sweep
     from stab.stabilizers.base import fold, method
 
@@ -159,7 +159,10 @@ def _show_plan(
         talk.print(f"skipped: {task} x {string}: {reason}", markup=False)
     if done:
         talk.print(f"{done} cells are finished already and kept")
-    ready = all(make_task(config, name).ready() for name in config.tasks)
+    ready = True
+    for name in config.tasks:
+        with asking(name):
+            ready = ready and make_task(config, name).ready()
     collecting = "" if ready else ", after collecting the demonstrations (well under a minute)"
     if expected is not None:
         wall = comparison.wall_seconds(expected, workers)

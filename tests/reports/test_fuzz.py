@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stab import StabError
+from stab.comparison import make_config
 from stab.config import Config, load
 from stab.recipe import Recipe
-from stab.reports import statistics, table
+from stab.reports import statistics, sweep, table
 from stab.stabilizers import parse
 
 junk = st.recursive(
@@ -31,6 +32,11 @@ junk = st.recursive(
 )
 EXAMPLES = int(os.environ.get("STAB_FUZZ", "500"))  # of each; more by hand
 many = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def results(run):
+    return statistics.read(run)
 
 
 def clean(function, *arguments, also=()):
@@ -155,3 +161,39 @@ def test_a_recipe_of_anything(value, seed):
 def test_any_stabilizer_string(text):
     found = clean(parse, text)
     assert found is None or parse(found.string).string == found.string
+
+
+@many
+@given(
+    lists=st.dictionaries(
+        st.sampled_from(["lr", "policy", "batch_size", "schedule", "dropout", "updates", "optimizer_args", "nothing"]),
+        st.lists(junk | st.sampled_from([1e-3, 0.5, 64, "mlp", "mlp:width=8,depth=1", "linear", "3e-4"]), max_size=4)
+        | junk,
+        max_size=3,
+    ),
+    names=st.lists(
+        st.sampled_from(["none", "ema", "ema:half_life=5|7", "none|lr_decay+ema", "a|b", "|", "ema:|"]), max_size=3
+    ),
+)
+def test_a_sweep_of_anything(tmp_path_factory, lists, names):
+    path = tmp_path_factory.getbasetemp() / "swept.yaml"
+    try:
+        path.write_text(json.dumps({"tasks": ["hopper"], "stabilizers": ["ema", *names], "train": lists}))
+    except ValueError:  # surrogates
+        return
+    found = clean(lambda: make_config(file=path))
+    if found is not None:
+        strings = found[0].stabilizers
+        assert [parse(string).string for string in strings] == list(strings)
+        assert strings[0] == "none"
+
+
+@many
+@given(
+    text=st.text(max_size=20) | st.from_regex(r"(lr|method|task|ema\.half_life|status)=[-+0-9a-z.|]{0,12}"),
+    by=st.lists(st.text(max_size=6) | st.sampled_from(["lr", "method", "task", "ema.half_life"]), max_size=3),
+)
+def test_any_filter_and_group(results, text, by):
+    leaderboard = statistics.leaderboard(results)
+    found = clean(sweep.select, leaderboard, [text])
+    clean(sweep.groups, found or leaderboard, "toy", by)
