@@ -13,7 +13,7 @@ from stab import gva
 from stab.config import Config, load
 from stab.recipe import Recipe
 from stab.registry import NAME, StabError
-from stab.reports import rows, sweep
+from stab.reports import inference, rows, sweep
 from stab.stabilizers import parse
 from stab.stabilizers.base import method
 
@@ -214,12 +214,13 @@ def leaderboard(results: Results) -> dict[str, Any]:
     for task in config.tasks:
         found = [_entry(results, task, string) for string in config.stabilizers]
         ranked = sorted((e for e in found if e["status"] in ("sound", "undecided")), key=lambda e: e["gva"])
-        for rank, entry in enumerate(ranked, 1):
-            entry["rank"] = rank
+        open_ranks = inference.rank_intervals([e["gva_per_seed"] for e in ranked]) if ranked else []
+        for rank, (entry, (low, high)) in enumerate(zip(ranked, open_ranks, strict=True), 1):
+            entry |= {"rank": rank, "rank_low": low, "rank_high": high}
         order = ["static", "unsound", "failed", "skipped"]
         others = sorted((e for e in found if e not in ranked), key=lambda e: (order.index(e["status"]), e["gva"] or 0))
         entries += ranked + others
-        about[task] = _about_task(results, task)
+        about[task] = _about_task(results, task) | {"verdict": _compare_with_none(found)}
     return {
         "schema": rows.SCHEMA,
         "protocol": gva.PROTOCOL,
@@ -234,11 +235,30 @@ def leaderboard(results: Results) -> dict[str, Any]:
     }
 
 
+def _compare_with_none(found: list[dict[str, Any]]) -> str | None:
+    """Add to each entry how its GVA compares with that of ``none``; return in a sentence what can be said."""
+    base = next((e["gva_per_seed"] for e in found if e["stabilizer"] == "none"), None)
+    others = [e for e in found if e["stabilizer"] != "none" and e["gva_per_seed"] is not None]
+    if base is None or not others:
+        return None
+    p = inference.holm([inference.paired_p(e["gva_per_seed"], base) for e in others])
+    for entry, value in zip(others, p, strict=True):
+        entry["improvement"] = inference.probability_of_improvement(entry["gva_per_seed"], base)
+        entry["p_value"] = plain(value)
+    by_gva = sorted(zip(others, p, strict=True), key=lambda pair: pair[0]["gva"])
+    names, scores = [e["stabilizer"] for e, _ in by_gva], [e["gva_per_seed"] for e, _ in by_gva]
+    return inference.verdict(names, scores, base, [value for _, value in by_gva])
+
+
 FIGURES = [
+    "rank_low",
+    "rank_high",
     "gva",
     "gva_low",
     "gva_high",
     "gva_per_seed",
+    "improvement",
+    "p_value",
     "gva_adjacent",
     "gva_by_lag",
     "gva_mean",
@@ -373,9 +393,7 @@ def _about_task(results: Results, task: str) -> dict[str, Any]:
             " says nothing."
         )
     if len(base.seeds) < 3:
-        warnings.append(
-            f"{len(base.seeds)} seed{'s' * (len(base.seeds) > 1)}: scores without intervals (3 are needed)."
-        )
+        warnings.append(f"{len(base.seeds)} seed{'s' * (len(base.seeds) > 1)}: no intervals (3 are needed).")
     if len({cell["dataset_sha256"] for cell in cells}) > 1:
         warnings.append("The dataset's content differs between cells of this run.")
     if len({str(cell["versions"]) for cell in cells}) > 1:

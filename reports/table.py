@@ -254,6 +254,8 @@ def taskbullets(leaderboard: dict[str, Any], task: str) -> list[str]:
             f"Differences in GVA below {about['noise_floor']:.3f} are within the A/A noise floor (none on half of the"
             " starts against none on the other half, same seeds)."
         )
+    if about["verdict"]:
+        lines.append(about["verdict"])
     return lines
 
 

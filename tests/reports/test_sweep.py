@@ -64,7 +64,7 @@ def leaderboard() -> dict[str, Any]:
     for rank, one in enumerate(ranked, 1):
         one["rank"] = rank
     settings = {"train": Recipe(updates=10, batch_size=10).to_dict(), "stabilizers": strings, "data": {"dataset": None}}
-    about = {"warnings": [], "noise_floor": 0.01, "environment": "Toy-v0"}
+    about = {"warnings": [], "noise_floor": 0.01, "environment": "Toy-v0", "verdict": "Nothing."}
     return {
         "run": {"smoke": False, "budget": "Budget.", "settings": settings, "tasks": {"toy": about}},
         "entries": ranked + [e for e in found if e["rank"] is None],
