@@ -27,7 +27,8 @@ START_SEED = 50_000
 PACKAGES = {"stab": "stab-gva", "torch": "torch", "mujoco": "mujoco", "gymnasium": "gymnasium", "minari": "minari"}
 
 EPISODE = {"return": rows.NUMBER, "length": int, "cumulative": [rows.NUMBER]}
-RETURNS = {"seconds": rows.NUMBER, "found": {str: [EPISODE]}}  # what came of a part's rollouts
+# What came of a part's rollouts; its points are stabilizer, update, validation loss, and which of those found it is.
+RETURNS = {"seconds": rows.NUMBER, "found": {str: [EPISODE]}, "points": [list]}
 TRAINED = {  # everything but the rows
     **{"about": dict, "parts": int, "failed": {str: str}, "timings": dict, "validation_seconds": rows.NUMBER},
     "cell": {"starts": [int], "checkpoints": {str: [{"update": int, "weights": str}]}},

@@ -611,7 +611,10 @@ def has_an_effect(stabilizer: Stabilizer) -> None:
 def _intervention_checks(stabilizer: Stabilizer) -> list[Callable[[Any], None]]:
     """Return those that apply: one that declares no ``neutral`` has none; one set to it has no effect."""
     declared = [m for m in stabilizer.interventions if m.neutral or isinstance(m, NoStabilizer)]
-    at_rest = all(isinstance(m, NoStabilizer) or m.at_rest for m in stabilizer.interventions)
+    at_rest = all(
+        isinstance(m, NoStabilizer) or (m.neutral and all(getattr(m, k) == v for k, v in m.neutral.items()))
+        for m in stabilizer.interventions
+    )
     checks: list[Callable[[Any], None]] = [apply_is_pure, training_stays_finite]
     if len(declared) == len(stabilizer.interventions):
         checks = [neutral_is_the_identity, *checks]

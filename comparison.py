@@ -146,7 +146,8 @@ def cross(base: Recipe, swept: dict[str, list[Any]], strings: Sequence[str]) -> 
     """Cross stabilizers with lists of recipe settings; return stabilizer strings, those of the base recipe first.
 
     Every combination of values goes in front of every string as ``recipe:name=value,...``. A combination names only what
-    it changes in ``base``, whose values are the first of each list.
+    it changes in ``base``, whose values are the first of each list; what comes to the same recipe and average as a string
+    before it is left out, so that no setting counts twice.
 
     >>> cross(Recipe(), {"lr": [0.001, 0.0003]}, ["none", "ema"])
     ['none', 'ema', 'recipe:lr=0.0003', 'recipe:lr=0.0003+ema']
@@ -155,32 +156,35 @@ def cross(base: Recipe, swept: dict[str, list[Any]], strings: Sequence[str]) -> 
     """
     if math.prod(map(len, swept.values())) * len(strings) > LARGEST:
         raise StabError(f"the sweep has more than {LARGEST} entries a task: make several runs of it")
-    prefixes: dict[str, str] = {}  # by the recipe's key: a value that is spelled in two ways is one
+    found: dict[object, str] = {}
     for values in itertools.product(*swept.values()):
         pairs = [(name, str(value).replace(",", ";")) for name, value in zip(swept, values, strict=True)]
         changed = [f"{name}={value}" for name, value in pairs if parse(f"recipe:{name}={value}").apply(base) != base]
-        prefix = f"recipe:{','.join(changed)}" if changed else "none"
-        prefixes.setdefault(parse(prefix).apply(base).key, prefix)
-    return list(dict.fromkeys(parse(f"{prefix}+{string}").string for prefix in prefixes.values() for string in strings))
+        for string in strings:
+            stabilizer = parse(f"recipe:{','.join(changed)}+{string}" if changed else string)
+            try:
+                made: object = (stabilizer.apply(base).key, repr(stabilizer.average))
+            except Exception:  # the plan will say what is wrong with it
+                made = stabilizer.string
+            found.setdefault(made if changed else stabilizer.string, stabilizer.string)
+            found.setdefault(made, stabilizer.string)
+    return list(dict.fromkeys(found.values()))
 
 
 def every_stabilizer() -> tuple[list[str], dict[str, str]]:
     """Return the names behind ``--all`` (built-ins and installed plug-ins), and the reasons of the broken ones.
 
-    An intervention that does nothing unless it is told what (``recipe``) is none of them.
+    ``recipe`` is none of them: it does nothing unless it is told what.
     """
-    names, broken = [], {}
-    for entry in stabilizers.listing(load=True):
-        if entry.broken:
-            broken[entry.name] = entry.broken
-        else:
+    listing = [entry for entry in stabilizers.listing(load=True) if entry.name != "recipe"]
+    broken = {entry.name: entry.broken for entry in listing if entry.broken}
+    for entry in listing:
+        if not entry.broken:
             try:
-                if any(method.at_rest for method in parse(entry.name).interventions):
-                    continue
+                parse(entry.name)
             except StabError as e:
                 broken[entry.name] = str(e)
-        names.append(entry.name)
-    return names, broken
+    return [entry.name for entry in listing], broken
 
 
 def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
@@ -353,21 +357,26 @@ def execute(plan: Plan, run: Path, workers: engine.Engine) -> Generator[tuple[Ce
     worker died, leaves its parts, to be gone on with; see ``worker``. The fraction of a "progress" is that of all the cell's
     training, or of all its rollouts.
     """
+    from stab.live import Live
     from stab.tasks import datasets
 
     todo = unfinished(plan, run)
     jobs = [make_job(cell, plan.config, run) for cell in todo]
     done: dict[tuple[int, str], dict[int, float]] = {}  # cell and phase -> by part
     used = sorted({make_task(plan.config, cell.task).demonstrations_id for cell in todo})
-    with closing(workers.run(jobs, datasets.root(), used)) as events:
+    with closing(workers.run(jobs, datasets.root(), used)) as events, closing(Live(run, plan.config)) as live:
         for event in events:
             cell = todo[event.job]
+            live.look(todo)
             if event.kind == "progress":
                 fractions = done.setdefault((event.job, event.phase), {})
                 fractions[event.part] = event.fraction
                 yield cell, dataclasses.replace(event, fraction=sum(fractions.values()))
             else:
-                yield cell, _settle(cell, run, event)
+                settled = _settle(cell, run, event)
+                if settled.kind == "done":
+                    live.show(live.take(rows.read_json(cell_file(run, cell))))
+                yield cell, settled
     if not any(parts_folder(run, cell).exists() for cell in todo):
         shutil.rmtree(run / "parts", ignore_errors=True)
 
@@ -408,7 +417,7 @@ def costs(plan: Plan, cells: Sequence[Cell]) -> list[tuple[float, float]] | None
     speeds: dict[tuple[str, str], tuple[float, float] | None] = {}
     config = plan.config
     for cell in cells:
-        # What decides the time of an update and of a step, of all that a recipe says.
+        # Of all that a recipe says these two change the time of an update most; the rest is left out of the estimate.
         recipe = dataclasses.replace(config.train, policy=cell.recipe.policy, batch_size=cell.recipe.batch_size)
         if (cell.task, recipe.key) not in speeds:
             with asking(cell.task):
@@ -416,7 +425,8 @@ def costs(plan: Plan, cells: Sequence[Cell]) -> list[tuple[float, float]] | None
         speed = speeds[cell.task, recipe.key]
         if speed is None:
             return None
-        horizon = min(config.eval.horizon, make_task(config, cell.task).horizon)
+        with asking(cell.task):
+            horizon = min(config.eval.horizon, make_task(config, cell.task).horizon)
         steps = len(cell.stabilizers) * len(config.checkpoints) * config.eval.starts * horizon
         training = cell.recipe.updates * cell.recipe.accumulation * speed[0]
         fresh = cell.recipe.samples * speed[1] if config.data.infinite else 0.0
@@ -429,12 +439,11 @@ def snapshot_bytes(plan: Plan) -> int:
     every = plan.config.snapshots.every
     if every is None:
         return 0
-    sizes = {
-        (cell.task, cell.recipe.key): sum(
-            p.nbytes for p in make_task(plan.config, cell.task).policy(cell.recipe).parameters()
-        )
-        for cell in plan.cells
-    }
+    sizes = {}
+    for cell in plan.cells:
+        with asking(cell.task):
+            parameters = make_task(plan.config, cell.task).policy(cell.recipe).parameters()
+        sizes[cell.task, cell.recipe.key] = sum(p.nbytes for p in parameters)
     return sum(
         sizes[cell.task, cell.recipe.key]
         * (len(snapshots.block_ends(cell.recipe.updates, every)) + len(plan.config.checkpoints))
@@ -601,7 +610,8 @@ def _check_finished(config: Config, task: Task, finished: dict[str, Any]) -> Non
     cell = Cell(
         finished["task"], Recipe.from_dict(finished["recipe"]), finished["seed"], tuple(finished["stabilizers"])
     )
-    now = describe(task, config, cell)
+    with asking(cell.task):
+        now = describe(task, config, cell)
     new, old = (
         _flat({"": one | {"versions": {name: one["versions"].get(name) for name in DECIDING}}})
         for one in (now, finished)

@@ -184,18 +184,18 @@ def load(
 
 def _first_of_lists(layer: Any, swept: dict[str, list[Any]] | None) -> Any:
     """Take the lists out of a layer's recipe into ``swept``; return the layer with the first value of each instead."""
-    from omegaconf import DictConfig, ListConfig, OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     recipe = layer.get("train") if isinstance(layer, DictConfig) else None
     if swept is None or not isinstance(recipe, DictConfig):
         return layer
-    for name in recipe:
-        if name not in SETTINGS:
-            continue
+    given = OmegaConf.to_container(recipe, resolve=False)  # what is no list is resolved where all layers are
+    assert isinstance(given, dict)
+    for name in [name for name in given if name in SETTINGS]:
         swept.pop(name, None)  # of an earlier layer
-        if isinstance(recipe[name], ListConfig):
-            values = OmegaConf.to_container(recipe[name], resolve=True)
-            if not isinstance(values, list) or not values or any(isinstance(one, list | dict | None) for one in values):
+        values = given[name]
+        if isinstance(values, list):
+            if not values or any(isinstance(one, list | dict | None) for one in values):
                 raise StabError(f"train.{name}={values} is no list of settings: expected values, such as [1e-3, 3e-4]")
             swept[name] = values
             recipe[name] = values[0]

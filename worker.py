@@ -118,7 +118,11 @@ def _train(task: Task, config: Config, cell: Cell, run: Path, report: Report, mo
         # An interrupted worker may have rolled out the very same; what else lies there is of no use.
         if not path.exists() or list(rows.read_json(path)["found"]) != shas:
             path.unlink(missing_ok=True)
-            about_part = {"weights": json.dumps(shas), "share": json.dumps(len(shas) / expected)}
+            about_part = {
+                "weights": json.dumps(shas),
+                "share": json.dumps(len(shas) / expected),
+                "points": json.dumps(gathered.points(shas)),
+            }
             state.save_tensors(read_outs_file(parts, part), stacked, about_part)
         ask(part)
 
@@ -265,6 +269,7 @@ def _roll_out_part(task: Task, config: Config, cell: Cell, run: Path, part: int,
         {
             "seconds": time.perf_counter() - began,
             "found": dict(zip(json.loads(about["weights"]), found, strict=True)),
+            "points": json.loads(about["points"]),
         },
     )
     read_outs_file(parts, part).unlink(missing_ok=True)
@@ -321,6 +326,15 @@ class ReadOuts:
             self.pending[sha] = read_out
         if len(self.pending) == self.size:
             self.close()
+
+    def points(self, shas: list[str]) -> list[tuple[str, int, float, str]]:
+        """Return which read-outs these are: stabilizer, update, validation loss, and which of them."""
+        return [
+            (name, point["update"], point["val_loss"], point["weights"])
+            for name, found in self.checkpoints.items()
+            for point in found
+            if point["weights"] in shas
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that was gathered, blocks that were handed over excepted; plain data and tensors."""

@@ -42,10 +42,13 @@ def report(
     ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Only these entries: lr=0.001, method=none|ema; repeat for several."),
+        typer.Option(
+            metavar="KEY=VALUE", help="Print these entries only: lr=0.001, method=none|ema; repeat for several."
+        ),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Group by this: method, lr, ema.half_life; commas for several.")
+        str | None,
+        typer.Option(metavar="KEY", help="Print groups by this: method, lr, ema.half_life; commas for several."),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes (default: as many as cores).")] = None,
 ) -> None:
@@ -54,14 +57,16 @@ def report(
 
     from stab.registry import StabError
     from stab.reports import averages as chosen
-    from stab.reports import render, rows, sweep, table
+    from stab.reports import render, rows, statistics, sweep, table
 
     if averages is not None and (where or by):
         raise StabError("--where and --by are for the leaderboard: give them without --averages")
     if averages is not None:
         _read_off(run, averages, workers)
-    leaderboard = render(run)
+    if by and format in (Format.json, Format.csv):
+        raise StabError(f"--by groups tables: give it without --format {format.value}")
     keys = [key.strip() for key in by.split(",")] if by else None
+    leaderboard = statistics.leaderboard(statistics.read(run)) if where or keys else render(run)
     if where:
         leaderboard = sweep.select(leaderboard, where)
     if averages is None and format is not Format.table:

@@ -220,7 +220,8 @@ def leaderboard(results: Results) -> dict[str, Any]:
         order = ["static", "unsound", "failed", "skipped"]
         others = sorted((e for e in found if e not in ranked), key=lambda e: (order.index(e["status"]), e["gva"] or 0))
         entries += ranked + others
-        about[task] = _about_task(results, task) | {"verdict": _compare_with_none(found)}
+        none = next((e["gva"] for e in found if e["stabilizer"] == "none"), None)
+        about[task] = _about_task(results, task) | {"verdict": _compare_with_none(found), "none": none}
     return {
         "schema": rows.SCHEMA,
         "protocol": gva.PROTOCOL,

@@ -21,12 +21,19 @@ OWN = ("task", "stabilizer", "method", "status")  # keys of an entry that filter
 
 
 def settings(string: str, recipe: Recipe) -> dict[str, Any]:
-    """Return what an entry is made of: settings of its recipe, as edited, and arguments as ``ema.half_life``."""
+    """Return what an entry is made of: settings of its recipe, as edited, and arguments as ``ema.half_life``; for JSON."""
     found = {name: getattr(recipe, name) for name in SETTINGS}
+    found["optimizer"] = found["optimizer"].removeprefix("torch.optim:")
     try:
-        return found | parse(string).arguments
+        found |= parse(string).arguments
     except StabError:  # a plug-in that is gone
-        return found
+        pass
+    kept = (str, int, type(None))
+    return {name: v if isinstance(v, kept) or _is_finite(v) else str(v) for name, v in found.items()}
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def budget(tried: Mapping[str, int]) -> str:
@@ -73,7 +80,7 @@ def _value(entry: Mapping[str, Any], key: str) -> Any:
 
 
 def _same(value: Any, text: str) -> bool:
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float) or str(value) == text:
         return str(value) == text
     try:
         return value == float(text)
@@ -88,13 +95,12 @@ class Group:
     Attributes:
         name: what they share.
         tried: how many there are, failed and unsound ones included, skipped ones not.
-        ranked: how many can be chosen; with none, ``best`` is None and the figures are NaN.
+        ranked: how many can be chosen; with none, ``best`` is None and ``held_out`` NaN.
         best: the entry of lowest GVA.
         held_out: mean over seeds of the GVA, on that seed, of the entry whose mean GVA on the others is lowest: what the
             choice is worth on a seed that it has not seen. NaN with one seed.
-        expected: the expected lowest GVA of ``budget`` of them, drawn at random without replacement (the unbiased
-            estimator of Tang et al., arXiv 2004.13705).
-        budget: the same for every group: the fewest that can be chosen in any that has some.
+        expected: the expected GVA of the best of ``budget`` of those tried, drawn at random; see ``expected_lowest``.
+        budget: the fewest that any of the groups tried; the same for all.
     """
 
     name: str
@@ -123,7 +129,8 @@ def groups(leaderboard: dict[str, Any], task: str, by: Sequence[str] = ("method"
             )
             grouped.setdefault(name, []).append(entry)
     ranked = {name: [e for e in members if e["rank"] is not None] for name, members in grouped.items()}
-    budget = min((len(members) for members in ranked.values() if members), default=0)
+    budget = min(map(len, grouped.values()), default=0)
+    fallback = leaderboard["run"]["tasks"][task]["none"]
     found = []
     for name, members in ranked.items():
         scores = np.array([entry["gva_per_seed"] for entry in members])
@@ -134,7 +141,12 @@ def groups(leaderboard: dict[str, Any], task: str, by: Sequence[str] = ("method"
                 ranked=len(members),
                 best=min(members, key=lambda entry: entry["rank"], default=None),
                 held_out=held_out(scores) if members else math.nan,
-                expected=expected_lowest(scores.mean(1), budget) if members else math.nan,
+                expected=expected_lowest(
+                    [entry["gva"] for entry in members],
+                    len(grouped[name]),
+                    budget,
+                    math.nan if fallback is None else fallback,
+                ),
                 budget=budget,
             )
         )
@@ -153,14 +165,17 @@ def held_out(scores: np.ndarray) -> float:
     return float(np.mean([scores[np.argmin(others[:, seed]), seed] for seed in range(count)]))
 
 
-def expected_lowest(scores: np.ndarray, budget: int) -> float:
-    """Return the expected minimum of ``budget`` scores drawn without replacement.
+def expected_lowest(scores: Sequence[float], tried: int, budget: int, fallback: float) -> float:
+    """Return the expected lowest score of ``budget`` settings drawn without replacement from the ``tried``.
 
-    With s_1 <= ... <= s_n it is the sum of s_i C(n - i, k - 1) / C(n, k).
+    Only those with ``scores`` can be chosen; who draws none of them is left with ``fallback``. With n tried, k drawn and
+    s_1 <= ... <= s_r it is the sum of s_i C(n - i, k - 1) / C(n, k), and C(n - r, k) / C(n, k) of the fallback: the unbiased
+    estimator of Tang et al., arXiv 2004.13705, section 3.
     """
-    n = len(scores)
-    weights = [math.comb(n - i, budget - 1) / math.comb(n, budget) for i in range(1, n + 1)]
-    return float(np.dot(np.sort(scores), weights))
+    total = math.comb(tried, budget)
+    weights = [math.comb(tried - i, budget - 1) / total for i in range(1, len(scores) + 1)]
+    missed = math.comb(tried - len(scores), budget) / total
+    return float(np.dot(np.sort(scores), weights)) + (missed * fallback if missed else 0.0)
 
 
 def heads(found: Sequence[Group], by: Sequence[str]) -> list[str]:
@@ -170,13 +185,13 @@ def heads(found: Sequence[Group], by: Sequence[str]) -> list[str]:
 
 def cells(group: Group) -> list[str]:
     """Return one row of the table of groups, in the order of ``heads``."""
-    row = [group.name, f"{group.ranked} of {group.tried}"]
+    expected = "–" if math.isnan(group.expected) else f"{group.expected:.3f}"
+    row = [group.name, f"{group.ranked} of {group.tried}", expected]
     if group.best is None:
-        return [*row, *"–––––"]
+        return [*row, *"––––"]
     held = "–" if math.isnan(group.held_out) else f"{group.held_out:.3f}"
     return [
         *row,
-        f"{group.expected:.3f}",
         f"{group.best['gva']:.3f}",
         held,
         f"{group.best['return']:.2f}",
@@ -208,10 +223,12 @@ def table(leaderboard: dict[str, Any], task: str, by: Sequence[str] = ("method",
 def notes(found: Sequence[Group]) -> list[str]:
     """Return how to read the table of groups, the tuning budget first."""
     equal = len({group.tried for group in found}) == 1
+    budget = found[0].budget
     return [
         f"Tuning budget: {'every line tried as many settings' if equal else 'not every line tried as many settings'}."
         " ranked: how many of them can be chosen.",
-        f"best of {found[0].budget}: the expected lowest GVA of {found[0].budget} of a line's ranked settings, drawn at"
-        " random: the same budget for all. best of all flatters who tried more; return and # are its own. held out: on each"
-        " seed, the GVA of the setting that is best on the other seeds.",
+        f"best of {budget}: the expected lowest GVA of {budget} of a line's settings, drawn at random: the same budget for"
+        " all. Who draws none that is ranked is left with none.",
+        "best of all flatters who tried more; return and # are its own. held out: on each seed, the GVA of the setting that"
+        " is best on the other seeds.",
     ]

@@ -239,7 +239,7 @@ def taskbullets(leaderboard: dict[str, Any], task: str) -> list[str]:
     lines = [leaderboard["run"]["shown"]] if "shown" in leaderboard["run"] else []
     lines += [f"Warning: {warning}" for warning in about["warnings"]]
     base = leaderboard["run"]["settings"]["train"]
-    atoms = [e["stabilizer"].split("+")[0] for e in found if e["stabilizer"].startswith("recipe:")]
+    atoms = [atom for e in found for atom in e["stabilizer"].split("+") if atom.startswith("recipe:")]
     if changed := [name for name in base if any(f":{name}=" in atom or f",{name}=" in atom for atom in atoms)]:
         lines.append(
             f"Where recipe: does not say otherwise, {', '.join(f'{name} is {base[name]}' for name in changed)}."

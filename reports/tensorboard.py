@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +16,20 @@ from stab.stabilizers.base import slug
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-RECIPE = ("policy", "optimizer", "lr", "schedule", "weight_decay", "dropout", "batch_size", "accumulation", "updates")
 METRICS = ("gva", "return", "worst", "val_loss")
+LEADERBOARD = "leaderboard"
+CHARTS = {"return": "return", "jump of the return between checkpoints": "return_jump", "validation loss": "val_loss"}
 
 
 def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: Path) -> None:
     """Write event files.
 
     ``<slug>``, a run a stabilizer: scalars ``<task>/return``, ``<task>/val_loss`` (at every checkpoint) and
-    ``<task>/return_jump`` (within the window, where checkpoints are evenly spaced), means over seeds; and
-    hyper-parameters with the scores ``hparam/<task>/{gva,return,worst,val_loss}``. ``leaderboard``: per task the table as
-    text and the figures as images. Tasks are tags and not runs, because TensorBoard shows none of more than 40 runs.
+    ``<task>/return_jump`` (within the window, where checkpoints are evenly spaced), means over seeds; the histogram
+    ``<task>/returns`` over starts and seeds; and hyper-parameters with the scores
+    ``hparam/<task>/{gva,return,worst,val_loss}``.
+    ``leaderboard``: per task the table as text, the figures as images, and custom scalars: each of the three curves of all
+    stabilizers in one chart. Tasks are tags and not runs, because TensorBoard shows none of more than 40 runs.
 
     Args:
         figures: folder of ``<task>-<kind>.png``.
@@ -43,7 +47,8 @@ def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: 
             for one in series:
                 _curves(writer, one)
             _hyper_parameters(writer, series[0], found)
-    with SummaryWriter(str(folder / "leaderboard")) as writer:
+    with SummaryWriter(str(folder / LEADERBOARD)) as writer:
+        writer.add_custom_scalars(charts(results.config.tasks))
         for task in results.config.tasks:
             writer.add_text(f"{task}/leaderboard", markdown_task(leaderboard, task))
         for path in sorted(figures.glob("*.png")):
@@ -52,10 +57,16 @@ def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: 
                 writer.add_image(f"{task}/{kind}", np.asarray(image), dataformats="HWC")
 
 
+def charts(tasks: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """Return the layout of the custom scalars: a category a task, a chart a curve, all stabilizers in it."""
+    return {task: {title: ["Multiline", [f"^{task}/{tag}$"]] for title, tag in CHARTS.items()} for task in tasks}
+
+
 def _curves(writer: SummaryWriter, series: Series) -> None:
     for k, update in enumerate(series.updates.tolist()):
         writer.add_scalar(f"{series.task}/return", series.returns[:, k].mean(), update)
         writer.add_scalar(f"{series.task}/val_loss", series.val_loss[:, k].mean(), update)
+        writer.add_histogram(f"{series.task}/returns", series.returns[:, k].ravel(), update, bins="auto")
     jumps = np.mean([gva.jumps(J) for J in series.returns[:, series.window]], axis=0)
     for update, jump in zip(series.updates[series.window][1:].tolist(), jumps, strict=True):
         writer.add_scalar(f"{series.task}/return_jump", jump, update)
@@ -65,7 +76,8 @@ def _hyper_parameters(writer: SummaryWriter, series: Series, entries: list[dict[
     """Write what SummaryWriter.add_hparams writes, but into this run: that method makes a run of its own."""
     from torch.utils.tensorboard.summary import hparams
 
-    values = {"stabilizer": series.stabilizer, **{name: getattr(series.recipe, name) for name in RECIPE}}
+    values = {"stabilizer": series.stabilizer, "updates": series.recipe.updates, **entries[0]["settings"]}
+    values = {name: value for name, value in values.items() if value is not None}
     scores = {f"hparam/{entry['task']}/{name}": entry[name] for entry in entries for name in METRICS}
     for summary in hparams(values, scores):  # type: ignore[no-untyped-call]
         writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]

@@ -78,11 +78,6 @@ class Intervention(Declared):
 
     neutral: ClassVar[dict[str, Any]] = {}
 
-    @property
-    def at_rest(self) -> bool:
-        """Whether its arguments are those that ``neutral`` names."""
-        return bool(self.neutral) and all(getattr(self, name) == value for name, value in self.neutral.items())
-
     def apply(self, recipe: Recipe) -> Recipe:
         """Return the edited recipe; pure. May raise ``stab.registry.Incompatible`` with a reason."""
         raise NotImplementedError
@@ -277,7 +272,7 @@ def expand(text: str) -> list[str]:
 
 
 def fold(strings: Iterable[str]) -> list[str]:
-    """Return the shortest lists with alternatives that ``expand`` turns back into these strings, in some order.
+    """Return fewer strings, with alternatives, that ``expand`` turns back into these; only whole products are folded.
 
     >>> fold(["none", "ema:half_life=100", "ema:half_life=300"])
     ['none', 'ema:half_life=100|300']

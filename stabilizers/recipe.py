@@ -27,7 +27,8 @@ class RecipeSettings(Intervention):
 
     Suggested: nothing; no part of ``--all``.
     Cost: that of the settings.
-    Conflicts: the last one wins where another intervention edits the same setting.
+    Conflicts: edits are made from left to right: ``weight_decay`` adds to the setting, ``accumulation`` multiplies it, the
+    other built-ins replace it.
     Source: the 278 training interventions of arXiv 2310.11428 are such settings.
     """
 

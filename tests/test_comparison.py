@@ -26,6 +26,7 @@ import torch
 from stab import StabError, comparison, engine, gva, lock
 from stab.cells import Cell, clear_parts, finish, make_job, parts_folder
 from stab.comparison import make_config, make_out, make_plan, unfinished
+from stab.recipe import Recipe
 from stab.reports import render, rows
 from stab.stabilizers import Average, Intervention, hyper, stabilizers
 from stab.stabilizers.base import MeanState, clone
@@ -61,6 +62,42 @@ def test_equal_recipes_share_a_cell_whatever_they_are_called():
 
 def test_none_is_always_run_and_first():
     assert plan("hopper", ["swa"]).config.stabilizers == ("none", "swa")
+
+
+def test_what_comes_to_the_same_recipe_and_average_is_one_entry_of_a_sweep():
+    strings = ["none", "lr_decay", "ema", "lr_decay+ema"]
+    found = comparison.cross(Recipe(), {"schedule": ["constant", "linear"], "lr": [1e-3, "1e-3", 0.1]}, strings)
+    assert found == [
+        *strings,
+        "recipe:lr=0.1", "recipe:lr=0.1+lr_decay", "recipe:lr=0.1+ema", "recipe:lr=0.1+lr_decay+ema",
+    ]  # fmt: skip
+    # What is asked for by name stays, whatever it comes to.
+    assert comparison.cross(Recipe(), {}, ["none", "lr_decay:final=1.0"]) == ["none", "lr_decay:final=1.0"]
+
+
+def test_all_leaves_out_recipe_alone():
+    @dataclasses.dataclass(frozen=True)
+    class Idle(Intervention):
+        p: float = 0.0
+        neutral = {"p": 0.0, "nothing": 1}  # noqa: RUF012
+
+        def apply(self, recipe):
+            return recipe
+
+    stabilizers.register("idle")(Idle)
+    try:
+        names, broken = comparison.every_stabilizer()
+    finally:
+        del stabilizers._registered["idle"]
+    assert "idle" in names
+    assert "recipe" not in names
+    assert "idle" not in broken
+
+
+def test_a_policy_s_own_speed_is_in_the_plan(hopper):
+    made = plan("hopper", ["none", "recipe:policy=mlp:width=512;depth=3"], seeds=1)
+    by_policy = dict(zip((cell.recipe.policy for cell in made.cells), comparison.costs(made, made.cells), strict=True))
+    assert by_policy["mlp:width=512,depth=3"][0] > 1.5 * by_policy["mlp"][0]
 
 
 def test_layers_quick_below_arguments_below_overrides():

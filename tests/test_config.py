@@ -239,6 +239,9 @@ def test_lists_of_recipe_settings_are_taken_out_where_a_sweep_is_wanted(tmp_path
     swept = {}
     assert load(file, {"train": {"lr": 0.5}}, overrides=["train.policy=[mlp]"], swept=swept).train.lr == 0.5
     assert swept == {"policy": ["mlp"]}  # a later layer wins, list or not
+    swept = {}
+    assert load({"seeds": 4, "train": {"schedule_power": "${seeds}"}}, swept=swept).train.schedule_power == 4
+    assert load({"train": {"schedule_power": "${seeds}"}}, swept=swept).train.schedule_power == 3
     with pytest.raises(StabError, match=r"is not valid at train\.lr"):
         load(file)  # a run's config.yaml holds none
 

@@ -6,6 +6,8 @@ import csv
 import io
 import itertools
 import json
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,10 @@ from rich.console import Console
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.reports import sweep, table
+from stab.stabilizers import Intervention, stabilizers
 from stab.stabilizers.base import method
 
+NONE = 0.7  # GVA of none
 LRS, LIVES = (1e-3, 3e-4, 3e-3), (30, 100)
 UNSOUND = ("recipe:lr=0.003", "recipe:lr=0.003+ema:half_life=30")
 
@@ -64,7 +68,7 @@ def leaderboard() -> dict[str, Any]:
     for rank, one in enumerate(ranked, 1):
         one["rank"] = rank
     settings = {"train": Recipe(updates=10, batch_size=10).to_dict(), "stabilizers": strings, "data": {"dataset": None}}
-    about = {"warnings": [], "noise_floor": 0.01, "environment": "Toy-v0", "verdict": "Nothing."}
+    about = {"warnings": [], "noise_floor": 0.01, "environment": "Toy-v0", "verdict": "Nothing.", "none": NONE}
     return {
         "run": {"smoke": False, "budget": "Budget.", "settings": settings, "tasks": {"toy": about}},
         "entries": ranked + [e for e in found if e["rank"] is None],
@@ -75,13 +79,17 @@ def strings(found: dict[str, Any]) -> set[str]:
     return {e["stabilizer"] for e in found["entries"]}
 
 
-def test_the_expected_lowest_is_the_mean_over_every_subset() -> None:
-    scores = np.random.default_rng(1).random(7)
+@pytest.mark.parametrize("ranked", [7, 4, 1, 0])
+def test_the_expected_lowest_is_the_mean_over_every_subset(ranked: int) -> None:
+    """Of seven settings that were tried; those that are not ranked cannot be chosen."""
+    scores = np.random.default_rng(1).random(ranked)
+    everything = [*scores, *[np.inf] * (7 - ranked)]
     for budget in range(1, 8):
-        slow = np.mean([min(chosen) for chosen in itertools.combinations(scores, budget)])
-        assert sweep.expected_lowest(scores, budget) == pytest.approx(slow)
-    assert sweep.expected_lowest(scores, 1) == pytest.approx(scores.mean())
-    assert sweep.expected_lowest(scores, 7) == scores.min()
+        lowest = [min(chosen) for chosen in itertools.combinations(everything, budget)]
+        slow = np.mean([0.5 if value == np.inf else value for value in lowest])
+        assert sweep.expected_lowest(scores.tolist(), 7, budget, 0.5) == pytest.approx(slow)
+    if ranked:
+        assert sweep.expected_lowest(scores.tolist(), 7, 7, np.nan) == scores.min(), "no fallback where none is needed"
 
 
 def test_held_out_is_honest_where_the_best_is_flattered() -> None:
@@ -140,11 +148,14 @@ def test_groups_by_method_at_an_equal_budget(leaderboard: dict[str, Any]) -> Non
     found = {group.name: group for group in sweep.groups(leaderboard, "toy")}
     assert {name: (group.ranked, group.tried) for name, group in found.items()} == {"none": (2, 3), "ema": (5, 6)}
     for name, group in found.items():
-        members = [e for e in leaderboard["entries"] if e["method"] == name and e["rank"]]
-        assert group.budget == 2
-        pairs = itertools.combinations([e["gva"] for e in members], 2)
-        assert group.expected == pytest.approx(np.mean([min(pair) for pair in pairs]))
-        assert group.best is min(members, key=lambda e: e["gva"])
+        members = [e for e in leaderboard["entries"] if e["method"] == name]
+        assert group.budget == 3
+        lowest = []
+        for chosen in itertools.combinations(members, 3):
+            ranked = [e["gva"] for e in chosen if e["rank"]]
+            lowest.append(min(ranked) if ranked else NONE)
+        assert group.expected == pytest.approx(np.mean(lowest))
+        assert group.best is min((e for e in members if e["rank"]), key=lambda e: e["gva"])
 
 
 def test_groups_by_settings(leaderboard: dict[str, Any]) -> None:
@@ -160,7 +171,9 @@ def test_a_group_with_nothing_to_choose_has_no_figures_and_comes_last(leaderboar
             one["rank"], one["status"] = None, "unsound"
     first, last = sweep.groups(leaderboard, "toy")
     assert (first.name, last.name, last.best) == ("none", "ema", None)
-    assert sweep.cells(last) == ["ema", "0 of 6", "–", "–", "–", "–", "–"]
+    assert sweep.cells(last) == ["ema", "0 of 6", "0.700", "–", "–", "–", "–"]
+    leaderboard["run"]["tasks"]["toy"]["none"] = None
+    assert sweep.cells(sweep.groups(leaderboard, "toy")[1])[2] == "–"
 
 
 def test_the_table_says_the_budget_and_fits(leaderboard: dict[str, Any]) -> None:
@@ -170,10 +183,33 @@ def test_the_table_says_the_budget_and_fits(leaderboard: dict[str, Any]) -> None
     assert max(map(len, text.splitlines())) <= 80
     said = " ".join(text.split())
     assert "toy, tuned" in said
-    assert "best of 2" in said
+    assert "best of 3" in said
     assert "Tuning budget: not every line tried as many settings." in said
     assert "Where recipe: does not say otherwise, lr is 0.001." in said
     assert "| ema | 5 of 6 |" in table.markdown(leaderboard)
+
+
+def test_settings_are_plain_data() -> None:
+    found = sweep.settings("ema:half_life=30", Recipe(optimizer="SGD"))
+    assert (found["optimizer"], found["ema.half_life"], found["lr"]) == ("SGD", 30, 1e-3)
+    assert sweep.settings("gone:x=1", Recipe()) == sweep.settings("none", Recipe())
+
+
+def test_an_argument_that_json_cannot_hold_is_text(
+    leaderboard: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Clip(Intervention):
+        value: float = math.inf
+
+        def apply(self, recipe: Recipe) -> Recipe:
+            return recipe
+
+    monkeypatch.setitem(stabilizers._registered, "clip", (Clip, "here"))
+    found = sweep.settings("clip", Recipe())
+    assert found["clip.value"] == "inf"
+    leaderboard["entries"][0]["settings"] = json.loads(json.dumps(found, allow_nan=False))
+    assert len(sweep.select(leaderboard, ["clip.value=inf"])["entries"]) == 1
 
 
 def test_one_setting_a_method_is_no_sweep(leaderboard: dict[str, Any]) -> None:
