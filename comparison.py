@@ -49,7 +49,7 @@ WORK = "stab.worker:work"
 ENGINES = ("local", "ray")
 RUN_FILES = {
     *("config.yaml", "run.json", "skipped.json", "cells", "timings", "failures", "weights", "figures", "tensorboard"),
-    *("leaderboard.json", "leaderboard.csv", "leaderboard.md", "parts", "snapshots"),
+    *("leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html", "parts", "snapshots"),
     *("averages", "averages.json", "averages.csv", "averages.md"),
     *(lock.LOCK, lock.HOLDER),
 }

@@ -246,7 +246,9 @@ def _show_results(talk: Console, run: Path) -> None:
         leaderboard = render(run)
     Console().print(board(leaderboard))
     talk.print(
-        f"Written to {run}; look at it with: tensorboard --logdir {run / 'tensorboard'}", markup=False, soft_wrap=True
+        f"Written to {run}: report.html is all of it on one page; or look with: tensorboard --logdir {run}",
+        markup=False,
+        soft_wrap=True,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +16,7 @@ from stab.cli.progress import bars
 EXAMPLES = (
     "Examples:\n\nstab report runs/2026-11-22-101500-hopper\n\nstab report RUN --format json | jq '.entries[0]'\n\n"
     'stab report RUN --where "method=ema|lr_decay+ema" --by lr   (of a sweep: train.lr=[1e-3,3e-4])\n\n'
+    "stab report runs/monday runs/tuesday   (one leaderboard, and what changed)\n\n"
     'stab report RUN --averages "ema:half_life=100|300|1000,polyak"   (a run made with snapshots.every=50)'
 )
 
@@ -30,7 +31,7 @@ class Format(StrEnum):
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folder; several are merged.")],
     format: Annotated[Format, typer.Option(help="What to print; the files are rebuilt in any case.")] = Format.table,
     averages: Annotated[
         str | None,
@@ -52,13 +53,22 @@ def report(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes (default: as many as cores).")] = None,
 ) -> None:
-    """Rebuild leaderboard files, figures and TensorBoard from the rows of a run, without training; print the leaderboard."""
+    """Rebuild leaderboard files, figures and TensorBoard from the rows of a run, without training; print the leaderboard.
+
+    Of several runs, from this or other machines, print one leaderboard, and of two what changed; nothing is written.
+    """
     from rich.console import Console
 
     from stab.registry import StabError
     from stab.reports import averages as chosen
     from stab.reports import render, rows, statistics, sweep, table
 
+    if len(runs) > 1:
+        if averages is not None or by:
+            raise StabError("--averages and --by are for one run folder")
+        _merged(runs, format, where or ())
+        return
+    run = runs[0]
     if averages is not None and (where or by):
         raise StabError("--where and --by are for the leaderboard: give them without --averages")
     if averages is not None:
@@ -85,6 +95,21 @@ def report(
         Console().print(chosen.table(rows.read_json(run / "averages.json")))
     else:
         raise StabError("no average was read off on every seed")
+
+
+def _merged(runs: list[Path], format: Format, conditions: Sequence[str]) -> None:
+    """Print several runs as one."""
+    from rich.console import Console
+
+    from stab.reports import merge
+
+    merged = merge.merge(merge.read(runs), conditions)
+    if format is Format.table:
+        Console().print(merge.table(merged))
+    elif format is Format.json:
+        typer.echo(json.dumps(merged, indent=1))
+    else:
+        typer.echo((merge.markdown if format is Format.markdown else merge.csv_text)(merged), nl=False)
 
 
 def _read_off(run: Path, averages: str, workers: int | None) -> None:

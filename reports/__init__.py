@@ -16,11 +16,11 @@ from stab.reports import rows
 def render(run: Path) -> dict[str, Any]:
     """Rebuild every rendering of a run folder from its rows; return the content of ``leaderboard.json``.
 
-    Writes ``leaderboard.json``, ``leaderboard.csv``, ``leaderboard.md``, ``figures/`` and ``tensorboard/``, and
+    Writes ``leaderboard.json``, ``leaderboard.csv``, ``leaderboard.md``, ``report.html``, ``figures/`` and ``tensorboard/``, and
     ``averages.json``, ``.csv`` and ``.md`` where averages were chosen afterwards. Trains nothing. Raises StabError when the
     folder is no run or cannot be written.
     """
-    from stab.reports import averages, figures, statistics, table, tensorboard
+    from stab.reports import averages, figures, page, statistics, table, tensorboard
 
     results = statistics.read(run)
     leaderboard = statistics.leaderboard(results)
@@ -36,6 +36,7 @@ def render(run: Path) -> dict[str, Any]:
         drawn |= figures.draw_averages(chosen, leaderboard)
     _rebuild(run / "figures", lambda folder: figures.save(drawn, folder))
     _rebuild(run / "tensorboard", lambda folder: tensorboard.write(results, leaderboard, run / "figures", folder))
+    page.write(results, leaderboard, run / "figures", run / "report.html")
     return leaderboard
 
 

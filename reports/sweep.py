@@ -54,23 +54,29 @@ def select(leaderboard: dict[str, Any], conditions: Sequence[str]) -> dict[str, 
     an entry's ``settings`` (lr, policy, ema.half_life). An entry without the setting does not meet it. Raises StabError for
     an unknown key, and where no entry is left.
     """
-    found = leaderboard["entries"]
-    for condition in conditions:
-        key, equals, values = (part.strip() for part in condition.partition("="))
-        if not equals or not values:
-            raise StabError(f"{condition!r} is no condition: expected key=value, such as lr=0.001 or method=none|ema")
-        _check(key, leaderboard)
-        wanted = [value.strip() for value in values.split("|")]
-        found = [e for e in found if _value(e, key) is not None and any(_same(_value(e, key), one) for one in wanted)]
-    if not found:
-        raise StabError(f"no entry has {' and '.join(conditions)}")
+    found = matching(leaderboard["entries"], conditions)
     tasks = {name: about for name, about in leaderboard["run"]["tasks"].items() if name in {e["task"] for e in found}}
     shown = f"Shown: {len(found)} of {len(leaderboard['entries'])} entries, those with {' and '.join(conditions)}."
     return leaderboard | {"run": leaderboard["run"] | {"tasks": tasks, "shown": shown}, "entries": found}
 
 
-def _check(key: str, leaderboard: dict[str, Any]) -> None:
-    known = [*OWN, *dict.fromkeys(name for entry in leaderboard["entries"] for name in entry["settings"])]
+def matching(entries: Sequence[dict[str, Any]], conditions: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the entries that meet every condition; see ``select``."""
+    found = list(entries)
+    for condition in conditions:
+        key, equals, values = (part.strip() for part in condition.partition("="))
+        if not equals or not values:
+            raise StabError(f"{condition!r} is no condition: expected key=value, such as lr=0.001 or method=none|ema")
+        _check(key, entries)
+        wanted = [value.strip() for value in values.split("|")]
+        found = [e for e in found if _value(e, key) is not None and any(_same(_value(e, key), one) for one in wanted)]
+    if not found:
+        raise StabError(f"no entry has {' and '.join(conditions)}")
+    return found
+
+
+def _check(key: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    known = [*OWN, *dict.fromkeys(name for entry in entries for name in entry["settings"])]
     if key not in known:
         raise StabError(f"entries have no {key!r}.{suggest(key, known)} Known: {', '.join(known)}")
 
@@ -118,7 +124,7 @@ def groups(leaderboard: dict[str, Any], task: str, by: Sequence[str] = ("method"
     Raises StabError for an unknown key.
     """
     for key in by:
-        _check(key, leaderboard)
+        _check(key, leaderboard["entries"])
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for entry in leaderboard["entries"]:
         if entry["task"] == task and entry["status"] != "skipped":

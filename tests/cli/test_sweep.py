@@ -129,6 +129,24 @@ def test_report_groups_and_filters(swept, stab_in):
     assert len(json.loads((swept / "leaderboard.json").read_text())["entries"]) == 12, "files hold everything"
 
 
+def test_several_runs_are_reported_as_one(swept, stab_in):
+    folder = swept.parent
+    done = stab_in(folder, "compare", "-t", "cliff", "-s", "ema:half_life=30", "--out", "base", *SIZES, "train.lr=0.01")
+    assert done.returncode == 0, done.stderr
+    done = stab_in(folder, "report", "run", "base", "--where", "lr=0.01")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "cliff: runs A, B" in said
+    assert "same rows" in said, "the sweep's own base recipe, trained again elsewhere"
+    found = json.loads(stab_in(folder, "report", "run", "base", "--format", "json").stdout)
+    assert {(score["stabilizer"], score["same"]) for score in found["changes"]["scores"]} == {
+        ("none", True),
+        ("ema:half_life=30", True),
+    }
+    done = stab_in(folder, "report", "run", "base", "--by", "lr")
+    assert (done.returncode, done.stderr) == (2, "stab: --averages and --by are for one run folder\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -1,0 +1,349 @@
+"""Several run folders on one leaderboard, each entry with its origin; and what changed between two."""
+
+from __future__ import annotations
+
+import csv
+import io
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stab import gva
+from stab.registry import StabError
+from stab.reports import inference, rows, statistics, sweep
+from stab.reports.table import NESTED, Name, bullets, markdown_line
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+COLUMNS = ("#", "stabilizer", "run", "GVA", "return", "worst", "val loss")
+CHANGES = ("stabilizer", "GVA before", "after", "difference, 95 %", "p", "return")
+# What must be the same for entries of one task to stand on one leaderboard, and what it is called.
+SAME = {
+    "environment": "environments",
+    "task_version": "versions of the task",
+    "expert_sha256": "experts",
+    "references": "experts' reference returns",
+    "horizons": "horizons",
+    "starts": "starts",
+}
+NAMED = 8  # entries that a sentence names
+LIBRARIES = ("mujoco", "gymnasium")  # whose versions are the environment's
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A run among others: the letter it is called by, where it lies, and what is in it."""
+
+    label: str
+    run: Path
+    results: statistics.Results
+    leaderboard: dict[str, Any]
+
+
+def read(runs: Sequence[Path]) -> list[Origin]:
+    """Read run folders, which may come from other machines; nothing is written into them.
+
+    Raises StabError for a folder that is no run, one that is named twice, more than 26, and where runs cannot be mixed:
+    protocols, environments or their versions, experts, horizons or starts differ, or some are smoke runs.
+    """
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise StabError("the same run folder is named twice")
+    if len(runs) > len(string.ascii_uppercase):
+        raise StabError(f"{len(runs)} run folders: expected at most {len(string.ascii_uppercase)}")
+    found = []
+    for label, run in zip(string.ascii_uppercase, runs, strict=False):
+        results = statistics.read(run)
+        found.append(Origin(label, run, results, statistics.leaderboard(results)))
+    if len({origin.results.config.smoke for origin in found}) > 1:
+        smoke = next(origin.run for origin in found if origin.results.config.smoke)
+        raise StabError(f"cannot mix runs: {smoke} is a smoke run (--quick), whose numbers say nothing")
+    for origin in found[1:]:
+        for other in found[: found.index(origin)]:
+            _check(other, origin)
+    return found
+
+
+def _check(one: Origin, other: Origin) -> None:
+    for task in _shared(one, other):
+        first, second = (origin.leaderboard["run"]["tasks"][task] for origin in (one, other))
+        for key, name in SAME.items():
+            if key in first and key in second and first[key] != second[key]:
+                raise StabError(
+                    f"cannot mix {one.run} and {other.run}: {task} has other {name}"
+                    f" ({_short(first[key])} and {_short(second[key])})"
+                )
+        for library in LIBRARIES:
+            old, new = (about.get("versions", {}).get(library) for about in (first, second))
+            if old and new and old != new:
+                raise StabError(f"cannot mix {one.run} and {other.run}: {task} ran on {library} {old} and {new}")
+
+
+def _shared(one: Origin, other: Origin) -> list[str]:
+    return [task for task in one.results.config.tasks if task in other.results.config.tasks]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def merge(origins: Sequence[Origin], conditions: Sequence[str] = ()) -> dict[str, Any]:
+    """Return one leaderboard of all runs: schema, protocol, runs, warnings, entries, and of two runs their changes.
+
+    Entries have the keys of ``leaderboard.json`` and ``run``, the letter of their origin. Ranks are over all runs; status,
+    improvement and p-value are those against the ``none`` of the entry's own run, and the ranks that the seeds leave open
+    are left out (seeds of different runs are not pairs). ``conditions`` filter as ``sweep.select``.
+    """
+    tasks = list(dict.fromkeys(task for origin in origins for task in origin.results.config.tasks))
+    entries: list[dict[str, Any]] = []
+    for task in tasks:
+        found = [
+            entry | {"run": origin.label, "rank_low": None, "rank_high": None}
+            for origin in origins
+            for entry in origin.leaderboard["entries"]
+            if entry["task"] == task
+        ]
+        ranked = sorted((e for e in found if e["rank"] is not None), key=lambda e: float(e["gva"]))
+        for rank, entry in enumerate(ranked, 1):
+            entry["rank"] = rank
+        entries += ranked + [e for e in found if e["rank"] is None]
+    if conditions:
+        entries = sweep.matching(entries, conditions)
+    merged = {
+        "schema": rows.SCHEMA,
+        "protocol": gva.PROTOCOL,
+        "runs": {origin.label: _about(origin) for origin in origins},
+        "warnings": _warnings(origins),
+        "entries": entries,
+    }
+    return merged | ({"changes": changes(*origins)} if len(origins) == 2 else {})
+
+
+def _about(origin: Origin) -> dict[str, Any]:
+    run = origin.leaderboard["run"]
+    about = {key: run.get(key) for key in ("command", "created", "machine", "cores", "seconds", "settings")}
+    return {"path": str(origin.run), **about, "versions": _versions(origin)}
+
+
+def _versions(origin: Origin) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for about in origin.leaderboard["run"]["tasks"].values():
+        found |= about.get("versions") or {}
+    return found
+
+
+def _warnings(origins: Sequence[Origin]) -> list[str]:
+    """Return what readers should know before they compare entries of different runs."""
+    found = [
+        f"{origin.label}, {task}: {warning}"
+        for origin in origins
+        for task, about in origin.leaderboard["run"]["tasks"].items()
+        for warning in about["warnings"]
+    ]
+    first = origins[0]
+    for other in origins[1:]:
+        for task in _shared(first, other):
+            pair = [origin.leaderboard["run"]["tasks"][task] for origin in (first, other)]
+            for key, name in (("dataset", "datasets"), ("dataset_sha256", "contents of the dataset")):
+                values = [about.get(key) for about in pair]
+                if None not in values and values[0] != values[1]:
+                    found.append(f"{task}: {first.label} and {other.label} have different {name}.")
+                    break
+        differing = [line for line in _settings(first, other) if not line[0].startswith("seeds")]
+        if differing and len(origins) > 2:  # of two it stands under what changed
+            said = "; ".join(f"{key} {_short(a)}, {_short(b)}" for key, a, b in differing)
+            found.append(f"Settings of {first.label} and {other.label} differ: {said}.")
+    return found
+
+
+def _settings(one: Origin, other: Origin) -> list[tuple[str, Any, Any]]:
+    """Return the settings that differ, by dotted name, with both values; lists of tasks and stabilizers aside."""
+    old, new = (_flat(origin.results.config.to_dict()) for origin in (one, other))
+    keys = [key for key in dict.fromkeys([*old, *new]) if key not in ("tasks", "stabilizers")]
+    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return found
+
+
+def changes(one: Origin, other: Origin) -> dict[str, Any]:
+    """Return what changed from one run to another: settings, versions, machine, entries, and scores with a paired test.
+
+    Scores are those of the seeds that both have: means, the mean difference (after - before) with its 95 % interval, and
+    the p-value of a paired t-test over these seeds, adjusted for the number of entries (Holm); null below 3 seeds.
+    ``same`` says that every row of these seeds is the same to the last bit.
+    """
+    old, new = _versions(one), _versions(other)
+    there = [{(e["task"], e["stabilizer"]) for e in origin.leaderboard["entries"]} for origin in (one, other)]
+    scores = []
+    for key, before in one.results.series.items():
+        after = other.results.series.get(key)
+        if after is not None:
+            scores.append(_score(before, after))
+    for score, p in zip(scores, inference.holm([score.pop("raw_p") for score in scores]), strict=True):
+        score["p_value"] = p
+    machines = [origin.leaderboard["run"].get("machine") for origin in (one, other)]
+    found = {
+        "settings": [{"key": key, "before": a, "after": b} for key, a, b in _settings(one, other)],
+        "versions": [
+            {"key": name, "before": old.get(name), "after": new.get(name)}
+            for name in dict.fromkeys([*old, *new])
+            if old.get(name) != new.get(name)
+        ],
+        "machine": machines if machines[0] != machines[1] else None,
+        "only_before": _only(*there),
+        "only_after": _only(*there[::-1]),
+        "scores": scores,
+    }
+    plain: dict[str, Any] = statistics.plain(found)
+    return plain
+
+
+def _only(here: set[tuple[str, str]], there: set[tuple[str, str]]) -> list[str]:
+    """Return the entries that are here alone; of a task that is here alone its name."""
+    tasks = {task for task, _ in there}
+    return sorted({f"{task} {name}" if task in tasks else task for task, name in here - there})
+
+
+def _score(before: statistics.Series, after: statistics.Series) -> dict[str, Any]:
+    seeds = [seed for seed in before.seeds if seed in after.seeds]
+    pair = [
+        (series.returns[:, series.window], series.returns, [series.seeds.index(seed) for seed in seeds])
+        for series in (before, after)
+    ]
+    per_seed = [[gva.gva(scored[i]) for i in which] for scored, _, which in pair]
+    means = [float(scored[which].mean()) if which else float("nan") for scored, _, which in pair]
+    difference = gva.interval(np.subtract(per_seed[1], per_seed[0])) if seeds else gva.Interval(*[float("nan")] * 3)
+    old, new = (returns[which] for _, returns, which in pair)
+    return {
+        "task": before.task,
+        "stabilizer": before.stabilizer,
+        "seeds": len(seeds),
+        "gva_before": np.mean(per_seed[0]) if seeds else float("nan"),
+        "gva_after": np.mean(per_seed[1]) if seeds else float("nan"),
+        "difference": difference.mean,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+        "return_before": means[0],
+        "return_after": means[1],
+        "raw_p": inference.paired_p(per_seed[1], per_seed[0]) if seeds else float("nan"),
+        "same": bool(seeds) and np.array_equal(before.updates, after.updates) and np.array_equal(old, new),
+    }
+
+
+def _cells(entry: dict[str, Any]) -> list[str]:
+    mark = "" if entry["status"] == "sound" else f" ({entry['status']})"
+    name = [str(entry["rank"] or "–"), entry["stabilizer"] + mark, entry["run"]]
+    if entry["gva"] is None:
+        return [*name, *"––––"]
+    half = "–" if entry["gva_high"] is None else f"{entry['gva_high'] - entry['gva']:.3f}"
+    figures = (f"{entry['gva']:.3f} ±{half}", f"{entry['return']:.2f}", f"{entry['worst']:.2f}")
+    return [*name, *figures, f"{entry['val_loss']:#.3g}"]
+
+
+def _change(score: dict[str, Any]) -> list[str]:
+    if not score["seeds"]:
+        return [score["stabilizer"], *"–––––"]
+    if score["same"]:
+        return [
+            score["stabilizer"],
+            f"{score['gva_before']:.3f}",
+            f"{score['gva_after']:.3f}",
+            "same rows",
+            "–",
+            "same",
+        ]
+    interval = "–"
+    if score["difference_low"] is not None:
+        interval = f"{score['difference']:+.3f} [{score['difference_low']:+.3f}, {score['difference_high']:+.3f}]"
+    p = "–" if score["p_value"] is None else f"{score['p_value']:.2g}"
+    returns = f"{score['return_before']:.2f} {score['return_after']:.2f}"
+    return [score["stabilizer"], f"{score['gva_before']:.3f}", f"{score['gva_after']:.3f}", interval, p, returns]
+
+
+def _sections(merged: dict[str, Any]) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    """Return every table: title, heads, lines."""
+    found: list[tuple[str, Sequence[str], list[list[str]]]] = []
+    for task in dict.fromkeys(entry["task"] for entry in merged["entries"]):
+        lines = [_cells(entry) for entry in merged["entries"] if entry["task"] == task]
+        labels = sorted({entry["run"] for entry in merged["entries"] if entry["task"] == task})
+        found.append((f"{task}: run{'s' * (len(labels) > 1)} {', '.join(labels)}", COLUMNS, lines))
+    scores = merged.get("changes", {}).get("scores", [])
+    for task in dict.fromkeys(score["task"] for score in scores):
+        lines = [_change(score) for score in scores if score["task"] == task]
+        found.append((f"{task}: from A to B", CHANGES, lines))
+    return found
+
+
+def notes(merged: dict[str, Any]) -> list[str]:
+    """Return what stands below the tables: the runs, warnings, what changed, how to read it."""
+    lines = [
+        f"{label}: {about['path']}" + (f", {about['created']}" if about["created"] else "")
+        for label, about in merged["runs"].items()
+    ]
+    lines += merged["warnings"]
+    lines.append("Status is that against none of an entry's own run; ranks are over all runs.")
+    changed = merged.get("changes")
+    if changed:
+        for what in ("settings", "versions"):
+            said = "; ".join(f"{c['key']} was {_short(c['before'])}, is {_short(c['after'])}" for c in changed[what])
+            lines.append(f"{what.capitalize()} that changed from A to B: {said or 'none'}.")
+        if changed["machine"]:
+            lines.append(f"Machine: was {changed['machine'][0]}, is {changed['machine'][1]}.")
+        for label, which in (("A", "only_before"), ("B", "only_after")):
+            if changed[which]:
+                more = f" and {len(changed[which]) - NAMED} more" if len(changed[which]) > NAMED else ""
+                lines.append(f"Only in {label}: {', '.join(changed[which][:NAMED])}{more}.")
+        lines.append(
+            "From A to B: seeds that both have; p: paired t-test over these seeds, Holm's correction for the number of"
+            " entries; same rows: equal to the last bit."
+        )
+    return lines
+
+
+def table(merged: dict[str, Any]) -> RenderableType:
+    """Return the merged leaderboard for a terminal; fits 80 columns."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for title, heads, lines in _sections(merged):
+        drawn = Table(title=Text(title), box=box.HORIZONTALS, show_edge=False, title_style="bold")
+        for head in heads:
+            drawn.add_column(head, justify="left" if head == "stabilizer" else "right", no_wrap=head != "stabilizer")
+        for line in lines:
+            drawn.add_row(*(Name(t) if head == "stabilizer" else Text(t) for head, t in zip(heads, line, strict=True)))
+        parts += [drawn, Text()]
+    return Group(*parts, bullets(notes(merged)))
+
+
+def markdown(merged: dict[str, Any]) -> str:
+    """Return the same as GitHub Markdown."""
+    lines: list[str] = []
+    for title, heads, body in _sections(merged):
+        aligned = [":--" if head == "stabilizer" else "--:" for head in heads]
+        lines += [f"## {title}", "", markdown_line(heads), markdown_line(aligned), *map(markdown_line, body), ""]
+    return "\n".join([*lines, *(f"- {note}" for note in notes(merged)), ""])
+
+
+def csv_text(merged: dict[str, Any]) -> str:
+    """Return the entries as CSV, with the letter and the folder of their run."""
+    keys = [key for key in next(iter(merged["entries"]), {}) if key not in NESTED]
+    own = dict.fromkeys(name for entry in merged["entries"] for name in entry["settings"])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*keys, "path", *own], extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for entry in merged["entries"]:
+        writer.writerow(entry | entry["settings"] | {"path": merged["runs"][entry["run"]]["path"]})
+    return text.getvalue()

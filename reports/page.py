@@ -1,0 +1,286 @@
+"""A run as one HTML file: tables, figures, recipe, provenance. It loads nothing and is readable without scripts."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from stab.reports import inference, rows, sweep, table
+from stab.reports.statistics import Results
+
+EXTRA = {"adjacent": "gva_adjacent", "late": "gva_late", "final": "final"}  # columns that a terminal has no room for
+COLUMNS = ("#", "stabilizer", "GVA", "adjacent", "late", "return", "worst", "final", "val loss", "cost")
+KEYS = {
+    "#": "rank",
+    "GVA": "gva",
+    "return": "return",
+    "worst": "worst",
+    "val loss": "val_loss",
+    "cost": "train_seconds",
+}
+CAPTIONS = {  # of the figures, in the order in which they are shown
+    "matrix": "GVA and return of every stabilizer on every task",
+    "scores": "GVA and return of every entry",
+    "tradeoff": "Return against GVA; a dot is an entry, its area the samples drawn",
+    "curves": "Return and validation loss of the same checkpoints: the raw iterates and averages of them",
+    "recipes": "Return and validation loss of the same checkpoints: entries with a recipe of their own",
+    "heat": "Return of every checkpoint from every start",
+    "horizons": "GVA against the horizon and against the lag between checkpoints",
+    "half_life": "GVA and return against the half-life of the average",
+    "averages": "Averages that were chosen after training",
+}
+LEFT_OUT = "leaderboard"  # a figure of what is a table here
+TIDY = 1.5  # an SVG, sharp at every size, may be this much longer than the PNG
+# Controls, and characters that change the order in which others are read.
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+UNQUOTED = " -._~!*()/:;=?@,$+[]{}|^`"  # in a data URI in double quotes
+
+
+def write(results: Results, leaderboard: dict[str, Any], figures: Path, path: Path) -> None:
+    """Write the report of a run.
+
+    Args:
+        results: the run folder, read.
+        leaderboard: the content of ``leaderboard.json``.
+        figures: a folder with PNG and SVG figures ``<task>-<name>``, or ``tasks-<name>`` for all; they are inlined. May
+            be missing.
+        path: of the file.
+
+    Names, reasons, commands and versions are escaped. Raises StabError when the file cannot be written.
+    """
+    rows.write_text(path, _render(results, leaderboard, figures))
+
+
+def _render(results: Results, leaderboard: dict[str, Any], figures: Path) -> str:
+    run = leaderboard["run"]
+    tasks = list(run["tasks"])
+    drawn = list(_figures(figures, tasks))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"breakable": _breakable, "sha256": _sha256}
+    source = resources.files("stab.reports").joinpath("report.html.j2").read_text(encoding="utf-8")
+    versions = {task: run["tasks"][task].get("versions") or {} for task in tasks}
+    shared = all(found == versions[tasks[0]] for found in versions.values())
+    text = environment.from_string(source).render(
+        smoke=table.SMOKE if run["smoke"] else "",
+        protocol=leaderboard["protocol"],
+        tasks=[_task(leaderboard, task, drawn, {} if shared else versions[task]) for task in tasks],
+        overview=_overview(leaderboard) if len(tasks) > 1 and "shown" not in run else None,
+        figures=[figure for figure in drawn if figure.task is None],
+        columns=COLUMNS,
+        general=table.generalbullets(leaderboard, tasks[0] if len(tasks) == 1 else None),
+        settings=list(_settings(run["settings"])),
+        versions=versions[tasks[0]] if shared else {},
+        command=run.get("command"),
+        made=list(_made(results.about)),
+    )
+    # Plain ASCII: right whatever the locale's encoding is, and whatever a name holds.
+    return HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text).encode("ascii", "xmlcharrefreplace").decode("ascii")
+
+
+def _task(
+    leaderboard: dict[str, Any], task: str, drawn: Iterable[Figure], versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what the section of a task shows."""
+    found = table.entries(leaderboard, task)
+    by = ("method",)
+    grouped = sweep.groups(leaderboard, task, by) if sweep.several(leaderboard["entries"]) else []
+    about, first = leaderboard["run"]["tasks"][task], found[0]
+    seeds = f"{first['seeds']} seed{'s' * (first['seeds'] > 1)}"
+    size = f"{seeds} × {first['checkpoints']} checkpoints × {first['starts']} starts"
+    where = (about.get("environment"), about.get("dataset"), size)
+    steadiest, sentence = _result(leaderboard, task)
+    return {
+        "name": task,
+        "subtitle": " · ".join(filter(None, where)),
+        "steadiest": steadiest,
+        "sentence": sentence,
+        "bodies": [
+            body
+            for body in (
+                [_line(leaderboard, e) for e in found if e["rank"] is not None],
+                [_line(leaderboard, e) for e in found if e["rank"] is None],
+            )
+            if body
+        ],
+        "notes": table.taskbullets(leaderboard, task),
+        "heads": sweep.heads(grouped, by) if grouped else [],
+        "groups": [(group.name, sweep.cells(group)[1:]) for group in grouped],
+        "group_notes": sweep.notes(grouped) if grouped else [],
+        "figures": [figure for figure in drawn if figure.task == task],
+        "facts": list(_facts(about, first["seeds"], versions)),
+    }
+
+
+def _result(leaderboard: dict[str, Any], task: str) -> tuple[str, str]:
+    """Return the steadiest entry, or nothing where that cannot be said, and a sentence about it."""
+    found, about = table.entries(leaderboard, task), leaderboard["run"]["tasks"][task]
+    base = next((e for e in found if e["stabilizer"] == "none" and e["gva"] is not None), None)
+    if base is None:
+        return "", "none has not finished, so nothing can be compared."
+    if not about["learned"]:
+        return "", f"the raw policy has not learned (return {base['return']:.2f}), so the ranking says nothing."
+    ranked = [e for e in found if e["rank"] is not None]
+    if not ranked:
+        return "", "no entry could be ranked."
+    best = min(ranked, key=lambda e: int(e["rank"]))
+    if best is base:
+        others = f" of {len(ranked)} ranked entries" if len(ranked) > 1 else "; nothing else is ranked"
+        return "none", f"has the lowest GVA{others}: {base['gva']:.3f}, with a return of {base['return']:.2f}."
+    floor = about["noise_floor"]
+    doubt = ""
+    if floor is not None and base["gva"] - best["gva"] < floor:
+        doubt = " (within the noise floor)"
+    elif best["p_value"] is not None and best["p_value"] > inference.LEVEL:
+        doubt = f" (which {best['seeds']} seeds do not tell apart)"
+    return best["stabilizer"], (
+        f"has the lowest GVA of {len(ranked)} ranked entries, {best['gva']:.3f} against {base['gva']:.3f} for none"
+        f"{doubt}, and returns {best['return']:.2f} against {base['return']:.2f}"
+        f"{'; whether that is a loss is undecided' if best['status'] == 'undecided' else ''}."
+    )
+
+
+def _line(leaderboard: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """Return one line of a leaderboard: name, status where it is not sound, and (text, value to sort by) of the columns."""
+    text = dict(zip(table.COLUMNS, table._cells(leaderboard, entry), strict=True))
+    text |= {
+        name: "–" if entry[key] is None else f"{entry[key]:.{2 if key == 'final' else 3}f}"
+        for name, key in EXTRA.items()
+    }
+    keys = KEYS | EXTRA
+    return {
+        "name": entry["stabilizer"],
+        "status": "" if entry["status"] == "sound" else entry["status"],
+        "rank": text["#"],
+        "cells": [(" ".join(text[name].split()), entry[keys[name]]) for name in COLUMNS[2:]],
+    }
+
+
+def _overview(leaderboard: dict[str, Any]) -> dict[str, Any]:
+    """Return the task x stabilizer matrix: heads, lines of (name, cells of (GVA, return, whether it is the lowest))."""
+    heads, body = table.overview(leaderboard)
+    first = {(e["task"], e["stabilizer"]) for e in leaderboard["entries"] if e["rank"] == 1}
+    lines = [
+        (
+            name,
+            [
+                (*cell.strip().partition(" ")[::2], (task, name) in first)
+                for task, cell in zip(heads[1:], cells, strict=True)
+            ],
+        )
+        for name, *cells in body
+    ]
+    return {"heads": heads[1:], "entries": lines[:-2], "sums": lines[-2:]}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, inlined: its task (None for all), what it shows, and its content as a data URI."""
+
+    task: str | None
+    caption: str
+    source: str
+
+
+def _figures(folder: Path, tasks: Iterable[str]) -> Iterator[Figure]:
+    """Yield the figures of a folder, those that are known first."""
+    owner: dict[str, str | None] = {"tasks": None, **{task: task for task in tasks}}
+    order = list(CAPTIONS)
+    found = {path.stem.partition("-")[::2] for path in folder.glob("*-*") if path.suffix in (".png", ".svg")}
+    for task, name in sorted(found, key=lambda one: (order.index(one[1]) if one[1] in order else len(order), one)):
+        if task in owner and name != LEFT_OUT:
+            caption = CAPTIONS.get(name) or re.sub(r"[-_]+", " ", name).capitalize()
+            yield Figure(owner[task], caption, _inlined(folder / f"{task}-{name}"))
+
+
+def _inlined(stem: Path) -> str:
+    """Return the figure as a data URI: the SVG unless the PNG is much smaller. An SVG in an <img> runs and loads nothing."""
+    svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
+    found = []
+    if svg.exists():
+        text = re.sub(
+            r"<metadata>.*?</metadata>|<!--.*?-->|^<\?xml.*?\?>|<!DOCTYPE.*?>", "", svg.read_text("utf-8"), flags=re.S
+        )
+        found.append("data:image/svg+xml," + quote(" ".join(text.split()), safe=UNQUOTED))
+    if png.exists():
+        found.append("data:image/png;base64," + base64.b64encode(png.read_bytes()).decode())
+    smallest = min(map(len, found))
+    return next(uri for uri in found if len(uri) <= TIDY * smallest)
+
+
+def _settings(settings: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the settings by their dotted names. The stabilizers are the lines of the leaderboard."""
+    for name, value in settings.items():
+        if isinstance(value, dict) and value and not within:
+            yield from _settings(value, f"{name}.")
+        else:
+            yield f"{within}{name}", f"{len(value)}, listed above" if name == "stabilizers" else _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if value is None or value in ([], (), {}, ""):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _facts(about: Mapping[str, Any], seeds: int, versions: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield what decides a task's numbers besides the recipe."""
+    yield "training seeds", "0" if seeds == 1 else f"0 to {seeds - 1}"
+    names = {
+        "environment": "environment",
+        "dataset": "dataset",
+        "dataset_sha256": "dataset, SHA-256",
+        "expert_sha256": "expert, SHA-256",
+    }
+    for key, name in (names | {"task_version": "task version"}).items():
+        if about.get(key) is not None:
+            yield name, str(about[key])
+    if references := about.get("references"):
+        low, high = references["random"][-1], references["expert"][-1]
+        yield "return of 0 and 1", f"{low:.4g} (random) and {high:.4g} (expert): {about['references_source']}"
+    if window := about.get("window"):
+        yield "window", f"{len(window)} checkpoints, updates {window[0]:,} to {window[-1]:,}"
+    if starts := about.get("starts"):
+        yield "starts (reset seeds)", ", ".join(map(str, starts))
+    if about.get("worker_seconds") is not None:
+        yield "training and rollouts", f"{_duration(about['worker_seconds'])}, summed over the workers"
+    if versions:
+        yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _made(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield when, how long and where the run was made."""
+    for key, value in about.items():
+        if key != "command":
+            yield ("took", _duration(value)) if key == "seconds" else (key, str(value))
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.{1 if seconds < 10 * length else 0}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _breakable(text: str) -> Markup:
+    """Return the text, escaped, with places to break a line behind its punctuation."""
+    return Markup("<wbr>").join(escape(piece) for piece in re.split(r"(?<=[+:,/])(?=\S)", str(text)))
+
+
+def _sha256(text: str) -> str:
+    """Return the digest by which a Content-Security-Policy knows a script."""
+    return base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()

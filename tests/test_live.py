@@ -1,0 +1,129 @@
+"""TensorBoard while a comparison runs: what its own reader finds on disk at any moment."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from stab import comparison, engine, live
+from stab.cells import Cell, cell_file, parts_folder
+from stab.comparison import make_config, make_out, make_plan
+from stab.live import Live
+from stab.recipe import Recipe
+from stab.reports import rows
+
+LINEAR = ("train.policy=mlp:depth=0", "train.lr=0.01", "train.updates=100", "eval.checkpoint_every=10", "eval.starts=2",
+          "eval.horizon=30")  # fmt: skip
+
+
+def scalars(run, string, tag):
+    if not (run / "tensorboard" / string).exists():
+        return {}
+    events = EventAccumulator(str(run / "tensorboard" / string), size_guidance={"scalars": 0}).Reload()
+    return {event.step: event.value for event in events.Scalars(tag)} if tag in events.Tags()["scalars"] else {}
+
+
+def finished(seed, returns, losses):
+    """A finished cell of none: returns (updates, starts)."""
+    updates = [10 * (k + 1) for k in range(len(returns))]
+    return {
+        "task": "toy",
+        "seed": seed,
+        "checkpoints": {"none": [{"update": u, "val_loss": v} for u, v in zip(updates, losses, strict=True)]},
+        "rows": [
+            {"stabilizer": "none", "update": u, "start": n, "return": value}
+            for u, values in zip(updates, returns, strict=True)
+            for n, value in enumerate(values)
+        ],
+    }
+
+
+@pytest.fixture
+def config():
+    return make_config("cliff", "ema", seeds=2, overrides=LINEAR)[0]
+
+
+def test_a_curve_is_the_mean_of_the_seeds_that_have_come(tmp_path, config):
+    shown = Live(tmp_path, config)
+    shown.show(shown.take(finished(0, [[0.0, 0.2], [0.4, 0.4], [0.6, 0.8]], [3.0, 2.0, 1.0])))
+    assert scalars(tmp_path, "none", "toy/return") == pytest.approx({10: 0.1, 20: 0.4, 30: 0.7})
+    # Another seed, further behind: from the beginning again, and nothing of the old curve stays.
+    shown.show(shown.take(finished(1, [[0.3, 0.3], [0.0, 0.0]], [5.0, 4.0])))
+    assert scalars(tmp_path, "none", "toy/return") == pytest.approx({10: 0.2, 20: 0.2, 30: 0.7})
+    assert scalars(tmp_path, "none", "toy/val_loss") == pytest.approx({10: 4.0, 20: 3.0, 30: 1.0})
+    shown.close()
+
+
+def test_parts_are_shown_before_their_cell_is_finished(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(live, "REFRESH", 0.0)
+    cell = Cell("cliff", Recipe(), 0, ("none", "ema"))
+    shown = Live(tmp_path, config)
+
+    def part(number, points):
+        episode = [
+            {"return": 0.1 * number, "length": 3, "cumulative": [1.0]},
+            {"return": 0.3, "length": 3, "cumulative": [1.0]},
+        ]
+        found = {sha: episode for *_, sha in points}
+        rows.write_json(
+            parts_folder(tmp_path, cell) / f"{number}.json", {"seconds": 1.0, "found": found, "points": points}
+        )
+
+    shown.look([cell])
+    assert scalars(tmp_path, "ema", "cliff/return") == {}
+    part(1, [["none", 10, 0.5, "a"], ["ema", 10, 0.4, "a"], ["none", 20, 0.3, "b"]])
+    shown.look([cell])
+    assert scalars(tmp_path, "none", "cliff/return") == pytest.approx({10: 0.2, 20: 0.2})
+    assert scalars(tmp_path, "ema", "cliff/val_loss") == pytest.approx({10: 0.4})
+    part(3, [["none", 30, 0.2, "c"]])
+    shown.look([cell])
+    assert scalars(tmp_path, "none", "cliff/return") == pytest.approx({10: 0.2, 20: 0.2, 30: 0.3})
+    shown.close()
+
+
+def test_looks_are_seconds_apart(tmp_path, config):
+    shown = Live(tmp_path, config)
+    cell = Cell("cliff", Recipe(), 0, ("none",))
+    shown.looked = live.time.monotonic()
+    points = [["none", 10, 0.5, "a"]]
+    found = {"a": [{"return": 0.1, "length": 3, "cumulative": [1.0]}]}
+    rows.write_json(parts_folder(tmp_path, cell) / "1.json", {"seconds": 1.0, "found": found, "points": points})
+    shown.look([cell])
+    assert shown.read == set()
+    shown.close()
+
+
+def test_the_curves_of_a_comparison_grow_and_end_as_they_are_rendered(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(live, "REFRESH", 0.0)
+    plan = make_plan(config)
+    comparison.prepare(plan)
+    run = tmp_path / "run"
+    make_out(run, plan)
+    seen = []
+    with engine.Workers(comparison.WORK, 1) as workers:
+        for _, event in comparison.execute(plan, run, workers):
+            if event.kind == "progress" and event.phase == "rollouts":
+                seen.append(len(scalars(run, "ema", "cliff/return")))
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 2, "it grew while a cell was under way"
+    last = scalars(run, "ema", "cliff/return")
+    cells = [json.loads(cell_file(run, cell).read_text()) for cell in plan.cells]
+    for update in config.checkpoints:
+        found = [
+            r["return"] for cell in cells for r in cell["rows"] if (r["stabilizer"], r["update"]) == ("ema", update)
+        ]
+        assert last[update] == pytest.approx(np.mean(found), rel=1e-6)
+    # A session that goes on begins with what there is.
+    Live(run, config).close()
+    assert scalars(run, "ema", "cliff/return") == last
+
+
+def test_more_stabilizers_than_tensorboard_shows_are_left_out(tmp_path, config):
+    lives = "|".join(map(str, range(1, 60)))
+    many = make_config("cliff", f"ema:half_life={lives}", overrides=LINEAR)[0]
+    shown = Live(tmp_path, many)
+    assert len(shown.strings) == live.MOST
+    shown.close()
