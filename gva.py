@@ -127,7 +127,7 @@ def correlation(J: ArrayLike, val_loss: ArrayLike) -> float:
 
 
 def noise_floor(J: ArrayLike) -> float:
-    """Return |gva of the even starts - gva of the odd starts|: the A/A control of one seed; NaN with one start.
+    """Return ``|gva of the even starts - gva of the odd starts|``: the A/A control of one seed; NaN with one start.
 
     Both halves score the same policies, so the difference is what the choice of starts alone does to the score.
     """

@@ -152,7 +152,7 @@ def _result(leaderboard: dict[str, Any], task: str) -> tuple[str, str]:
 
 def _line(leaderboard: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     """Return one line of a leaderboard: name, status where it is not sound, and (text, value to sort by) of the columns."""
-    text = dict(zip(table.COLUMNS, table._cells(leaderboard, entry), strict=True))
+    text = dict(zip(table.COLUMNS, table.cells(leaderboard, entry), strict=True))
     text |= {
         name: "–" if entry[key] is None else f"{entry[key]:.{2 if key == 'final' else 3}f}"
         for name, key in EXTRA.items()

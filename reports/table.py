@@ -122,7 +122,7 @@ def table(leaderboard: dict[str, Any], task: str, brief: bool = False) -> Render
     found = entries(leaderboard, task)
     for entry, following in zip(found, [*found[1:], None], strict=True):
         last_ranked = entry["rank"] is not None and following is not None and following["rank"] is None
-        rank, name, *rest = _cells(leaderboard, entry)
+        rank, name, *rest = cells(leaderboard, entry)
         drawn.add_row(Text(rank), Name(name), *map(Text, rest), end_section=last_ranked)
     said = taskbullets(leaderboard, task) if brief else notes(leaderboard, task)
     return Group(drawn, Text(), bullets(said))
@@ -190,7 +190,7 @@ def markdown_task(leaderboard: dict[str, Any], task: str, by: Sequence[str] | No
     if leaderboard["run"]["smoke"]:
         lines += [f"**{SMOKE}**", ""]
     lines += [markdown_line(COLUMNS), markdown_line("--:" if name != "stabilizer" else ":--" for name in COLUMNS)]
-    lines += [markdown_line(_cells(leaderboard, entry)) for entry in entries(leaderboard, task)]
+    lines += [markdown_line(cells(leaderboard, entry)) for entry in entries(leaderboard, task)]
     lines += ["", *(f"- {_escape(note)}" for note in notes(leaderboard, task)), ""]
     if by is None:
         by = ("method",) if sweep.several(leaderboard["entries"]) else ()
@@ -277,7 +277,7 @@ def generalbullets(leaderboard: dict[str, Any], task: str | None = None) -> list
     return lines
 
 
-def _cells(leaderboard: dict[str, Any], entry: dict[str, Any]) -> list[str]:
+def cells(leaderboard: dict[str, Any], entry: dict[str, Any]) -> list[str]:
     """Return one row, in the order of COLUMNS."""
     mark = "" if entry["status"] == "sound" else f" ({entry['status']})"
     name = [str(entry["rank"] or "–"), entry["stabilizer"] + mark]

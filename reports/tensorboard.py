@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 METRICS = ("gva", "return", "worst", "val_loss")
 LEADERBOARD = "leaderboard"
+FIRST = "GVA"  # the group of the leaderboards: TensorBoard sorts groups by name and opens on the first
 CHARTS = {"return": "return", "jump of the return between checkpoints": "return_jump", "validation loss": "val_loss"}
 
 
@@ -26,8 +27,8 @@ def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: 
 
     ``<slug>``, a run a stabilizer: scalars ``<task>/return``, ``<task>/val_loss`` (at every checkpoint) and
     ``<task>/return_jump`` (within the window, where checkpoints are evenly spaced), means over seeds; the histogram
-    ``<task>/returns`` over starts and seeds; and hyper-parameters with the scores
-    ``hparam/<task>/{gva,return,worst,val_loss}``.
+    ``<task>/returns`` over starts and seeds; and those settings in which entries differ as
+    hyper-parameters, with the scores ``hparam/<task>/{gva,return,worst,val_loss}``.
     ``leaderboard``: per task the table as text, the figures as images, and custom scalars: each of the three curves of all
     stabilizers in one chart. Tasks are tags and not runs, because TensorBoard shows none of more than 40 runs.
 
@@ -41,20 +42,25 @@ def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: 
     for entry in leaderboard["entries"]:
         if (entry["task"], entry["stabilizer"]) in results.series:
             entries.setdefault(entry["stabilizer"], []).append(entry)
+    every = [found[0]["settings"] for found in entries.values()]
+    varied = [
+        name for name in {key: 0 for own in every for key in own} if len({str(own.get(name)) for own in every}) > 1
+    ]
     for string, found in entries.items():
         series = [results.series[entry["task"], string] for entry in found]
         with SummaryWriter(str(folder / slug(series[0].stabilizer))) as writer:
             for one in series:
                 _curves(writer, one)
-            _hyper_parameters(writer, series[0], found)
+            _hyper_parameters(writer, series[0], found, varied)
     with SummaryWriter(str(folder / LEADERBOARD)) as writer:
         writer.add_custom_scalars(charts(results.config.tasks))
         for task in results.config.tasks:
-            writer.add_text(f"{task}/leaderboard", markdown_task(leaderboard, task))
+            writer.add_text(f"{FIRST}/{task}", markdown_task(leaderboard, task))
         for path in sorted(figures.glob("*.png")):
             task, _, kind = path.stem.rpartition("-")
+            tag = f"{FIRST}/{task}" if kind == "leaderboard" else f"{task}/{kind}"
             with Image.open(path) as image:
-                writer.add_image(f"{task}/{kind}", np.asarray(image), dataformats="HWC")
+                writer.add_image(tag, np.asarray(image), dataformats="HWC")
 
 
 def charts(tasks: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
@@ -72,12 +78,14 @@ def _curves(writer: SummaryWriter, series: Series) -> None:
         writer.add_scalar(f"{series.task}/return_jump", jump, update)
 
 
-def _hyper_parameters(writer: SummaryWriter, series: Series, entries: list[dict[str, Any]]) -> None:
+def _hyper_parameters(
+    writer: SummaryWriter, series: Series, entries: list[dict[str, Any]], varied: Sequence[str]
+) -> None:
     """Write what SummaryWriter.add_hparams writes, but into this run: that method makes a run of its own."""
     from torch.utils.tensorboard.summary import hparams
 
-    values = {"stabilizer": series.stabilizer, "updates": series.recipe.updates, **entries[0]["settings"]}
-    values = {name: value for name, value in values.items() if value is not None}
+    own = entries[0]["settings"]
+    values = {"stabilizer": series.stabilizer} | {name: own[name] for name in varied if own.get(name) is not None}
     scores = {f"hparam/{entry['task']}/{name}": entry[name] for entry in entries for name in METRICS}
     for summary in hparams(values, scores):  # type: ignore[no-untyped-call]
         writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]

@@ -68,18 +68,20 @@ def test_render_writes_everything(run: Path) -> None:
     with (run / "leaderboard.csv").open(newline="") as file:
         assert [row["stabilizer"] for row in csv.DictReader(file)] == [e["stabilizer"] for e in leaderboard["entries"]]
     assert "| 1 | ema |" in (run / "leaderboard.md").read_text()
-    figures = {f"toy-{name}.{kind}" for name in ("curves", "recipes", "scores") for kind in ("png", "svg")}
+    names = ("curves", "recipes", "scores", "tradeoff", "horizons", "heat", "leaderboard")
+    figures = {f"toy-{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert "Toy-v0" in (run / "report.html").read_text()
     assert {path.name for path in (run / "figures").iterdir()} == figures
     assert {path.name for path in (run / "tensorboard").iterdir()} == {"none", "ema", "lr_decay", "leaderboard"}
 
 
 def test_rendering_again_gives_the_same_and_leaves_nothing_stale(run: Path) -> None:
     render(run)
-    before = {path.name: path.read_bytes() for path in run.glob("leaderboard.*")}
+    before = {path.name: path.read_bytes() for path in (*run.glob("leaderboard.*"), run / "report.html")}
     (run / "tensorboard" / "stale").write_text("")
     (run / "figures" / "stale.png").write_text("")
     render(run)
-    assert {path.name: path.read_bytes() for path in run.glob("leaderboard.*")} == before
+    assert {name: (run / name).read_bytes() for name in before} == before
     assert not list(run.rglob("stale*"))
     assert not list(run.glob(".*")), "no temporary folders stay"
     assert len(list((run / "tensorboard" / "ema").iterdir())) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from stab import gva
@@ -30,7 +32,9 @@ def written(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> tup
 
 
 def opened(folder: Path) -> EventAccumulator:
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0, "images": 0})
+    events = EventAccumulator(
+        str(folder), size_guidance=dict.fromkeys(("tensors", "scalars", "images", "histograms"), 0)
+    )
     return events.Reload()
 
 
@@ -69,20 +73,47 @@ def test_hyper_parameters_and_scores(written: tuple[statistics.Results, Path]) -
     values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert values["stabilizer"].string_value == "lr_decay"
     assert values["schedule"].string_value == "linear"
-    assert values["updates"].number_value == 80
+    assert "lr" not in values, "all entries have the same"
+
+
+def test_custom_charts_lay_all_stabilizers_over_each_other(written: tuple[statistics.Results, Path]) -> None:
+    _, folder = written
+    (event,) = opened(folder / "leaderboard").Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    assert [category.title for category in layout.category] == ["toy"]
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert list(charts) == ["return", "jump of the return between checkpoints", "validation loss"]
+    found = {tag for string in ("none", "ema", "lr_decay") for tag in opened(folder / string).Tags()["scalars"]}
+    for tags, wanted in zip(charts.values(), ("toy/return", "toy/return_jump", "toy/val_loss"), strict=True):
+        assert [tag for tag in found if re.match(tags[0], tag)] == [wanted]
+
+
+def test_histograms_are_of_all_starts_and_seeds(written: tuple[statistics.Results, Path]) -> None:
+    results, folder = written
+    series = results.series["toy", "ema"]
+    found = opened(folder / "ema").Histograms("toy/returns")
+    assert [event.step for event in found] == series.updates.tolist()
+    for k, event in enumerate(found):
+        values = series.returns[:, k]
+        assert event.histogram_value.num == values.size
+        assert (event.histogram_value.min, event.histogram_value.max) == pytest.approx((values.min(), values.max()))
+        assert event.histogram_value.sum == pytest.approx(values.sum())
 
 
 def test_the_leaderboard_is_text_and_images(written: tuple[statistics.Results, Path]) -> None:
     _, folder = written
     events = opened(folder / "leaderboard")
-    (text,) = events.Tensors("toy/leaderboard/text_summary")
+    (text,) = events.Tensors("GVA/toy/text_summary")
     assert "| 1 | ema |" in text.tensor_proto.string_val[0].decode()
-    assert events.Tags()["images"] == ["toy/curves", "toy/recipes", "toy/scores"]
+    kinds = ("curves", "heat", "horizons", "recipes", "scores", "tradeoff")
+    assert set(events.Tags()["images"]) == {*(f"toy/{kind}" for kind in kinds), "GVA/toy"}
+    assert min(events.Tags()["images"]) == "GVA/toy", "TensorBoard opens on it"
+    names = {tag: ("toy", "leaderboard") if tag == "GVA/toy" else tag.split("/") for tag in events.Tags()["images"]}
     for tag in events.Tags()["images"]:
         (shown,) = events.Images(tag)
         with (
             Image.open(io.BytesIO(shown.encoded_image_string)) as image,
-            Image.open(folder.parent / "figures" / f"{tag.replace('/', '-')}.png") as saved,
+            Image.open(folder.parent / "figures" / f"{'-'.join(names[tag])}.png") as saved,
         ):
             assert np.array_equal(np.asarray(image), np.asarray(saved))
 
