@@ -224,7 +224,8 @@ def title(leaderboard: dict[str, Any], task: str) -> str:
     environment = leaderboard["run"]["tasks"][task].get("environment")
     dataset = leaderboard["run"]["settings"]["data"]["dataset"]
     where = ", ".join(filter(None, (environment, dataset)))
-    size = f"{entry['seeds']} seeds x {entry['checkpoints']} checkpoints x {entry['starts']} starts"
+    counts = [(entry[f"{word}s"], word) for word in ("seed", "checkpoint", "start")]
+    size = " x ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts)
     return f"{task}{f' ({where})' if where else ''}: {size}"
 
 

@@ -358,7 +358,7 @@ def test_a_part_that_fails_fails_its_cell_and_leaves_nothing(hopper, tmp_path, m
     assert [(event.kind, event.reason) for _, event in events if event.kind != "progress"] == [
         ("failed", "OSError: no rollouts today")
     ]
-    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "failures", "skipped.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "failures", "skipped.json", "tensorboard"]
     assert "no rollouts today" in render(run)["entries"][0]["reason"]
 
 
@@ -620,7 +620,7 @@ def test_a_cell_goes_on_from_its_last_checkpoint_where_what_is_left_is_whole(hop
         (parts / "1.safetensors").unlink()
     elif left == "returns of another run":
         for number in (1, 2, 3):
-            rows.write_json(parts / f"{number}.json", {"seconds": 1.0, "found": {"0123456789abcdef": []}})
+            rows.write_json(parts / f"{number}.json", {"seconds": 1.0, "found": {"0123456789abcdef": []}, "points": []})
     elif left == "rolled out":
         for one in asked:
             work(one, lambda phase, fraction: None, asked.append)

@@ -123,7 +123,8 @@ def test_overwrite_starts_again_but_only_run_folders(stab, tiny_run, tmp_path):
 def test_one_seed_is_scored_without_interval_and_said_so(stab, tmp_path):
     done = stab("compare", "-t", "hopper", "-s", "ema", "--seeds", 1, "--out", "run", *TINY)
     assert done.returncode == 0, done.stderr
-    assert "1 seed: scores without intervals" in " ".join(done.stdout.split())
+    assert "1 seed: no intervals" in " ".join(done.stdout.split())
+    assert "hopper (Hopper-v5): 1 seed x 3 checkpoints" in " ".join(done.stdout.split())
     assert json.loads((tmp_path / "run" / "leaderboard.json").read_text())["entries"][0]["gva_high"] is None
 
 
