@@ -17,8 +17,8 @@ def render(run: Path) -> dict[str, Any]:
     """Rebuild every rendering of a run folder from its rows; return the content of ``leaderboard.json``.
 
     Writes ``leaderboard.json``, ``.csv`` and ``.md``, ``report.html``, ``figures/`` and ``tensorboard/``, and where averages
-    were chosen afterwards ``averages.json``, ``.csv`` and ``.md``. Trains nothing. Raises StabError when the folder is no run
-    or cannot be written.
+    were chosen afterwards ``averages.json``, ``.csv`` and ``.md``. Trains nothing. Raises StabError when the folder is no
+    run or cannot be written.
     """
     from stab.reports import averages, figures, page, statistics, table, tensorboard
 
