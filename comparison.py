@@ -374,8 +374,7 @@ def execute(plan: Plan, run: Path, workers: engine.Engine) -> Generator[tuple[Ce
                 yield cell, dataclasses.replace(event, fraction=sum(fractions.values()))
             else:
                 settled = _settle(cell, run, event)
-                if settled.kind == "done":
-                    live.show(live.take(rows.read_json(cell_file(run, cell))))
+                (live.finished if settled.kind == "done" else live.failed)(cell)
                 yield cell, settled
     if not any(parts_folder(run, cell).exists() for cell in todo):
         shutil.rmtree(run / "parts", ignore_errors=True)

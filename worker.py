@@ -239,7 +239,7 @@ def _before(run: Path, cell: Cell, about: dict[str, Any]) -> dict[str, Any] | No
                     rows.read_as(returns_file(parts, part), RETURNS, "record")
                 else:
                     with safe_open(read_outs_file(parts, part), "pt") as file:
-                        file.metadata()["weights"]
+                        file.metadata()["weights"], file.metadata()["points"]
             return dict(before)
     except (StabError, SafetensorError, OSError, KeyError, TypeError):
         pass  # a damaged file costs the time since the cell began, and no more

@@ -125,7 +125,7 @@ def compare(
                 kept = len(list((run / "cells").glob("*.json")))
                 talk.print(
                     f"Interrupted. {kept} finished cells are kept, and how far the others came; go on with --out {run}"
-                    " --resume",
+                    f" --resume, or look at what there is with: stab report {run}",
                     soft_wrap=True,
                 )
             else:
@@ -245,11 +245,8 @@ def _show_results(talk: Console, run: Path) -> None:
     with talk.status("Writing tables, figures and TensorBoard"):
         leaderboard = render(run)
     Console().print(board(leaderboard))
-    talk.print(
-        f"Written to {run}: report.html is all of it on one page; or look with: tensorboard --logdir {run}",
-        markup=False,
-        soft_wrap=True,
-    )
+    talk.print(f"Written to {run}; all of it on one page: {run / 'report.html'}", markup=False, soft_wrap=True)
+    talk.print(f"tensorboard --logdir {run}", markup=False, soft_wrap=True)
 
 
 def _riders(strings: Sequence[str]) -> str:

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike
 
 LEVEL = 0.05
 NAMED = 6  # entries that a sentence names
+SMALLEST = 1e-4  # p-value that is written out
+MOST = 200  # entries of which all pairs are tested
 
 
 def paired_p(first: ArrayLike, second: ArrayLike) -> float:
@@ -58,10 +60,13 @@ def rank_intervals(scores: ArrayLike) -> list[tuple[int, int]]:
 
     From 1 + the entries that are significantly better to n - those that are significantly worse, by paired t-tests of all
     pairs with Holm's correction: all true ranks lie in their intervals with 95 % confidence (Mogstad et al., Rev. Econ.
-    Stud. 91, 2024, section 3, who bootstrap the differences instead). Below 3 seeds every rank is open.
+    Stud. 91, 2024, section 3, who bootstrap the differences instead). Below 3 seeds, and of more than ``MOST``
+    entries, every rank is open.
     """
     scores = np.asarray(scores, dtype=np.float64)
     n, mean = len(scores), scores.mean(1)
+    if n > MOST:
+        return [(1, n)] * n
     pairs = [(i, j) for i in range(n) for j in range(i)]
     better, worse = np.zeros(n, dtype=int), np.zeros(n, dtype=int)
     for (i, j), p in zip(pairs, holm([paired_p(scores[i], scores[j]) for i, j in pairs]), strict=True):
@@ -72,27 +77,29 @@ def rank_intervals(scores: ArrayLike) -> list[tuple[int, int]]:
     return [(1 + int(better[i]), n - int(worse[i])) for i in range(n)]
 
 
-def verdict(names: Sequence[str], scores: Sequence[Sequence[float]], none: Sequence[float], p: Sequence[float]) -> str:
-    """Return in a sentence what can be said against ``none``; ``p`` are adjusted p-values of the entries' differences."""
+def verdict(
+    names: Sequence[str], scores: Sequence[Sequence[float]], none: Sequence[float], p: Sequence[float], of: int
+) -> str:
+    """Return in a sentence what can be said of entries against ``none``; ``p`` are adjusted for ``of`` comparisons."""
     seeds = len(none)
     if seeds < 3:
         return (
             f"{seeds} seed{'s' * (seeds > 1)}: too few to say whether any difference is more than chance; 3 are the least,"
             " 5 or more are better."
         )
-    how = (
-        f"paired t-test over {seeds} seeds, Holm's correction for {len(names)} comparison{'s' * (len(names) > 1)}, 5 %"
-    )
-    found = []
+    how = f"paired t-test over {seeds} seeds, Holm's correction for {of} comparison{'s' * (of > 1)}, 5 %"
+    found, told = [], 0
     for word, sign in (("Steadier", 1), ("Less steady", -1)):
         kept = [
-            f"{name} (p = {value:.2g})"
+            f"{name} (p {f'= {value:.2g}' if value >= SMALLEST else f'< {SMALLEST:g}'})"
             for name, own, value in zip(names, scores, p, strict=True)
             if value < LEVEL and sign * (np.mean(none) - np.mean(own)) > 0
         ]
+        told += len(kept)
         if kept:
             more = f" and {len(kept) - NAMED} more" if len(kept) > NAMED else ""
             found.append(f"{word} than none: {', '.join(kept[:NAMED])}{more}")
     if found:
-        return f"{'; '.join(found)} ({how}). Of the others {seeds} seeds do not tell."
-    return f"{seeds} seeds do not tell any entry from none ({how}): add seeds where the order matters."
+        rest = f" Of the other ranked ones {seeds} seeds do not tell." if told < len(names) else ""
+        return f"{'; '.join(found)} ({how}).{rest}"
+    return f"{seeds} seeds do not tell any ranked entry from none ({how}): add seeds where the order matters."

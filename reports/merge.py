@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import string
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import numpy as np
 from stab import gva
 from stab.registry import StabError
 from stab.reports import inference, rows, statistics, sweep
-from stab.reports.table import NESTED, Name, bullets, markdown_line
+from stab.reports.table import NESTED, Name, bullets, escape, markdown_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,10 +28,10 @@ SAME = {
     "environment": "environments",
     "task_version": "versions of the task",
     "expert_sha256": "experts",
-    "references": "experts' reference returns",
     "horizons": "horizons",
     "starts": "starts",
 }
+CLOSE = 1e-6  # relative: reference returns that were measured on another machine differ in their last bits
 NAMED = 8  # entries that a sentence names
 LIBRARIES = ("mujoco", "gymnasium")  # whose versions are the environment's
 
@@ -70,17 +71,42 @@ def read(runs: Sequence[Path]) -> list[Origin]:
 
 def _check(one: Origin, other: Origin) -> None:
     for task in _shared(one, other):
-        first, second = (origin.leaderboard["run"]["tasks"][task] for origin in (one, other))
+        cells = [
+            [cell for (name, _), series in origin.results.series.items() if name == task for cell in series.cells]
+            for origin in (one, other)
+        ]
+        every = cells[0] + cells[1]
         for key, name in SAME.items():
-            if key in first and key in second and first[key] != second[key]:
+            values = {str(cell.get(key)): None for cell in every}
+            if len(values) > 1:
                 raise StabError(
-                    f"cannot mix {one.run} and {other.run}: {task} has other {name}"
-                    f" ({_short(first[key])} and {_short(second[key])})"
+                    f"cannot mix {one.run} and {other.run}: {task} has other {name} ({' and '.join(map(_short, values))})"
                 )
-        for library in LIBRARIES:
-            old, new = (about.get("versions", {}).get(library) for about in (first, second))
-            if old and new and old != new:
-                raise StabError(f"cannot mix {one.run} and {other.run}: {task} ran on {library} {old} and {new}")
+        for library in _libraries(every):
+            versions = {version: None for cell in every if (version := cell["versions"].get(library))}
+            if len(versions) > 1:
+                raise StabError(
+                    f"cannot mix {one.run} and {other.run}: {task} ran on {library} {' and '.join(versions)}"
+                )
+        for which in ("random", "expert"):
+            returns = np.array([cell["references"][which] for cell in every])
+            apart = np.ptp(returns, axis=0) > CLOSE * np.abs(returns).max(axis=0) if len(returns) else np.array([])
+            if apart.any():
+                at = int(np.argmax(apart))
+                raise StabError(
+                    f"cannot mix {one.run} and {other.run}: the {which}'s reference return on {task} over"
+                    f" {every[0]['horizons'][at]} steps is {returns[:, at].min():.6g} and {returns[:, at].max():.6g}"
+                )
+
+
+def _libraries(cells: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """Return the libraries whose versions are those of the cells' environment."""
+    import gymnasium as gym
+
+    try:
+        return LIBRARIES if "mujoco" in str(gym.spec(cells[0]["environment"]).entry_point) else LIBRARIES[1:]
+    except (gym.error.Error, IndexError):  # of a plug-in that is not here, or nothing has finished
+        return LIBRARIES
 
 
 def _shared(one: Origin, other: Origin) -> list[str]:
@@ -97,7 +123,7 @@ def merge(origins: Sequence[Origin], conditions: Sequence[str] = ()) -> dict[str
 
     Entries have the keys of ``leaderboard.json`` and ``run``, the letter of their origin. Ranks are over all runs; status,
     improvement and p-value are those against the ``none`` of the entry's own run, and the ranks that the seeds leave open
-    are left out (seeds of different runs are not pairs). ``conditions`` filter as ``sweep.select``.
+    are left out. ``conditions`` filter as ``sweep.select``.
     """
     tasks = list(dict.fromkeys(task for origin in origins for task in origin.results.config.tasks))
     entries: list[dict[str, Any]] = []
@@ -114,6 +140,7 @@ def merge(origins: Sequence[Origin], conditions: Sequence[str] = ()) -> dict[str
         entries += ranked + [e for e in found if e["rank"] is None]
     if conditions:
         entries = sweep.matching(entries, conditions)
+    kept = {(entry["task"], entry["stabilizer"]) for entry in entries}
     merged = {
         "schema": rows.SCHEMA,
         "protocol": gva.PROTOCOL,
@@ -121,7 +148,7 @@ def merge(origins: Sequence[Origin], conditions: Sequence[str] = ()) -> dict[str
         "warnings": _warnings(origins),
         "entries": entries,
     }
-    return merged | ({"changes": changes(*origins)} if len(origins) == 2 else {})
+    return merged | ({"changes": changes(origins[0], origins[1], kept)} if len(origins) == 2 else {})
 
 
 def _about(origin: Origin) -> dict[str, Any]:
@@ -175,21 +202,22 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def changes(one: Origin, other: Origin) -> dict[str, Any]:
+def changes(one: Origin, other: Origin, kept: Container[tuple[str, str]]) -> dict[str, Any]:
     """Return what changed from one run to another: settings, versions, machine, entries, and scores with a paired test.
 
     Scores are those of the seeds that both have: means, the mean difference (after - before) with its 95 % interval, and
-    the p-value of a paired t-test over these seeds, adjusted for the number of entries (Holm); null below 3 seeds.
-    ``same`` says that every row of these seeds is the same to the last bit.
+    the p-value of a paired t-test over these seeds, adjusted for the number of entries that changed (Holm); null below 3
+    seeds. ``same`` says that every return and length of these seeds is the same to the last bit. Of ``kept`` entries only.
     """
     old, new = _versions(one), _versions(other)
     there = [{(e["task"], e["stabilizer"]) for e in origin.leaderboard["entries"]} for origin in (one, other)]
     scores = []
     for key, before in one.results.series.items():
         after = other.results.series.get(key)
-        if after is not None:
+        if after is not None and key in kept:
             scores.append(_score(before, after))
-    for score, p in zip(scores, inference.holm([score.pop("raw_p") for score in scores]), strict=True):
+    raw = [math.nan if score["same"] else score["p_value"] for score in scores]  # what is the same needs no test
+    for score, p in zip(scores, inference.holm(raw), strict=True):
         score["p_value"] = p
     machines = [origin.leaderboard["run"].get("machine") for origin in (one, other)]
     found = {
@@ -215,28 +243,23 @@ def _only(here: set[tuple[str, str]], there: set[tuple[str, str]]) -> list[str]:
 
 
 def _score(before: statistics.Series, after: statistics.Series) -> dict[str, Any]:
-    seeds = [seed for seed in before.seeds if seed in after.seeds]
-    pair = [
-        (series.returns[:, series.window], series.returns, [series.seeds.index(seed) for seed in seeds])
-        for series in (before, after)
-    ]
-    per_seed = [[gva.gva(scored[i]) for i in which] for scored, _, which in pair]
-    means = [float(scored[which].mean()) if which else float("nan") for scored, _, which in pair]
-    difference = gva.interval(np.subtract(per_seed[1], per_seed[0])) if seeds else gva.Interval(*[float("nan")] * 3)
-    old, new = (returns[which] for _, returns, which in pair)
+    count = min(len(before.seeds), len(after.seeds))  # seeds are 0, 1, ...
+    old, new = ([gva.gva(J) for J in series.returns[:count, series.window]] for series in (before, after))
+    difference = gva.interval(np.subtract(new, old))
+    same = [np.array_equal(getattr(before, key)[:count], getattr(after, key)[:count]) for key in ("returns", "lengths")]
     return {
         "task": before.task,
         "stabilizer": before.stabilizer,
-        "seeds": len(seeds),
-        "gva_before": np.mean(per_seed[0]) if seeds else float("nan"),
-        "gva_after": np.mean(per_seed[1]) if seeds else float("nan"),
+        "seeds": count,
+        "gva_before": np.mean(old),
+        "gva_after": np.mean(new),
         "difference": difference.mean,
         "difference_low": difference.low,
         "difference_high": difference.high,
-        "return_before": means[0],
-        "return_after": means[1],
-        "raw_p": inference.paired_p(per_seed[1], per_seed[0]) if seeds else float("nan"),
-        "same": bool(seeds) and np.array_equal(before.updates, after.updates) and np.array_equal(old, new),
+        "return_before": before.returns[:count, before.window].mean(),
+        "return_after": after.returns[:count, after.window].mean(),
+        "p_value": inference.paired_p(new, old),
+        "same": all(same) and np.array_equal(before.updates, after.updates),
     }
 
 
@@ -251,8 +274,6 @@ def _cells(entry: dict[str, Any]) -> list[str]:
 
 
 def _change(score: dict[str, Any]) -> list[str]:
-    if not score["seeds"]:
-        return [score["stabilizer"], *"–––––"]
     if score["same"]:
         return [
             score["stabilizer"],
@@ -290,6 +311,11 @@ def notes(merged: dict[str, Any]) -> list[str]:
         f"{label}: {about['path']}" + (f", {about['created']}" if about["created"] else "")
         for label, about in merged["runs"].items()
     ]
+    lines += [
+        f"{e['run']}, {e['task']} {e['stabilizer']} ({e['status']}): {e['reason']}"
+        for e in merged["entries"]
+        if e["reason"]
+    ]
     lines += merged["warnings"]
     lines.append("Status is that against none of an entry's own run; ranks are over all runs.")
     changed = merged.get("changes")
@@ -305,7 +331,7 @@ def notes(merged: dict[str, Any]) -> list[str]:
                 lines.append(f"Only in {label}: {', '.join(changed[which][:NAMED])}{more}.")
         lines.append(
             "From A to B: seeds that both have; p: paired t-test over these seeds, Holm's correction for the number of"
-            " entries; same rows: equal to the last bit."
+            " entries that changed; same rows: equal to the last bit."
         )
     return lines
 
@@ -334,7 +360,7 @@ def markdown(merged: dict[str, Any]) -> str:
     for title, heads, body in _sections(merged):
         aligned = [":--" if head == "stabilizer" else "--:" for head in heads]
         lines += [f"## {title}", "", markdown_line(heads), markdown_line(aligned), *map(markdown_line, body), ""]
-    return "\n".join([*lines, *(f"- {note}" for note in notes(merged)), ""])
+    return "\n".join([*lines, *(f"- {escape(note)}" for note in notes(merged)), ""])
 
 
 def csv_text(merged: dict[str, Any]) -> str:

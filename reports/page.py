@@ -20,9 +20,17 @@ from stab.reports import inference, rows, sweep, table
 from stab.reports.statistics import Results
 
 EXTRA = {"adjacent": "gva_adjacent", "late": "gva_late", "final": "final"}  # columns that a terminal has no room for
-COLUMNS = ("#", "stabilizer", "GVA", "adjacent", "late", "return", "worst", "final", "val loss", "cost")
+COLUMNS = (
+    *("#", "stabilizer", "GVA", "ranks", "better", "adjacent", "late", "return", "worst", "final", "val loss", "cost"),
+)
+STATISTICS = (
+    "ranks: those that the seeds leave open (paired t-tests of all pairs, Holm's correction, 5 %). better: probability of"
+    " improvement, the share of pairs of seeds in which its GVA is below that of none."
+)
 KEYS = {
     "#": "rank",
+    "ranks": "rank_low",
+    "better": "improvement",
     "GVA": "gva",
     "return": "return",
     "worst": "worst",
@@ -78,7 +86,7 @@ def _render(results: Results, leaderboard: dict[str, Any], figures: Path) -> str
         overview=_overview(leaderboard) if len(tasks) > 1 and "shown" not in run else None,
         figures=[figure for figure in drawn if figure.task is None],
         columns=COLUMNS,
-        general=table.generalbullets(leaderboard, tasks[0] if len(tasks) == 1 else None),
+        general=[*table.generalbullets(leaderboard, tasks[0] if len(tasks) == 1 else None), STATISTICS],
         settings=list(_settings(run["settings"])),
         versions=versions[tasks[0]] if shared else {},
         command=run.get("command"),
@@ -141,7 +149,9 @@ def _result(leaderboard: dict[str, Any], task: str) -> tuple[str, str]:
     doubt = ""
     if floor is not None and base["gva"] - best["gva"] < floor:
         doubt = " (within the noise floor)"
-    elif best["p_value"] is not None and best["p_value"] > inference.LEVEL:
+    elif best["p_value"] is None:
+        doubt = f" ({best['seeds']} seed{'s' * (best['seeds'] > 1)}: too few to tell)"
+    elif best["p_value"] > inference.LEVEL:
         doubt = f" (which {best['seeds']} seeds do not tell apart)"
     return best["stabilizer"], (
         f"has the lowest GVA of {len(ranked)} ranked entries, {best['gva']:.3f} against {base['gva']:.3f} for none"
@@ -157,6 +167,8 @@ def _line(leaderboard: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
         name: "–" if entry[key] is None else f"{entry[key]:.{2 if key == 'final' else 3}f}"
         for name, key in EXTRA.items()
     }
+    text["ranks"] = "–" if entry["rank_low"] is None else f"{entry['rank_low']}–{entry['rank_high']}"
+    text["better"] = "–" if entry["improvement"] is None else f"{entry['improvement']:.2f}"
     keys = KEYS | EXTRA
     return {
         "name": entry["stabilizer"],

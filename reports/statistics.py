@@ -85,6 +85,8 @@ def settings(run: Path) -> Config:
     if not (run / "config.yaml").exists():
         raise StabError(f"{run} is no run folder: it has no config.yaml")
     config = load(run / "config.yaml")
+    if not config.tasks or "none" not in config.stabilizers:
+        raise StabError(f"{run / 'config.yaml'} names no tasks, or not the stabilizer none: it is not as stab wrote it")
     for task in config.tasks:
         if not NAME.fullmatch(task):  # it becomes a part of file names
             raise StabError(f"{run / 'config.yaml'}: {task!r} is no name of a task")
@@ -237,18 +239,22 @@ def leaderboard(results: Results) -> dict[str, Any]:
 
 
 def _compare_with_none(found: list[dict[str, Any]]) -> str | None:
-    """Add to each entry how its GVA compares with that of ``none``; return in a sentence what can be said."""
+    """Add to each entry how its GVA compares with that of ``none``; return in a sentence what can be said of ranked ones."""
     base = next((e["gva_per_seed"] for e in found if e["stabilizer"] == "none"), None)
     others = [e for e in found if e["stabilizer"] != "none" and e["gva_per_seed"] is not None]
     if base is None or not others:
         return None
     p = inference.holm([inference.paired_p(e["gva_per_seed"], base) for e in others])
     for entry, value in zip(others, p, strict=True):
-        entry["improvement"] = inference.probability_of_improvement(entry["gva_per_seed"], base)
-        entry["p_value"] = plain(value)
-    by_gva = sorted(zip(others, p, strict=True), key=lambda pair: pair[0]["gva"])
-    names, scores = [e["stabilizer"] for e, _ in by_gva], [e["gva_per_seed"] for e, _ in by_gva]
-    return inference.verdict(names, scores, base, [value for _, value in by_gva])
+        if not math.isnan(value):  # fewer seeds say nothing
+            entry["improvement"] = inference.probability_of_improvement(entry["gva_per_seed"], base)
+            entry["p_value"] = value
+    ranked = sorted(
+        ((e, value) for e, value in zip(others, p, strict=True) if e["rank"] is not None),
+        key=lambda pair: pair[0]["rank"],
+    )
+    names, scores = [e["stabilizer"] for e, _ in ranked], [e["gva_per_seed"] for e, _ in ranked]
+    return inference.verdict(names, scores, base, [value for _, value in ranked], len(others))
 
 
 FIGURES = [

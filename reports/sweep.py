@@ -71,7 +71,7 @@ def matching(entries: Sequence[dict[str, Any]], conditions: Sequence[str]) -> li
         wanted = [value.strip() for value in values.split("|")]
         found = [e for e in found if _value(e, key) is not None and any(_same(_value(e, key), one) for one in wanted)]
     if not found:
-        raise StabError(f"no entry has {' and '.join(conditions)}")
+        raise StabError(f"no entry has {' and '.join(' '.join(condition.split()) for condition in conditions)}")
     return found
 
 

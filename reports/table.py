@@ -85,10 +85,10 @@ def overview(leaderboard: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     order = {name: i for i, name in enumerate(leaderboard["run"]["settings"]["stabilizers"])}
     body = []
     for string in sorted(strings, key=lambda name: order.get(name, len(order))):
-        found = [at[task, string] for task in tasks]
+        found = [at.get((task, string), {"gva": None, "rank": None}) for task in tasks]
         cells = ["– " if e["gva"] is None else f"{e['gva']:.3f} {e['return']:.2f}" for e in found]
         body.append([string, *(f"{c}*" if e["rank"] is None else f"{c} " for c, e in zip(cells, found, strict=True))])
-    raw = [at[task, "none"]["amplification"] for task in tasks]
+    raw = [at[task, "none"]["amplification"] if (task, "none") in at else None for task in tasks]
     body.append(["amplification", *("– " if value is None else f"{value:.1f} " for value in raw)])
     spent = [leaderboard["run"]["tasks"][task].get("worker_seconds") for task in tasks]
     body.append(
@@ -180,7 +180,7 @@ def markdown(leaderboard: dict[str, Any], by: Sequence[str] | None = None) -> st
             markdown_line([":--", *["--:"] * (len(heads) - 1)]),
             *map(markdown_line, body),
         ]
-        parts.insert(0, "\n".join([*lines, "", *(f"- {_escape(note)}" for note in OVERVIEW), ""]))
+        parts.insert(0, "\n".join([*lines, "", *(f"- {escape(note)}" for note in OVERVIEW), ""]))
     return "\n".join(parts)
 
 
@@ -191,14 +191,14 @@ def markdown_task(leaderboard: dict[str, Any], task: str, by: Sequence[str] | No
         lines += [f"**{SMOKE}**", ""]
     lines += [markdown_line(COLUMNS), markdown_line("--:" if name != "stabilizer" else ":--" for name in COLUMNS)]
     lines += [markdown_line(cells(leaderboard, entry)) for entry in entries(leaderboard, task)]
-    lines += ["", *(f"- {_escape(note)}" for note in notes(leaderboard, task)), ""]
+    lines += ["", *(f"- {escape(note)}" for note in notes(leaderboard, task)), ""]
     if by is None:
         by = ("method",) if sweep.several(leaderboard["entries"]) else ()
     if by and (found := sweep.groups(leaderboard, task, by)):
         heads = sweep.heads(found, by)
         lines += [f"### {task}, tuned", "", markdown_line(heads), markdown_line([":--", *["--:"] * (len(heads) - 1)])]
         lines += [*(markdown_line(sweep.cells(group)) for group in found), ""]
-        lines += [*(f"- {_escape(note)}" for note in sweep.notes(found)), ""]
+        lines += [*(f"- {escape(note)}" for note in sweep.notes(found)), ""]
     return "\n".join(lines)
 
 
@@ -300,8 +300,10 @@ def cells(leaderboard: dict[str, Any], entry: dict[str, Any]) -> list[str]:
 
 def markdown_line(cells: Iterable[str]) -> str:
     """Return a line of a Markdown table."""
-    return f"| {' | '.join(_escape(cell.strip()) for cell in cells)} |"
+    return f"| {' | '.join(escape(cell.strip()) for cell in cells)} |"
 
 
-def _escape(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+def escape(text: str) -> str:
+    """Return text for Markdown, in a line of its own: nothing in it makes a link, an image, a column or an element."""
+    text = re.sub(r"([][|\\])", r"\\\1", " ".join(text.split()))
+    return text.replace("<", "&lt;")

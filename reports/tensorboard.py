@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 METRICS = ("gva", "return", "worst", "val_loss")
 LEADERBOARD = "leaderboard"
+BINS = 40  # of histograms: 0.025 of the return each, where it lies between the random policy's and the expert's
 FIRST = "GVA"  # the group of the leaderboards: TensorBoard sorts groups by name and opens on the first
 CHARTS = {"return": "return", "jump of the return between checkpoints": "return_jump", "validation loss": "val_loss"}
 
@@ -72,7 +73,10 @@ def _curves(writer: SummaryWriter, series: Series) -> None:
     for k, update in enumerate(series.updates.tolist()):
         writer.add_scalar(f"{series.task}/return", series.returns[:, k].mean(), update)
         writer.add_scalar(f"{series.task}/val_loss", series.val_loss[:, k].mean(), update)
-        writer.add_histogram(f"{series.task}/returns", series.returns[:, k].ravel(), update, bins="auto")
+        values = series.returns[:, k].ravel()
+        # NumPy's own choice of bins fails where values differ by rounding alone.
+        edges = np.linspace(min(0.0, values.min()), max(1.0, values.max()), BINS + 1)
+        writer.add_histogram(f"{series.task}/returns", values, update, bins=edges)
     jumps = np.mean([gva.jumps(J) for J in series.returns[:, series.window]], axis=0)
     for update, jump in zip(series.updates[series.window][1:].tolist(), jumps, strict=True):
         writer.add_scalar(f"{series.task}/return_jump", jump, update)

@@ -145,6 +145,7 @@ def test_set_up(run, hopper):
     assert "accumulation" in run(block.commands[0])
 
 
+@pytest.mark.slow
 def test_quick_start(run, folder, hopper):
     assert check_page(DOCS / "quickstart.md", run, folder) == 7
     for name in ("leaderboard.json", "report.html", "figures", "tensorboard", "weights", "cells", "config.yaml"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from stab.cells import Cell, cell_file, parts_folder
 from stab.comparison import make_config, make_out, make_plan
 from stab.live import Live
 from stab.recipe import Recipe
-from stab.reports import rows
+from stab.reports import render, rows
 
 LINEAR = ("train.policy=mlp:depth=0", "train.lr=0.01", "train.updates=100", "eval.checkpoint_every=10", "eval.starts=2",
           "eval.horizon=30")  # fmt: skip
@@ -48,10 +50,10 @@ def config():
 
 def test_a_curve_is_the_mean_of_the_seeds_that_have_come(tmp_path, config):
     shown = Live(tmp_path, config)
-    shown.show(shown.take(finished(0, [[0.0, 0.2], [0.4, 0.4], [0.6, 0.8]], [3.0, 2.0, 1.0])))
+    shown._show(shown._take(finished(0, [[0.0, 0.2], [0.4, 0.4], [0.6, 0.8]], [3.0, 2.0, 1.0])))
     assert scalars(tmp_path, "none", "toy/return") == pytest.approx({10: 0.1, 20: 0.4, 30: 0.7})
     # Another seed, further behind: from the beginning again, and nothing of the old curve stays.
-    shown.show(shown.take(finished(1, [[0.3, 0.3], [0.0, 0.0]], [5.0, 4.0])))
+    shown._show(shown._take(finished(1, [[0.3, 0.3], [0.0, 0.0]], [5.0, 4.0])))
     assert scalars(tmp_path, "none", "toy/return") == pytest.approx({10: 0.2, 20: 0.2, 30: 0.7})
     assert scalars(tmp_path, "none", "toy/val_loss") == pytest.approx({10: 4.0, 20: 3.0, 30: 1.0})
     shown.close()
@@ -82,6 +84,58 @@ def test_parts_are_shown_before_their_cell_is_finished(tmp_path, config, monkeyp
     shown.look([cell])
     assert scalars(tmp_path, "none", "cliff/return") == pytest.approx({10: 0.2, 20: 0.2, 30: 0.3})
     shown.close()
+
+
+def test_a_part_that_is_written_again_is_read_again_and_a_damaged_one_is_passed_over(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(live, "REFRESH", 0.0)
+    cell = Cell("cliff", Recipe(), 0, ("none",))
+    shown = Live(tmp_path, config)
+    path = parts_folder(tmp_path, cell) / "1.json"
+
+    def write(value, updates):
+        episodes = [{"return": value, "length": 3, "cumulative": [1.0]}]
+        points = [["none", update, 0.5, "a"] for update in updates]
+        rows.write_json(path, {"seconds": 1.0, "found": {"a": episodes}, "points": points})
+
+    for content in (b"", b"{", b"[]", b'{"seconds": 1.0, "found": {}}'):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        shown.look([cell])
+    assert scalars(tmp_path, "none", "cliff/return") == {}
+    write(0.25, [10])
+    shown.look([cell])
+    write(0.75, [10, 20])
+    os.utime(path, (1, 1))
+    shown.look([cell])
+    assert scalars(tmp_path, "none", "cliff/return") == {10: 0.75, 20: 0.75}
+    # What a cell that fails had is no part of the mean any more.
+    shown.failed(cell)
+    assert scalars(tmp_path, "none", "cliff/return") == {}
+    shown.close()
+
+
+@pytest.mark.parametrize("what", ["rebuilt", "deleted", "a file"])
+def test_whatever_happens_to_the_curves_the_comparison_goes_on(tmp_path, config, monkeypatch, what):
+    monkeypatch.setattr(live, "REFRESH", 0.0)
+    plan = make_plan(config)
+    comparison.prepare(plan)
+    run = tmp_path / "run"
+    make_out(run, plan)
+    if what == "a file":
+        (run / "tensorboard").write_text("mine")
+    ended = []
+    with engine.Workers(comparison.WORK, 1) as workers:
+        for _, event in comparison.execute(plan, run, workers):
+            if event.kind == "progress" and event.phase == "rollouts" and what == "rebuilt":
+                render(run)  # what ``stab report`` does
+            elif event.kind == "progress" and what == "deleted":
+                shutil.rmtree(run / "tensorboard", ignore_errors=True)
+            elif event.kind != "progress":
+                ended.append(event.kind)
+    assert ended == ["done"] * len(plan.cells)
+    if what != "a file":
+        render(run)
+        assert len(scalars(run, "ema", "cliff/return")) == len(config.checkpoints)
 
 
 def test_looks_are_seconds_apart(tmp_path, config):

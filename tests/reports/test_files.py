@@ -145,3 +145,11 @@ def test_rows_are_complete(run: Path) -> None:
         "return",
     ):
         assert key in row
+
+
+@pytest.mark.parametrize("change", [{"tasks": []}, {"stabilizers": []}, {"stabilizers": ["ema"]}])
+def test_settings_without_tasks_or_none_are_refused(run: Path, change: dict[str, Any]) -> None:
+    settings = json.loads((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(json.dumps(settings | change))
+    with pytest.raises(StabError, match="names no tasks, or not the stabilizer none"):
+        render(run)

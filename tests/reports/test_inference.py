@@ -72,18 +72,32 @@ def test_the_verdict_is_plain() -> None:
     none = [0.3, 0.31, 0.29, 0.3, 0.32]
     far, near = [0.01, 0.02, 0.01, 0.0, 0.01], [0.31, 0.29, 0.3, 0.29, 0.32]
     p = inference.holm([inference.paired_p(far, none), inference.paired_p(near, none)])
-    said = inference.verdict(["ema", "dropout"], [far, near], none, p)
-    assert said.startswith(
-        f"Steadier than none: ema (p = {p[0]:.2g}) (paired t-test over 5 seeds, Holm's correction for 2"
-    )
+    said = inference.verdict(["ema", "dropout"], [far, near], none, p, 2)
+    assert said.startswith("Steadier than none: ema (p < 0.0001) (paired t-test over 5 seeds, Holm's correction for 2")
     assert "dropout" not in said
-    said = inference.verdict(["dropout"], [near], none, [0.8])
-    assert said.startswith("5 seeds do not tell any entry from none")
-    assert "Less steady than none: ema" in inference.verdict(["ema"], [none], far, [0.001])
+    assert said.endswith("Of the other ranked ones 5 seeds do not tell.")
+    said = inference.verdict(["ema"], [far], none, [0.012], 9)
+    assert said.endswith("ema (p = 0.012) (paired t-test over 5 seeds, Holm's correction for 9 comparisons, 5 %).")
+    said = inference.verdict(["dropout"], [near], none, [0.8], 1)
+    assert said.startswith("5 seeds do not tell any ranked entry from none")
+    assert "Less steady than none: ema" in inference.verdict(["ema"], [none], far, [0.001], 1)
     for seeds, said in ((1, "1 seed: too few"), (2, "2 seeds: too few")):
-        assert inference.verdict(["ema"], [far[:seeds]], none[:seeds], [float("nan")]).startswith(said)
+        assert inference.verdict(["ema"], [far[:seeds]], none[:seeds], [float("nan")], 1).startswith(said)
     many = [f"ema:half_life={n}" for n in range(20)]
-    assert " and 14 more (" in inference.verdict(many, [far] * 20, none, [0.001] * 20)
+    assert " and 14 more (" in inference.verdict(many, [far] * 20, none, [0.001] * 20, 20)
+
+
+@pytest.mark.parametrize("change", [{"static": "ema"}, {"level": {"ema": 0.1}}])
+def test_the_verdict_praises_no_entry_that_is_not_ranked(make_run, change) -> None:
+    leaderboard = statistics.leaderboard(statistics.read(make_run(**change)))
+    (ema,) = (e for e in leaderboard["entries"] if e["stabilizer"] == "ema")
+    assert ema["p_value"] < 0.05
+    assert "ema" not in leaderboard["run"]["tasks"]["toy"]["verdict"]
+
+
+def test_hundreds_of_entries_are_not_ordered() -> None:
+    scores = np.arange(201)[:, None] + np.zeros((201, 4))
+    assert set(inference.rank_intervals(scores)) == {(1, 201)}
 
 
 def test_the_leaderboard_says_it_of_its_entries(run) -> None:

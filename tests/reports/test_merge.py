@@ -89,7 +89,10 @@ def test_the_files_of_merged_runs_are_left_alone(pair: tuple[Path, Path]) -> Non
         (lambda cell: cell.update(environment="Toy-v1"), "toy has other environments (Toy-v0 and Toy-v1)"),
         (lambda cell: cell.update(task_version=2), "toy has other versions of the task (1 and 2)"),
         (lambda cell: cell.update(expert_sha256="2" * 64), "toy has other experts (1111"),
-        (lambda cell: cell["references"]["expert"].__setitem__(-1, 26.0), "other experts' reference returns"),
+        (
+            lambda cell: cell["references"]["expert"].__setitem__(-1, 26.0),
+            "the expert's reference return on toy over 4 steps is 25 and 26",
+        ),
         (lambda cell: cell["versions"].update(mujoco="3.2.0"), "toy ran on mujoco 3.3.0 and 3.2.0"),
         (lambda cell: cell["versions"].update(gymnasium="0.9"), "toy ran on gymnasium 1.0 and 0.9"),
     ],
@@ -105,6 +108,41 @@ def test_what_cannot_be_mixed_is_named(
         merged(*pair)
     assert str(caught.value).startswith(f"cannot mix {pair[0]} and {pair[1]}: ")
     assert said in str(caught.value)
+
+
+def test_every_cell_is_looked_at(pair: tuple[Path, Path]) -> None:
+    def other_expert(cell: dict[str, Any]) -> None:
+        if cell["raw"] == "lr_decay":
+            cell["expert_sha256"] = "2" * 64
+
+    change(pair[1], other_expert)
+    with pytest.raises(StabError, match="toy has other experts"):
+        merged(*pair)
+    # Where none has not finished, too.
+    for path in (pair[1] / "cells").glob("*.json"):
+        if rows.read_json(path)["raw"] == "none":
+            path.unlink()
+    with pytest.raises(StabError, match="toy has other experts"):
+        merged(*pair)
+
+
+def test_references_may_differ_in_their_last_bits(pair: tuple[Path, Path]) -> None:
+    change(pair[1], lambda cell: cell["references"]["expert"].__setitem__(-1, np.nextafter(25.0, 26.0)))
+    assert len(merged(*pair)["entries"]) == 10
+
+
+def test_the_version_of_mujoco_matters_where_the_environment_uses_it(pair: tuple[Path, Path]) -> None:
+    def versions(mujoco: str, environment: str) -> Callable[[dict[str, Any]], Any]:
+        return lambda cell: (cell["versions"].update(mujoco=mujoco), cell.update(environment=environment))
+
+    for environment, refused in (("CartPole-v1", False), ("Hopper-v5", True)):
+        change(pair[0], versions("3.3.0", environment))
+        change(pair[1], versions("3.4.0", environment))
+        if refused:
+            with pytest.raises(StabError, match=r"ran on mujoco 3\.3\.0 and 3\.4\.0"):
+                merged(*pair)
+        else:
+            merged(*pair)
 
 
 def test_a_protocol_or_a_smoke_run_is_not_mixed(pair: tuple[Path, Path], make_run: Any) -> None:
@@ -166,7 +204,30 @@ def test_what_changed_is_said_with_a_paired_test(pair: tuple[Path, Path]) -> Non
     said = shown(found)
     assert "Versions that changed from A to B: torch was None, is 9.9." in said
     assert "Only in B: toy swa." in said
+    assert "A, toy dropout (failed): seed 1: ValueError: boom" in said
+    (only,) = merged(first, second, where=("method=ema",))["changes"]["scores"]
+    assert only["stabilizer"] == "ema"
     assert "toy: from A to B" in merge.markdown(found)
+
+
+def test_what_is_the_same_is_no_comparison_that_counts(pair: tuple[Path, Path]) -> None:
+    rng = np.random.default_rng(0)
+
+    def noisier(cell: dict[str, Any]) -> None:
+        for row in cell["rows"]:
+            if row["stabilizer"] == "ema":
+                row["return"] += 0.2 * rng.standard_normal()
+
+    change(pair[1], noisier)
+    scores = {score["stabilizer"]: score for score in merged(*pair)["changes"]["scores"]}
+    assert [scores[name]["same"] for name in ("none", "ema", "lr_decay")] == [True, False, True]
+    boards = [statistics.leaderboard(statistics.read(run))["entries"] for run in pair]
+    one, other = (next(e["gva_per_seed"] for e in found if e["stabilizer"] == "ema") for found in boards)
+    assert scores["ema"]["p_value"] == pytest.approx(stats.ttest_rel(one, other).pvalue)
+    assert scores["none"]["p_value"] is None
+    # Lengths belong to the rows, too.
+    change(pair[1], lambda cell: [row.update(length=row["length"] - 1) for row in cell["rows"]])
+    assert not any(score["same"] for score in merged(*pair)["changes"]["scores"])
 
 
 def test_seeds_that_both_have_are_compared(pair: tuple[Path, Path]) -> None:

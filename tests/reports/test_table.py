@@ -139,7 +139,7 @@ def test_markdown_is_a_table_with_the_same_columns(run: Path) -> None:
     assert lines[0] == f"| {' | '.join(table.COLUMNS)} |"
     assert len(lines) == 2 + len(leaderboard["entries"])
     assert all(row.count("|") == len(table.COLUMNS) + 1 for row in lines)
-    assert "odd batch [see \\| docs]" in table.markdown(leaderboard)
+    assert "odd batch \\[see \\| docs\\]" in table.markdown(leaderboard)
 
 
 def test_csv_has_one_line_an_entry_and_only_scalars(run: Path) -> None:

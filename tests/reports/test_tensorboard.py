@@ -128,3 +128,14 @@ def test_slugs_name_the_runs(make_run: Callable[..., Path], tmp_path: Path) -> N
     results.series["toy", string] = dataclasses.replace(series, stabilizer=string)
     tensorboard.write(results, leaderboard, tmp_path / "figures", tmp_path / "events")
     assert (tmp_path / "events" / slug).is_dir()
+
+
+@pytest.mark.parametrize("values", [(1.0, 0.9999999999999998), (1.0, 1.0), (-3.0, 1e6), (0.5, 0.5 + 1e-12)])
+def test_returns_that_hardly_differ_have_a_histogram(run: Path, tmp_path: Path, values: tuple[float, float]) -> None:
+    results = statistics.read(run)
+    leaderboard = statistics.leaderboard(results)
+    for series in results.series.values():
+        series.returns[:] = np.resize(values, series.returns.shape)
+    tensorboard.write(results, leaderboard, tmp_path / "figures", tmp_path / "events")
+    found = opened(tmp_path / "events" / "ema").Histograms("toy/returns")
+    assert {event.histogram_value.num for event in found} == {results.series["toy", "ema"].returns[:, 0].size}
