@@ -14,7 +14,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -357,15 +357,19 @@ def execute(plan: Plan, run: Path, workers: engine.Engine) -> Generator[tuple[Ce
     worker died, leaves its parts, to be gone on with; see ``worker``. The fraction of a "progress" is that of all the cell's
     training, or of all its rollouts.
     """
-    from stab.live import Live
     from stab.tasks import datasets
 
     todo = unfinished(plan, run)
     jobs = [make_job(cell, plan.config, run) for cell in todo]
     done: dict[tuple[int, str], dict[int, float]] = {}  # cell and phase -> by part
     used = sorted({make_task(plan.config, cell.task).demonstrations_id for cell in todo})
-    with closing(workers.run(jobs, datasets.root(), used)) as events, closing(Live(run, plan.config)) as live:
+    with closing(workers.run(jobs, datasets.root(), used)) as events, ExitStack() as stack:
+        live = None
         for event in events:
+            if live is None:  # what it imports takes a second, in which the workers have begun
+                from stab.live import Live
+
+                live = stack.enter_context(closing(Live(run, plan.config)))
             cell = todo[event.job]
             live.look(todo)
             if event.kind == "progress":

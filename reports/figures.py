@@ -97,7 +97,7 @@ def _settle(figure: Figure) -> None:
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)  # and not "none", with which every file would be drawn twice
 
 
 def curves(results: Results, task: str, rows: list[Series], of: int) -> Figure:

@@ -30,7 +30,7 @@ junk = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=8,
 )
-EXAMPLES = int(os.environ.get("STAB_FUZZ", "500"))  # of each; more by hand
+EXAMPLES = int(os.environ.get("STAB_FUZZ", "300"))  # of each; more by hand
 many = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

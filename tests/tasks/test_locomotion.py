@@ -226,5 +226,5 @@ def test_all_five_end_to_end(root, stab, tmp_path):
         ]
     assert any(line.startswith("amplification") for line in lines[begin:])
     for record in CATALOG:
-        assert f"{record.name} ({record.environment}): 1 seeds x 3 checkpoints x 2 starts" in done.stdout
+        assert f"{record.name} ({record.environment}): 1 seed x 3 checkpoints x 2 starts" in done.stdout
         assert f"## {record.name} ({record.environment})" in (tmp_path / "run" / "leaderboard.md").read_text()
