@@ -46,7 +46,7 @@ def hopper(minari_root: Path) -> Path:
 
 
 def run_stab(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 180):
-    """Run ``stab`` as a user would, at 80 columns; tiny comparisons in one worker: to start another takes longer than they."""
+    """Run ``stab`` as a user would, at 80 columns; tiny comparisons in one worker, as another takes longer to start."""
     one = arguments[:1] == ("compare",) and not {"--workers", "--engine", "--dry-run"} & {*arguments}
     return subprocess.run(
         [str(Path(sys.executable).parent / "stab"), *map(str, arguments), *(("--workers", "1") if one else ())],
