@@ -33,7 +33,7 @@ from stab.cells import (
     make_task,
     parts_folder,
 )
-from stab.config import PRESETS, QUICK, Config, Evaluation, load
+from stab.config import PRESETS, QUICK, Config, Evaluation, flat, load
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, suggest
 from stab.reports import rows
@@ -284,7 +284,7 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
         rows.read_as(out / "run.json", rows.ABOUT, "record")
     path = out / "skipped.json"
     skipped = {s["stabilizer"] for s in rows.read_as(path, rows.SKIPPED, "list")} if path.exists() else set()
-    old, new = _flat(before.to_dict()), _flat(config.to_dict())
+    old, new = _deciding(before), _deciding(config)
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if differing:
         said = "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in differing)
@@ -330,15 +330,10 @@ def make_out(out: Path, plan: Plan, overwrite: bool = False) -> None:
     )
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """What must be equal for two runs to share a folder, by dotted key."""
-    flat: dict[str, str] = {}
-    for key, value in data.items():
-        if prefix or key not in ("tasks", "stabilizers", "seeds"):
-            flat |= (
-                _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: repr(value)}
-            )
-    return flat
+def _deciding(config: Config) -> dict[str, str]:
+    """Return what must be equal for two runs to share a folder, by dotted key."""
+    kept = {key: value for key, value in config.to_dict().items() if key not in ("tasks", "stabilizers", "seeds")}
+    return {key: repr(value) for key, value in flat(kept).items()}
 
 
 def unfinished(plan: Plan, run: Path) -> list[Cell]:
@@ -616,10 +611,11 @@ def _check_finished(config: Config, task: Task, finished: dict[str, Any]) -> Non
     with asking(cell.task):
         now = describe(task, config, cell)
     new, old = (
-        _flat({"": one | {"versions": {name: one["versions"].get(name) for name in DECIDING}}})
+        {key: repr(value) for key, value in flat(one | {"versions": deciding}).items()}
         for one in (now, finished)
+        for deciding in [{name: one["versions"].get(name) for name in DECIDING}]
     )
-    differing = [f"{key[1:]} was {old.get(key)}, is {new[key]}" for key in new if old.get(key) != new[key]]
+    differing = [f"{key} was {old.get(key)}, is {new[key]}" for key in new if old.get(key) != new[key]]
     if differing:
         raise StabError(
             f"--resume: finished cells ({cell.key}) would come out otherwise now ({'; '.join(differing[:4])}), and new ones"

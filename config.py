@@ -200,3 +200,11 @@ def _first_of_lists(layer: Any, swept: dict[str, list[Any]] | None) -> Any:
             swept[name] = values
             recipe[name] = values[0]
     return layer
+
+
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested plain data by dotted keys; empty dictionaries stay values."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found

@@ -11,7 +11,7 @@ import numpy as np
 from stab import gva
 from stab.reports import rows
 from stab.reports.statistics import Results, Series, plain
-from stab.reports.table import bullets, markdown_line
+from stab.reports.table import bullets, markdown_line, ruled
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -82,23 +82,13 @@ def cells(entry: dict[str, Any]) -> list[str]:
 
 def table(content: dict[str, Any]) -> RenderableType:
     """Return the averages of every task for a terminal; fits 80 columns."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     parts: list[RenderableType] = []
     for task, entries in _by_task(content).items():
-        title = Text(f"{task}: averages read off snapshots of {content['every']} updates")
-        drawn = Table(title=title, box=box.HORIZONTALS, show_edge=False, title_style="bold")
-        for name in COLUMNS:
-            if name == "average":
-                drawn.add_column(name, overflow="fold")
-            else:
-                drawn.add_column(name, justify="right", no_wrap=True)
-        for entry in entries:
-            drawn.add_row(*map(Text, cells(entry)))
-        parts += [drawn, Text()]
+        title = f"{task}: averages read off snapshots of {content['every']} updates"
+        parts += [ruled(title, COLUMNS, [cells(entry) for entry in entries], "average"), Text()]
     return Group(*parts, bullets(notes(content)))
 
 

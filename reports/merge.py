@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stab import gva
+from stab.config import flat
 from stab.registry import StabError
 from stab.reports import inference, rows, statistics, sweep
-from stab.reports.table import NESTED, Name, bullets, escape, markdown_line
+from stab.reports.table import NESTED, bullets, escape, markdown_line, ruled
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -190,16 +191,9 @@ def _warnings(origins: Sequence[Origin]) -> list[str]:
 
 def _settings(one: Origin, other: Origin) -> list[tuple[str, Any, Any]]:
     """Return the settings that differ, by dotted name, with both values; lists of tasks and stabilizers aside."""
-    old, new = (_flat(origin.results.config.to_dict()) for origin in (one, other))
+    old, new = (flat(origin.results.config.to_dict()) for origin in (one, other))
     keys = [key for key in dict.fromkeys([*old, *new]) if key not in ("tasks", "stabilizers")]
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
-    return found
 
 
 def changes(one: Origin, other: Origin, kept: Container[tuple[str, str]]) -> dict[str, Any]:
@@ -338,19 +332,12 @@ def notes(merged: dict[str, Any]) -> list[str]:
 
 def table(merged: dict[str, Any]) -> RenderableType:
     """Return the merged leaderboard for a terminal; fits 80 columns."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     parts: list[RenderableType] = []
     for title, heads, lines in _sections(merged):
-        drawn = Table(title=Text(title), box=box.HORIZONTALS, show_edge=False, title_style="bold")
-        for head in heads:
-            drawn.add_column(head, justify="left" if head == "stabilizer" else "right", no_wrap=head != "stabilizer")
-        for line in lines:
-            drawn.add_row(*(Name(t) if head == "stabilizer" else Text(t) for head, t in zip(heads, line, strict=True)))
-        parts += [drawn, Text()]
+        parts += [ruled(title, heads, lines), Text()]
     return Group(*parts, bullets(notes(merged)))
 
 

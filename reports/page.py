@@ -101,8 +101,8 @@ def _task(
 ) -> dict[str, Any]:
     """Return what the section of a task shows."""
     found = table.entries(leaderboard, task)
-    by = ("method",)
-    grouped = sweep.groups(leaderboard, task, by) if sweep.several(leaderboard["entries"]) else []
+    by = sweep.keys(leaderboard["entries"], None)
+    grouped = sweep.groups(leaderboard, task, by) if by else []
     about, first = leaderboard["run"]["tasks"][task], found[0]
     seeds = f"{first['seeds']} seed{'s' * (first['seeds'] > 1)}"
     size = f"{seeds} × {first['checkpoints']} checkpoints × {first['starts']} starts"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from stab.recipe import Recipe
 from stab.registry import StabError, suggest
 from stab.stabilizers.base import parse
 from stab.stabilizers.recipe import SETTINGS
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 OWN = ("task", "stabilizer", "method", "status")  # keys of an entry that filters and groups know beside its settings
 
@@ -45,6 +42,11 @@ def several(entries: Iterable[Mapping[str, Any]]) -> bool:
     """Whether some method of these entries has more than one setting."""
     names = [(entry["task"], entry["method"]) for entry in entries]
     return len(set(names)) < len(names)
+
+
+def keys(entries: Iterable[Mapping[str, Any]], by: Sequence[str] | None) -> Sequence[str]:
+    """Return what to group entries by where nobody said it: by method where one has several settings, or not at all."""
+    return by if by is not None else ("method",) if several(entries) else ()
 
 
 def select(leaderboard: dict[str, Any], conditions: Sequence[str]) -> dict[str, Any]:
@@ -203,27 +205,6 @@ def cells(group: Group) -> list[str]:
         f"{group.best['return']:.2f}",
         str(group.best["rank"]),
     ]
-
-
-def table(leaderboard: dict[str, Any], task: str, by: Sequence[str] = ("method",)) -> RenderableType:
-    """Return the groups of a task for a terminal; fits 80 columns."""
-    from rich import box
-    from rich.console import Group as Lines
-    from rich.table import Table
-    from rich.text import Text
-
-    from stab.reports.table import Name, bullets
-
-    found = groups(leaderboard, task, by)
-    if not found:
-        return Text()
-    drawn = Table(title=Text(f"{task}, tuned"), box=box.HORIZONTALS, show_edge=False, title_style="bold")
-    for name in heads(found, by):
-        drawn.add_column(name, justify="left" if name == ", ".join(by) else "right", no_wrap=name != ", ".join(by))
-    for group in found:
-        name, *rest = cells(group)
-        drawn.add_row(Name(name), *map(Text, rest))
-    return Lines(drawn, Text(), bullets(notes(found)))
 
 
 def notes(found: Sequence[Group]) -> list[str]:

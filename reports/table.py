@@ -15,6 +15,7 @@ from stab.reports import sweep
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.measure import Measurement
+    from rich.table import Table
 
 SMOKE = "SMOKE RUN: numbers say nothing"
 COLUMNS = ("#", "stabilizer", "GVA", "return", "worst", "val loss", "cost")
@@ -41,13 +42,12 @@ def board(leaderboard: dict[str, Any], by: Sequence[str] | None = None) -> Rende
     from rich.text import Text
 
     tasks = list(leaderboard["run"]["tasks"])
-    if by is None:
-        by = ("method",) if sweep.several(leaderboard["entries"]) else ()
+    by = sweep.keys(leaderboard["entries"], by)
     parts: list[RenderableType] = []
     for task in tasks:
         parts += [table(leaderboard, task, brief=len(tasks) > 1)]
         if by:
-            parts += [Text(), sweep.table(leaderboard, task, by)]
+            parts += [Text(), tuned(leaderboard, task, by)]
         parts.append(Text())
     if len(tasks) == 1:
         return Group(*parts[:-1])
@@ -108,24 +108,45 @@ def table(leaderboard: dict[str, Any], task: str, brief: bool = False) -> Render
         task: one of its tasks.
         brief: leave out the notes that are the same for every task.
     """
-    from rich import box
     from rich.console import Group
+    from rich.text import Text
+
+    found = entries(leaderboard, task)
+    drawn = ruled(title(leaderboard, task), COLUMNS, [cells(leaderboard, entry) for entry in found])
+    if leaderboard["run"]["smoke"]:
+        drawn.title = Text(f"*** {SMOKE} ***\n", style="reverse") + Text(title(leaderboard, task))
+    ranked = sum(entry["rank"] is not None for entry in found)
+    if ranked:
+        drawn.rows[ranked - 1].end_section = True
+    said = taskbullets(leaderboard, task) if brief else notes(leaderboard, task)
+    return Group(drawn, Text(), bullets(said))
+
+
+def tuned(leaderboard: dict[str, Any], task: str, by: Sequence[str]) -> RenderableType:
+    """Return what tuning gives on a task, by group, for a terminal; fits 80 columns."""
+    from rich.console import Group
+    from rich.text import Text
+
+    found = sweep.groups(leaderboard, task, by)
+    if not found:
+        return Text()
+    drawn = ruled(f"{task}, tuned", sweep.heads(found, by), [sweep.cells(group) for group in found], ", ".join(by))
+    return Group(drawn, Text(), bullets(sweep.notes(found)))
+
+
+def ruled(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]], name: str = "stabilizer") -> Table:
+    """Return a table for a terminal: the column ``name`` on the left and broken where need be, all others on the right."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     # Text everywhere, never markup: a name or a reason may hold square brackets.
-    drawn = Table(title=Text(title(leaderboard, task)), box=box.HORIZONTALS, show_edge=False, title_style="bold")
-    if leaderboard["run"]["smoke"]:
-        drawn.title = Text(f"*** {SMOKE} ***\n", style="reverse") + Text(title(leaderboard, task))
-    for name in COLUMNS:
-        drawn.add_column(name, justify="left" if name == "stabilizer" else "right", no_wrap=name != "stabilizer")
-    found = entries(leaderboard, task)
-    for entry, following in zip(found, [*found[1:], None], strict=True):
-        last_ranked = entry["rank"] is not None and following is not None and following["rank"] is None
-        rank, name, *rest = cells(leaderboard, entry)
-        drawn.add_row(Text(rank), Name(name), *map(Text, rest), end_section=last_ranked)
-    said = taskbullets(leaderboard, task) if brief else notes(leaderboard, task)
-    return Group(drawn, Text(), bullets(said))
+    drawn = Table(title=Text(title), box=box.HORIZONTALS, show_edge=False, title_style="bold")
+    for head in heads:
+        drawn.add_column(head, justify="left" if head == name else "right", no_wrap=head != name)
+    for line in lines:
+        drawn.add_row(*(Name(cell) if head == name else Text(cell) for head, cell in zip(heads, line, strict=True)))
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -192,8 +213,7 @@ def markdown_task(leaderboard: dict[str, Any], task: str, by: Sequence[str] | No
     lines += [markdown_line(COLUMNS), markdown_line("--:" if name != "stabilizer" else ":--" for name in COLUMNS)]
     lines += [markdown_line(cells(leaderboard, entry)) for entry in entries(leaderboard, task)]
     lines += ["", *(f"- {escape(note)}" for note in notes(leaderboard, task)), ""]
-    if by is None:
-        by = ("method",) if sweep.several(leaderboard["entries"]) else ()
+    by = sweep.keys(leaderboard["entries"], by)
     if by and (found := sweep.groups(leaderboard, task, by)):
         heads = sweep.heads(found, by)
         lines += [f"### {task}, tuned", "", markdown_line(heads), markdown_line([":--", *["--:"] * (len(heads) - 1)])]
