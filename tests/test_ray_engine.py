@@ -20,11 +20,16 @@ SETTINGS = [
 ]
 
 
+# By default Ray takes a silent node for dead after 15 seconds, in which a fast machine has finished everything.
+PULSE = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 5}
+
+
 @pytest.fixture(scope="module")
 def cluster():
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": PULSE}
+    made = Cluster(initialize_head=True, head_node_args=head)
     yield made
     made.shutdown()
 
