@@ -102,7 +102,7 @@ def make_config(
 ) -> tuple[Config, dict[str, str] | None]:
     """Return the settings of a comparison and, for "all", the reasons of the stabilizers that are broken.
 
-    Later ones win: defaults, preset, file, quick, arguments, overrides. ``stabilizers`` is "all", a list, or a
+    Later ones win: defaults, the task's, preset, file, quick, arguments, overrides. ``stabilizers`` is "all", a list, or a
     comma-separated string. A dataset without a task belongs to the built-in task of its environment, or is one of its own.
     Raises StabError for anything unknown or out of range, and when no task or no stabilizer is named.
     """
@@ -130,9 +130,20 @@ def make_config(
     if not config.tasks and config.data.dataset:
         from stab.tasks.recorded import task_for
 
-        config = dataclasses.replace(config, tasks=(task_for(config.data.dataset),))
-    if not config.tasks:
+        arguments["tasks"] = [task_for(config.data.dataset)]
+    elif not config.tasks:
         raise StabError(f"no task: give --task NAME. Known: {', '.join(tasks.names())}")
+    first, *others = arguments.get("tasks", config.tasks)
+    config = load(wanted(first), *layers, arguments, overrides=overrides, swept=swept)
+    for other in others:
+        its = load(wanted(other), *layers, arguments, overrides=overrides, swept={})
+        if its != config:
+            old, new = flat(config.to_dict()), flat(its.to_dict())
+            said = "; ".join(f"{key} {old[key]} and {new[key]}" for key in old if old[key] != new.get(key))
+            raise StabError(
+                f"tasks {first} and {other} have other default settings ({said}): compare them one at a time, and read them"
+                " together with stab report RUN RUN"
+            )
     if not config.stabilizers:
         raise StabError("no stabilizers: give --all, or --stabilizers with a list such as ema,swa,lr_decay+ema")
     strings = ["none"]
@@ -140,6 +151,11 @@ def make_config(
         strings += [text] if broken and text in broken else expand(text)
     every = cross(config.train, swept, [s for s in dict.fromkeys(strings) if not (broken and s in broken)])
     return dataclasses.replace(config, stabilizers=tuple(dict.fromkeys([*every, *strings]))), broken
+
+
+def wanted(task: str) -> dict[str, Any]:
+    """Return the settings for which a task has defaults of its own, and these."""
+    return {section: dict(values) for section, values in getattr(tasks.get(task), "settings", {}).items()}
 
 
 def cross(base: Recipe, swept: dict[str, list[Any]], strings: Sequence[str]) -> list[str]:

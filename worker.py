@@ -366,11 +366,18 @@ def roll_out(
 ) -> list[list[dict[str, Any]]]:
     """Return what a row says of each episode: for each of the policies (leading axis of ``stacked``), one a start."""
     horizons = gva.horizon_grid(min(config.eval.horizon, task.horizon))
-    cumulative, lengths = task.rollout(task.policy(recipe).eval(), stacked, starts(config), horizons, progress)
+    cumulative, lengths, *more = task.rollout(task.policy(recipe).eval(), stacked, starts(config), horizons, progress)
     J = task.dataset().references.normalise(cumulative, horizons)
     return [
         [
-            {"return": J[i, n, -1].item(), "length": lengths[i, n].item(), "cumulative": cumulative[i, n].tolist()}
+            {
+                **{
+                    "return": J[i, n, -1].item(),
+                    "length": lengths[i, n].item(),
+                    "cumulative": cumulative[i, n].tolist(),
+                },
+                **(more[0][i][n] if more else {}),
+            }
             for n in range(config.eval.starts)
         ]
         for i in range(len(cumulative))

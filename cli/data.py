@@ -20,7 +20,8 @@ Name = Annotated[str, typer.Argument(metavar="TASK|DATASET", help="A task (its o
 
 @app.command(
     epilog="Examples:\n\nstab data prepare hopper\n\nstab data prepare hopper --episodes 105\n\n"
-    "stab data prepare hopper --expert experts/hopper.safetensors --dataset my/hopper-v0"
+    "stab data prepare hopper --expert experts/hopper.safetensors --dataset my/hopper-v0\n\n"
+    "stab data prepare text --folder prose --dataset my/prose-v0"
 )
 def prepare(
     task: Annotated[str, typer.Argument(help="Task; see: stab list tasks")],
@@ -28,16 +29,29 @@ def prepare(
         int | None, typer.Option(min=2, help="Episodes to collect (default: as many as the task uses, 25).")
     ] = None,
     expert: Annotated[Path | None, typer.Option(help="Expert to collect from instead of the shipped one.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="With --expert: Minari id of the dataset to write.")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Folder of .txt or .parquet files, or a copy of the hub's repository (text tasks)."),
+    ] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option(help="Entries of the tokenizer trained on the texts (default 2048).")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="With --expert or --folder: Minari id of the dataset to write.")
+    ] = None,
 ) -> None:
-    """Collect a task's dataset from its expert, if it is not there yet (or holds fewer episodes than asked for)."""
+    """Collect a task's dataset from its expert or texts, if it is not there yet (or is smaller than asked for)."""
     from rich.console import Console
 
     from stab.cli.progress import bars
     from stab.registry import StabError
     from stab.tasks import datasets, tasks
+    from stab.tasks.catalog import Prose
 
-    if (expert is None) != (dataset is None):
+    text = isinstance(tasks.get(task), Prose)
+    if (folder is not None or vocabulary is not None) and not text:
+        raise StabError(f"--folder and --vocabulary are for tasks of text, {task!r} is none; see: stab list tasks")
+    if (expert is None) != (dataset is None) and not text:
         raise StabError("--expert and --dataset go together: the expert to collect from, and the id of what is written")
     settings: dict[str, Any] = {"name": task, "dataset_id": dataset}
     if expert:
@@ -46,6 +60,9 @@ def prepare(
         if task not in [record.name for record in CATALOG]:
             raise StabError(f"--expert: task {task!r} has none. Known: {', '.join(record.name for record in CATALOG)}")
         settings["expert"] = expert
+    if text:
+        given = {"folder": folder, "vocabulary": vocabulary}
+        settings |= {key: value for key, value in given.items() if value is not None}
     made = tasks.get(task)(**settings)
     talk = Console(stderr=True, highlight=False)
     there = datasets.load(made.demonstrations_id).total_episodes if datasets.exists(made.demonstrations_id) else 0

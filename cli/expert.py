@@ -1,4 +1,4 @@
-"""``stab expert``: train the experts that demonstrations are collected from, and measure them again."""
+"""``stab expert``: train the experts that demonstrations are collected from, and the judges of texts; measure them again."""
 
 from __future__ import annotations
 
@@ -12,28 +12,47 @@ if TYPE_CHECKING:
     from stab.tasks.base import Curve, References
     from stab.tasks.catalog import Record
 
-app = typer.Typer(help="Train the expert of a task, or measure it again.", no_args_is_help=True)
+app = typer.Typer(
+    help="Train the expert of a task, or the judge of a dataset of texts; measure it again.", no_args_is_help=True
+)
 
 Name = Annotated[str, typer.Argument(metavar="TASK", help="Task with an expert: hopper, walker2d, ...")]
 
 
 @app.command(
     epilog="Examples:\n\nstab expert train hopper\n\nstab expert train ant --out my/experts --seed 1\n\n"
-    "stab expert train hopper --steps 500000  (goes on from a training of fewer steps)"
+    "stab expert train hopper --steps 500000  (goes on from a training of fewer steps)\n\n"
+    "stab expert train text --dataset my/prose-v0\n\n"
+    "stab expert train text --dataset my/prose-v0 --policy huggingface:gpt2"
 )
 def train(
     task: Name,
     out: Annotated[Path, typer.Option(help="Folder of weights, card and checkpoint.")] = Path("experts"),
     steps: Annotated[int | None, typer.Option(min=1000, help="Environment steps (default: the task's).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Training seed.")] = 0,
+    dataset: Annotated[str | None, typer.Option(help="Of a task of text: the dataset to train a judge for.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Of a judge: its size (gpt:width=128,depth=4), or huggingface:NAME.")
+    ] = None,
 ) -> None:
     """Train an expert (needs: pip install 'stab-gva\\[experts]'). The same command goes on after an interruption.
 
-    Hours for the larger tasks. The best actor so far and its card can be used at any time.
+    Hours for the larger tasks. The best actor so far and its card can be used at any time. Of a task of text the expert is
+    its judge (needs: pip install 'stab-gva\\[text]'): a larger model, trained until it gets no better, kept beside the
+    dataset.
     """
     from rich.console import Console
 
     from stab.cli.progress import bars
+    from stab.registry import StabError
+    from stab.tasks import tasks
+    from stab.tasks.catalog import Prose
+
+    if isinstance(tasks.get(task), Prose):
+        _train_judge(task, dataset, policy, steps, seed)
+        return
+    if dataset is not None or policy is not None:
+        raise StabError(f"--dataset and --policy are for judges of texts, {task!r} is no task of text")
     from stab.tasks.experts import training
 
     record = _record(task)
@@ -112,6 +131,49 @@ def evaluate(
     console.print(verdict, soft_wrap=True)
     if not agrees:
         raise typer.Exit(1)
+
+
+def _train_judge(task: str, dataset: str | None, policy: str | None, steps: int | None, seed: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from stab import judging
+    from stab.cli.progress import bars
+    from stab.tasks import judges, tasks
+
+    dataset_id = tasks.get(task)(name=task, dataset_id=dataset).demonstrations_id
+    path = judges.folder(dataset_id) / judges.CARD
+    talk = Console(stderr=True, highlight=False)
+    if path.exists():
+        card = judges.read_card(dataset_id)
+        talk.print(f"{path} is there already; delete it to train another", markup=False, soft_wrap=True)
+    else:
+        try:
+            with bars(talk) as progress:
+                running = progress.add_task("Judge", total=1.0)
+                card = judging.train_judge(
+                    dataset_id,
+                    policy or judging.POLICY,
+                    steps or judging.UPDATES,
+                    seed,
+                    lambda fraction, said: progress.update(running, completed=fraction, description=f"Judge: {said}"),
+                )
+        except KeyboardInterrupt:
+            talk.print("Interrupted; the same command goes on.")
+            raise typer.Exit(130) from None
+    references = card["references"]
+    lines = {"judge": str(card["judge"]), "beside": dataset_id}
+    if "updates" in card:
+        lines["validation loss"] = f"{card['validation_loss']:.3f} nats a token, lowest at update {card['updates']:,}"
+        lines["converged"] = "yes" if card["converged"] else "no: more with --steps"
+        lines["parameters"] = f"{card['parameters']:,}"
+    for name, said in (("random", "uniform tokens"), ("expert", "texts held out")):
+        lines[said] = f"{references[name]['cumulative'][-1]:.1f} +- {references[name]['std']:.1f} nats"
+    table = Table(title="judge", show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0))
+    for line, value in lines.items():
+        table.add_row(line, Text(value, overflow="fold"))
+    Console(highlight=False).print(table)
 
 
 def compare(card: References, measured: References) -> tuple[str, bool]:

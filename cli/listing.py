@@ -77,12 +77,12 @@ def list_(
         console.print(table)
         console.print()
     if family is Family.policies:  # only then: their module imports torch
-        from stab.tasks.policies import POLICIES
+        from stab.tasks.policies import LANGUAGE, POLICIES
 
         table = Table(title="policies", title_justify="left", box=None, padding=(0, 2, 0, 0))
         table.add_column("policy", no_wrap=True)
         table.add_column("what it is")
-        for kind, arguments in POLICIES.items():
+        for kind, arguments in (POLICIES | LANGUAGE).items():
             table.add_row(kind, Text(_about(arguments, "", verbose)))
         console.print(table)
 

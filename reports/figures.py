@@ -7,14 +7,16 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stab import gva
+from stab.reports import texts
 from stab.reports.statistics import Results, Series
-from stab.reports.table import COLUMNS, SMOKE, cells, entries, fold, title
+from stab.reports.table import COLUMNS, SMOKE, cells, entries, fold, readable, title
 from stab.stabilizers.base import method
 
 if TYPE_CHECKING:
@@ -37,6 +39,13 @@ APART = 1.8  # factor between ticks, so that their labels do not touch
 WIDTH = 7.0  # inches: two columns of a paper
 SIZE = 7.5  # points
 CHARACTER = 0.6 * SIZE / 72  # inches: what a character takes at most, on average
+MONO, ADVANCE = (
+    "DejaVu Sans Mono",
+    9 / 150,
+)  # matplotlib's own; inches of a character: whole pixels, to which a PNG rounds
+TYPE = 72 * ADVANCE * 2048 / 1233  # points at which a character of it takes that
+QUIET = "#6b6b6b"  # grey that can be read: 5 to 1 on white
+LINES = (3, 12)  # of a prompt, and of a text that is shown
 
 
 def draw(results: Results, leaderboard: dict[str, Any]) -> dict[str, Figure]:
@@ -44,8 +53,9 @@ def draw(results: Results, leaderboard: dict[str, Any]) -> dict[str, Figure]:
 
     ``<task>-curves``: the raw iterates of the base recipe and every average of them; ``<task>-recipes``: every entry with
     a recipe of its own (of more than ``MOST``, those of lowest GVA); where averages of several lengths ride on one
-    trajectory ``<task>-half_life``; ``<task>-tradeoff``, ``-horizons``, ``-heat``, ``-scores`` and ``-leaderboard``; and of
-    several tasks ``tasks-matrix``. A task whose raw iterates have not finished has scores and leaderboard alone.
+    trajectory ``<task>-half_life``; where episodes are texts ``<task>-divergence`` and ``-texts``; ``<task>-tradeoff``,
+    ``-horizons``, ``-heat``, ``-scores`` and ``-leaderboard``; and of several tasks ``tasks-matrix``. A task whose raw
+    iterates have not finished has scores and leaderboard alone.
     """
     drawn = {}
     for task in results.config.tasks if results.config.stabilizers else ():
@@ -63,6 +73,10 @@ def draw(results: Results, leaderboard: dict[str, Any]) -> dict[str, Figure]:
                 drawn[f"{task}-recipes"] = curves(results, task, _steadiest(others), len(others))
             if len(families := _families(leaderboard, task)) < sum(map(len, families.values())):
                 drawn[f"{task}-half_life"] = half_lives(leaderboard, task, families)
+            if parted := _parted(results, leaderboard, task):
+                drawn[f"{task}-divergence"] = divergence(results, leaderboard, task, parted)
+            if shown := texts.example(results, leaderboard, task):
+                drawn[f"{task}-texts"] = side_by_side(leaderboard, task, shown)
         if any(e["stabilizer"] == "none" and e["gva"] is not None for e in entries(leaderboard, task)):
             drawn[f"{task}-tradeoff"] = tradeoff(leaderboard, task)
             drawn[f"{task}-horizons"] = horizons(leaderboard, task)
@@ -373,6 +387,138 @@ def heat(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
     figure.supxlabel(legend, fontsize=SIZE)
     _title(figure, leaderboard["run"]["smoke"], f"{task}: return of every checkpoint from every start")
     return figure
+
+
+def _parted(results: Results, leaderboard: dict[str, Any], task: str) -> dict[str, np.ndarray]:
+    """Return ``texts.times`` of ``none``, of an average of it and of others that are chosen, where there are texts."""
+    average = texts.first_average(results, leaderboard, task)
+    order = dict.fromkeys(["none", *filter(None, [average]), *(e["stabilizer"] for e in _chosen(leaderboard, task))])
+    series = [results.series[task, string] for string in order if (task, string) in results.series]
+    found = {one.stabilizer: texts.times(one) for one in series[:CHOSEN]}
+    return {string: parted for string, parted in found.items() if not np.isnan(parted).all()}
+
+
+def divergence(results: Results, leaderboard: dict[str, Any], task: str, parted: dict[str, np.ndarray]) -> Figure:
+    """Draw the share of pairs of neighbouring checkpoints whose texts are the same in their first t tokens, against t.
+
+    A pair is of one seed and one start; bold lines are of all pairs, thin ones of a seed. Pairs that are equal to their
+    end count as the same at every t.
+
+    Args:
+        parted: ``texts.times`` of the entries to draw, in their order.
+    """
+    figure = _figure(3.2 + 0.14 * len(parted))
+    axes = figure.subplots()
+    _style(axes)
+    last = max(texts.longest(results.series[task, string]) for string in parted)
+    every = max(1, last // 8)
+    colours = [VERMILION, *(colour for colour in COLOURS if colour != VERMILION)]  # none has its own everywhere
+    for n, (string, found) in enumerate(parted.items()):
+        colour, style = colours[n], STYLES[n % len(STYLES)]
+        for seed in found if len(found) > 1 else ():
+            if not np.isnan(seed).all():
+                axes.step(range(last + 1), texts.survival(seed, last), where="post", color=colour, lw=0.5, alpha=0.35)
+        (line,) = axes.step(range(last + 1), texts.survival(found, last), style, where="post", color=colour, lw=1.4)
+        line.set(marker=MARKERS[n], markersize=3.5, markevery=(n * every // len(parted), every))
+        line.set_label(f"{_name(string, 48, most=2)}: {_summary(found)}")
+    axes.set(ylim=(-0.02, 1.02), xlim=(0, max(1, last)))
+    axes.set_xlabel("generated tokens", fontsize=SIZE)
+    axes.set_ylabel("share of pairs still the same", fontsize=SIZE)
+    key = figure.legend(
+        loc="outside lower center",
+        fontsize=SIZE - 0.5,
+        frameon=False,
+        title="the first token that differs: median of all pairs, mean of those that differ; thin: each seed\n"
+        "a pair is of one seed and one start; texts that are equal to their end count as the same throughout",
+        title_fontsize=SIZE - 0.5,
+    )
+    key.get_title().set_multialignment("center")
+    _title(figure, leaderboard["run"]["smoke"], f"{task}: how long neighbouring checkpoints write the same text")
+    return figure
+
+
+def _summary(parted: np.ndarray) -> str:
+    """Return the middle of some ``texts.times``, their mean where finite, and how many are not, in words."""
+    found = parted[~np.isnan(parted)]
+    differ, middle = found[np.isfinite(found)], texts.middle(parted)
+    never = f"never {1 - len(differ) / len(found):.0%}"
+    if not len(differ):
+        return never
+    return f"median {'never' if math.isinf(middle) else int(middle)}, mean {differ.mean():.1f}, {never}"
+
+
+def side_by_side(leaderboard: dict[str, Any], task: str, shown: texts.Example) -> Figure:
+    """Draw two neighbouring checkpoints' texts side by side, a row a stabilizer, the first token that differs marked.
+
+    All in one typeface whose characters are equally wide, in lines that are broken by counting them: whatever a text
+    holds, nothing reaches beyond its place. Long texts are cut.
+    """
+    across = int((WIDTH - 0.3) / ADVANCE)  # characters
+    column = (across - 4) // 2
+    parts: list[tuple[float, float, str, dict[str, Any]]] = []  # characters from the left, lines from the top
+    most = (LINES[0] - 1) * across
+    prompt = _drawable(shown.prompt if len(shown.prompt) <= most else f"… {shown.prompt[-most:]}")
+    y = 0.0
+    for begin, end in texts.wrapped(prompt, across)[: LINES[0]]:
+        parts.append((0, y, prompt[begin:end], {"style": "italic"}))
+        y += 1
+    for pair in shown.pairs:
+        name, room = _drawable(readable(pair.stabilizer)), across - len(pair.said) - 4
+        head = f"{name if len(name) <= room else f'{name[:room]} …'}: {pair.said}"
+        parts.append((0, y + 0.8, head, {"weight": "bold"}))
+        y += 2.1
+        deepest = 0
+        for x, text in zip((0, across - column), pair.texts, strict=True):
+            parts.append((x, y, f"update {text.update}, return {text.score:.3g}", {"color": QUIET}))
+            lines = _lines(text, column)
+            deepest = max(deepest, len(lines))
+            for n, line in enumerate(lines):
+                for begin, piece, look in line:
+                    parts.append((x + begin, y + 1.2 + n, piece, look))
+        y += 1.2 + deepest
+    below = textwrap.wrap(shown.said, 108)
+    title = f"{task}: what two neighbouring checkpoints write"
+    top = 0.32 + 0.15 * (len(textwrap.wrap(title, 84)) - 1 + leaderboard["run"]["smoke"])
+    bottom, high = 0.2 + 0.15 * len(below), y * 1.35 * TYPE / 72
+    figure = _figure(top + high + bottom)
+    figure.set_layout_engine(None)  # it would stretch what is placed by characters
+    inches = figure.get_figheight()
+    wide = across * ADVANCE
+    axes = figure.add_axes(((WIDTH - wide) / 2 / WIDTH, bottom / inches, wide / WIDTH, high / inches))
+    axes.set_axis_off()
+    axes.set(xlim=(0, across), ylim=(y, 0))
+    for x, line_y, piece, look in parts:
+        axes.text(x, line_y + 0.8, piece, fontsize=TYPE, family=MONO, va="baseline", parse_math=False, **look)
+    figure.supxlabel("\n".join(below), fontsize=SIZE)
+    _title(figure, leaderboard["run"]["smoke"], title)
+    return figure
+
+
+def _lines(text: texts.Text, column: int) -> list[list[tuple[int, str, dict[str, Any]]]]:
+    """Return the lines of a text of ``column`` characters: pieces (first column, what it says, how it looks)."""
+    pieces = [_drawable(part) for part in texts.shortened(text, LINES[1] * column // 4, LINES[1] * column)]
+    whole = "".join(pieces)
+    ends = np.cumsum([0, *map(len, pieces)])
+    looks: list[dict[str, Any]] = [{"color": QUIET}, {"color": VERMILION, "weight": "bold"}, {}]
+    found = texts.wrapped(whole, column)
+    lines = []
+    for begin, end in found[: LINES[1]]:
+        spans = [(max(begin, first), min(end, last)) for first, last in pairwise(ends)]
+        lines.append([(a - begin, whole[a:b], look) for (a, b), look in zip(spans, looks, strict=True) if a < b])
+    if len(found) > LINES[1]:
+        begin, piece, look = lines[-1][-1]
+        lines[-1][-1] = begin, f"{piece[: column - begin - 2]} …", look
+    return lines
+
+
+def _drawable(text: str) -> str:
+    """Return text with � for what the typeface has no picture of."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    looks: tuple[dict[str, Any], ...] = ({}, {"weight": "bold"}, {"style": "italic"})
+    faces = [get_font(findfont(FontProperties(family=MONO, **look))) for look in looks]
+    lacking = {c for c in {*text} if not all(face.get_char_index(ord(c)) for face in faces)}
+    return "".join("\N{REPLACEMENT CHARACTER}" if c in lacking else c for c in text)
 
 
 def board(leaderboard: dict[str, Any], task: str) -> Figure:

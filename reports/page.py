@@ -16,7 +16,7 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from stab.reports import inference, rows, sweep, table
+from stab.reports import inference, rows, sweep, table, texts
 from stab.reports.statistics import Results
 
 EXTRA = {"adjacent": "gva_adjacent", "late": "gva_late", "final": "final"}  # columns that a terminal has no room for
@@ -44,11 +44,14 @@ CAPTIONS = {  # of the figures, in the order in which they are shown
     "curves": "Return and validation loss of the same checkpoints: the raw iterates and averages of them",
     "recipes": "Return and validation loss of the same checkpoints: entries with a recipe of their own",
     "heat": "Return of every checkpoint from every start",
+    "divergence": "How long neighbouring checkpoints write the same text",
+    "texts": "What two neighbouring checkpoints write",
     "horizons": "GVA against the horizon and against the lag between checkpoints",
     "half_life": "GVA and return against the half-life of the average",
     "averages": "Averages that were chosen after training",
 }
-LEFT_OUT = "leaderboard"  # a figure of what is a table here
+LEFT_OUT = ("leaderboard", "texts")  # figures of what is a table or text here
+READ = (1_000, 2_000)  # characters of a text before and after the first token that differs
 TIDY = 1.5  # an SVG, sharp at every size, may be this much longer than the PNG
 # Controls, and characters that change the order in which others are read.
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -75,18 +78,19 @@ def _render(results: Results, leaderboard: dict[str, Any], figures: Path) -> str
     tasks = list(run["tasks"])
     drawn = list(_figures(figures, tasks))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"breakable": _breakable, "sha256": _sha256}
+    environment.filters |= {"breakable": _breakable, "sha256": _sha256, "parts": _parts}
     source = resources.files("stab.reports").joinpath("report.html.j2").read_text(encoding="utf-8")
     versions = {task: run["tasks"][task].get("versions") or {} for task in tasks}
     shared = all(found == versions[tasks[0]] for found in versions.values())
     text = environment.from_string(source).render(
         smoke=table.SMOKE if run["smoke"] else "",
         protocol=leaderboard["protocol"],
-        tasks=[_task(leaderboard, task, drawn, {} if shared else versions[task]) for task in tasks],
+        tasks=[_task(results, leaderboard, task, drawn, {} if shared else versions[task]) for task in tasks],
         overview=_overview(leaderboard) if len(tasks) > 1 and "shown" not in run else None,
         figures=[figure for figure in drawn if figure.task is None],
         columns=COLUMNS,
         general=[*table.generalbullets(leaderboard, tasks[0] if len(tasks) == 1 else None), STATISTICS],
+        written=CAPTIONS["texts"],
         settings=list(_settings(run["settings"])),
         versions=versions[tasks[0]] if shared else {},
         command=run.get("command"),
@@ -97,7 +101,7 @@ def _render(results: Results, leaderboard: dict[str, Any], figures: Path) -> str
 
 
 def _task(
-    leaderboard: dict[str, Any], task: str, drawn: Iterable[Figure], versions: Mapping[str, str]
+    results: Results, leaderboard: dict[str, Any], task: str, drawn: Iterable[Figure], versions: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return what the section of a task shows."""
     found = table.entries(leaderboard, task)
@@ -108,6 +112,7 @@ def _task(
     size = f"{seeds} × {first['checkpoints']} checkpoints × {first['starts']} starts"
     where = (about.get("environment"), about.get("dataset"), size)
     steadiest, sentence = _result(leaderboard, task)
+    names, measures = table.measured(leaderboard, task)
     return {
         "name": task,
         "subtitle": " · ".join(filter(None, where)),
@@ -122,10 +127,14 @@ def _task(
             if body
         ],
         "notes": table.taskbullets(leaderboard, task),
+        "measures": names,
+        "measured": [(line[0], line[1:]) for line in measures],
+        "meanings": table.meanings(names),
         "heads": sweep.heads(grouped, by) if grouped else [],
         "groups": [(group.name, sweep.cells(group)[1:]) for group in grouped],
         "group_notes": sweep.notes(grouped) if grouped else [],
         "figures": [figure for figure in drawn if figure.task == task],
+        "example": texts.example(results, leaderboard, task),
         "facts": list(_facts(about, first["seeds"], versions)),
     }
 
@@ -210,7 +219,7 @@ def _figures(folder: Path, tasks: Iterable[str]) -> Iterator[Figure]:
     order = list(CAPTIONS)
     found = {path.stem.partition("-")[::2] for path in folder.glob("*-*") if path.suffix in (".png", ".svg")}
     for task, name in sorted(found, key=lambda one: (order.index(one[1]) if one[1] in order else len(order), one)):
-        if task in owner and name != LEFT_OUT:
+        if task in owner and name not in LEFT_OUT:
             caption = CAPTIONS.get(name) or re.sub(r"[-_]+", " ", name).capitalize()
             yield Figure(owner[task], caption, _inlined(folder / f"{task}-{name}"))
 
@@ -291,6 +300,11 @@ def _duration(seconds: float) -> str:
 def _breakable(text: str) -> Markup:
     """Return the text, escaped, with places to break a line behind its punctuation."""
     return Markup("<wbr>").join(escape(piece) for piece in re.split(r"(?<=[+:,/])(?=\S)", str(text)))
+
+
+def _parts(text: texts.Text) -> tuple[str, str, str]:
+    """Return what is shown of a text: what stands before the first token that differs, that token, and what follows."""
+    return texts.shortened(text, *READ)
 
 
 def _sha256(text: str) -> str:

@@ -47,6 +47,8 @@ CELL = {
     "checkpoints": {str: [{"update": int, "val_loss": NUMBER, "weights": str}]},
     "rows": [{"stabilizer": str, "update": int, "start": int, "return": NUMBER, "length": int, "cumulative": [NUMBER]}],
 }
+# What a row may say besides; see ``tasks.base.Remarks``.
+REMARKS = {"measures": {str: NUMBER}, "text": {"prompt": [str], "tokens": [str]}}
 
 
 @contextmanager
@@ -162,6 +164,7 @@ def _whole(cell: dict[str, Any]) -> bool:
         and wanted == {(row["stabilizer"], row["update"], row["start"]) for row in cell["rows"]}
         and len(wanted) == len(cell["rows"])
         and all(len(row["cumulative"]) == horizons for row in cell["rows"])
+        and all(fits(row[key], form) for row in cell["rows"] for key, form in REMARKS.items() if key in row)
         and all(len(cell["references"][which]) == horizons for which in ("random", "expert"))
     )
 

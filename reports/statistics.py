@@ -36,6 +36,8 @@ class Series:
         horizons: (H,) steps.
         lengths: (S, K, N) episode lengths in steps.
         val_loss: (S, K).
+        measures: (S, K, N) what the task measures of an episode beside its return, by name; of generated texts also
+            ``perplexity`` (S, K, 1), exp(val_loss).
         static: (S,) whether the read-out does not change in the window.
         recipe: the trajectory's recipe.
         rider: what the cell says of the stabilizer: ``average`` (whether it is one), ``half_life``, ``notes``.
@@ -52,6 +54,7 @@ class Series:
     horizons: list[int]
     lengths: np.ndarray
     val_loss: np.ndarray
+    measures: dict[str, np.ndarray]
     static: np.ndarray
     recipe: Recipe
     rider: dict[str, Any]
@@ -179,6 +182,7 @@ def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
     returns, lengths = np.full(shape, np.nan), np.zeros(shape, dtype=np.int64)
     by_horizon = np.full((*shape, len(horizons)), np.nan)
     val_loss = np.array([[p["val_loss"] for p in cell["checkpoints"][string]] for cell in cells])
+    measures: dict[str, np.ndarray] = {}
     for s, cell in enumerate(cells):
         low, high = np.array(cell["references"]["random"]), np.array(cell["references"]["expert"])
         for r in cell["rows"]:
@@ -187,6 +191,10 @@ def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
                 returns[at], lengths[at] = r["return"], r["length"]
                 with np.errstate(divide="ignore", invalid="ignore"):
                     by_horizon[at] = (np.array(r["cumulative"]) - low) / (high - low)
+                if "text" in r:
+                    measures.setdefault("perplexity", np.exp(val_loss)[..., None])
+                for name, value in r.get("measures", {}).items():
+                    measures.setdefault(name, np.full(shape, np.nan))[at] = value
     window = np.isin(points, first["window"])
     digests = [[p["weights"] for p in cell["checkpoints"][string]] for cell in cells]
     static = np.array([len({sha for sha, scored in zip(d, window, strict=True) if scored}) == 1 for d in digests])
@@ -201,6 +209,7 @@ def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
         horizons=horizons,
         lengths=lengths,
         val_loss=val_loss,
+        measures=measures,
         static=static,
         recipe=Recipe.from_dict(first["recipe"]),
         rider=first["riders"][string],
@@ -286,6 +295,7 @@ FIGURES = [
     "correlation",
     "gradient_variance",
     "gradient_norm2",
+    "measures",
     "half_life",
     "notes",
     "train_seconds",
@@ -358,6 +368,7 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
         "correlation": np.mean([gva.correlation(*pair) for pair in zip(raw_returns, raw_loss, strict=True)]),
         "gradient_variance": np.mean([[p["gradient_variance"] for p in seed] for seed in noise]),
         "gradient_norm2": np.mean([[p["gradient_norm2"] for p in seed] for seed in noise]),
+        "measures": {name: values[:, series.window].mean() for name, values in series.measures.items()},
         "half_life": series.rider["half_life"],
         "notes": [*series.rider["notes"], *_idle(series, base)],
         "train_seconds": _mean([t.get("train_seconds") for t in timings]),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SMOKE = "SMOKE RUN: numbers say nothing"
 COLUMNS = ("#", "stabilizer", "GVA", "return", "worst", "val loss", "cost")
-NESTED = ("gva_per_seed", "gva_by_lag", "gva_by_horizon", "half_life", "settings")
+NESTED = ("gva_per_seed", "gva_by_lag", "gva_by_horizon", "half_life", "settings", "measures")
 DEFAULT_SOURCE = "measured with the shipped expert"
 OVERVIEW = (
     "*: not ranked (unsound or static).",
@@ -31,6 +31,17 @@ STATUS = {
     "static": "its read-out does not change in the window, so there is nothing to score.",
     "unsound": f"its return falls short of none's by more than {-gva.SOUND_MARGIN}.",
 }
+MEASURES = {  # what tasks of texts measure beside the score
+    "perplexity": "exp of the validation loss: one-step quality.",
+    "sentences": "share of generated sentences that parse.",
+    "facts": "share of mentions of known facts that repeat them.",
+    "until": "generated tokens before the first that the source cannot have written.",
+    "repetition": "share of 4-grams that occurred before in the text.",
+    "distinct_1": "distinct words over all words.",
+    "distinct_2": "distinct pairs of words over all pairs.",
+}
+ROOM = 58  # characters for the columns beside a name, of a terminal's 80
+HEAD = 24  # characters of the name of a measure: a task may call it anything
 
 
 def board(leaderboard: dict[str, Any], by: Sequence[str] | None = None) -> RenderableType:
@@ -46,6 +57,7 @@ def board(leaderboard: dict[str, Any], by: Sequence[str] | None = None) -> Rende
     parts: list[RenderableType] = []
     for task in tasks:
         parts += [table(leaderboard, task, brief=len(tasks) > 1)]
+        parts += [part for drawn in beside(leaderboard, task) for part in (Text(), drawn)]
         if by:
             parts += [Text(), tuned(leaderboard, task, by)]
         parts.append(Text())
@@ -120,6 +132,48 @@ def table(leaderboard: dict[str, Any], task: str, brief: bool = False) -> Render
         drawn.rows[ranked - 1].end_section = True
     said = taskbullets(leaderboard, task) if brief else notes(leaderboard, task)
     return Group(drawn, Text(), bullets(said))
+
+
+def beside(leaderboard: dict[str, Any], task: str) -> list[RenderableType]:
+    """Return what a task measures beside the score, for a terminal; as many tables as 80 columns need, or none."""
+    names, lines = measured(leaderboard, task)
+    parts: list[list[int]] = []
+    room = 0
+    for n in range(1, len(names)):
+        wide = 3 + max(len(line[n]) for line in [names, *lines])  # with the gap between columns
+        if wide > room:
+            parts.append([0])
+            room = ROOM
+        parts[-1].append(n)
+        room -= wide
+    drawn: list[RenderableType] = []
+    for part in parts:
+        cut = [[line[n] for n in part] for line in (names, *lines)]
+        drawn.append(ruled(f"{task}, beside the score" + " (continued)" * bool(drawn), cut[0], cut[1:]))
+    return [*drawn, bullets(said)] if (said := meanings(names)) else drawn
+
+
+def measured(leaderboard: dict[str, Any], task: str) -> tuple[list[str], list[list[str]]]:
+    """Return what a task measures beside the score as text: heads, and a line an entry that has figures; or nothing."""
+    found = [entry for entry in entries(leaderboard, task) if entry.get("measures")]
+    names = sorted({name for entry in found for name in entry["measures"]}, key=lambda n: (n != "perplexity", n))
+    lines = [[entry["stabilizer"], *(_measure(name, entry["measures"].get(name)) for name in names)] for entry in found]
+    return (["stabilizer", *(readable(name)[:HEAD] for name in names)], lines) if found else ([], [])
+
+
+def _measure(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if abs(value) >= 1e6:
+        return f"{value:.3g}"
+    if name == "perplexity":
+        return f"{value:#.3g}" if value < 99.95 else f"{value:.0f}"
+    return f"{value:.3f}" if abs(value) < 9.9995 else f"{value:.1f}"
+
+
+def meanings(names: Iterable[str]) -> list[str]:
+    """Return what the measures of these names are, of those that are known."""
+    return [f"{name}: {MEASURES[name]}" for name in names if name in MEASURES]
 
 
 def tuned(leaderboard: dict[str, Any], task: str, by: Sequence[str]) -> RenderableType:
@@ -213,6 +267,11 @@ def markdown_task(leaderboard: dict[str, Any], task: str, by: Sequence[str] | No
     lines += [markdown_line(COLUMNS), markdown_line("--:" if name != "stabilizer" else ":--" for name in COLUMNS)]
     lines += [markdown_line(cells(leaderboard, entry)) for entry in entries(leaderboard, task)]
     lines += ["", *(f"- {escape(note)}" for note in notes(leaderboard, task)), ""]
+    names, measures = measured(leaderboard, task)
+    if names:
+        lines += [f"### {task}, beside the score", "", markdown_line(names)]
+        lines += [markdown_line([":--", *["--:"] * (len(names) - 1)]), *map(markdown_line, measures), ""]
+        lines += [*(f"- {escape(said)}" for said in meanings(names)), ""]
     by = sweep.keys(leaderboard["entries"], by)
     if by and (found := sweep.groups(leaderboard, task, by)):
         heads = sweep.heads(found, by)
@@ -223,13 +282,18 @@ def markdown_task(leaderboard: dict[str, Any], task: str, by: Sequence[str] | No
 
 
 def csv_text(leaderboard: dict[str, Any]) -> str:
-    """Return the leaderboard as CSV: one line an entry, its scalar keys and settings, nothing where there is none."""
-    keys = [key for key in next(iter(leaderboard["entries"]), {}) if key not in NESTED]
-    own = dict.fromkeys(name for entry in leaderboard["entries"] for name in entry["settings"])
+    """Return the leaderboard as CSV: a line an entry, its scalar keys, settings and measures, or nothing."""
+    found = leaderboard["entries"]
+    every = dict.fromkeys(next(iter(found), {}))
+    own = dict.fromkeys(name for entry in found for name in entry["settings"])
+    measures = [{readable(name): value for name, value in (entry.get("measures") or {}).items()} for entry in found]
+    # A measure of the name of another column stands in the JSON alone.
+    names = [name for name in dict.fromkeys(name for one in measures for name in one) if name not in every | own]
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*keys, *own], extrasaction="ignore", lineterminator="\n")
+    keys = [key for key in every if key not in NESTED]
+    writer = csv.DictWriter(text, [*keys, *own, *names], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(entry | entry["settings"] for entry in leaderboard["entries"])
+    writer.writerows(one | entry | entry["settings"] for one, entry in zip(measures, found, strict=True))
     return text.getvalue()
 
 
@@ -327,3 +391,9 @@ def escape(text: str) -> str:
     """Return text for Markdown, in a line of its own: nothing in it makes a link, an image, a column or an element."""
     text = re.sub(r"([][|\\])", r"\\\1", " ".join(text.split()))
     return text.replace("<", "&lt;")
+
+
+def readable(text: str) -> str:
+    """Return text for one line: a line's end as ↵, other white space as a space, what has no picture (controls) as �."""
+    marks = {c: "↵" if c == "\n" else " " if c.isspace() else "�" for c in {*text} if not c.isprintable()}
+    return "".join(marks.get(c, c) for c in text)

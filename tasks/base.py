@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from stab.recipe import Recipe
 from stab.registry import Registry, StabError
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 # Called now and then with the fraction of the work that is done.
 Progress = Callable[[float], None]
+# What else there is to say of an episode, for reports; both keys may be missing:
+# "measures": {name: number}, and "text": {"prompt": [...], "tokens": [...]}, lists of strings.
+Remarks = Sequence[Sequence[Mapping[str, Any]]]
 
 
 def no_progress(fraction: float) -> None:
@@ -24,13 +27,13 @@ def no_progress(fraction: float) -> None:
 
 
 class Split(Protocol):
-    """Demonstrations to draw minibatches from."""
+    """Demonstrations to draw minibatches from, in samples: transitions, or whole texts."""
 
     def __len__(self) -> int:
-        """Number of transitions."""
+        """Number of samples."""
 
     def batch(self, indices: np.ndarray) -> Any:
-        """Return the transitions of an integer array (batch,), in whatever form the task's loss takes."""
+        """Return the samples of an integer array (batch,), in whatever form the task's loss takes."""
 
 
 @runtime_checkable
@@ -145,6 +148,8 @@ class Task(ABC):
     validation_episodes: int = 5
     infinite: bool = False
     version: int = field(default=1, init=False)
+    # Where the task wants other than stab's default settings: {"train": {"policy": "gpt"}}. On the factory as well, if any.
+    settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @property
     def horizon(self) -> int:
@@ -190,7 +195,7 @@ class Task(ABC):
         starts: Sequence[int],
         horizons: Sequence[int],
         progress: Progress = no_progress,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Remarks]:
         """Roll out every policy from every start, in the closed loop.
 
         Args:
@@ -201,7 +206,7 @@ class Task(ABC):
 
         Returns:
             cumulative rewards (policies, starts, horizons), float64, not normalised, an ended episode keeping its sum;
-            lengths (policies, starts), int64.
+            lengths (policies, starts), int64; and, where there is more to say of an episode, remarks [policy][start].
 
         A policy's numbers do not depend, bitwise, on the other policies in the call, nor on earlier calls: a worker keeps
         one task for all that it does.

@@ -61,6 +61,40 @@ class _Cliff:
         return Cliff(**{"name": "cliff", **settings})
 
 
+# What the tasks of texts want other than stab's defaults: a sample is a text.
+LANGUAGE: dict[str, dict[str, Any]] = {
+    "train": {"policy": "gpt", "lr": 3e-3, "batch_size": 16, "updates": 2400},
+    "eval": {"checkpoint_every": 80, "starts": 16},
+    "data": {"train_episodes": 100},
+}
+
+
+class _Stories:
+    summary = "stab/Tokens-v0, children's stories of a known grammar: demonstrations stab/stories/expert-v0"
+    settings = LANGUAGE
+
+    def __call__(self, **settings: Any) -> Task:
+        from stab.tasks.language import Stories
+
+        return Stories(**{"name": "stories", **settings})
+
+
+@dataclass(frozen=True)
+class Prose:
+    """A task of real text; ``hub`` names one of ``corpus.HUBS``, or nothing for a folder."""
+
+    name: str
+    summary: str
+    hub: str | None = None
+    settings = LANGUAGE
+
+    def __call__(self, **settings: Any) -> Task:
+        from stab.tasks.corpus import HUBS
+        from stab.tasks.text import Text
+
+        return Text(**{"name": self.name, "hub": HUBS[self.hub] if self.hub else None, **settings})
+
+
 class _Recorded:
     summary = "your own dataset: stab compare --dataset my/pendulum-v0 (Box observations; Box or Discrete actions)"
 
@@ -73,4 +107,10 @@ class _Recorded:
 for record in CATALOG:
     tasks.register(record.name)(record)
 tasks.register("cliff")(_Cliff())
+tasks.register("stories")(_Stories())
+tasks.register("text")(
+    Prose("text", "stab/Tokens-v0, a folder of text, read by a judge: stab data prepare text --help")
+)
+for name in ("tinystories", "wikipedia"):
+    tasks.register(name)(Prose(name, f"stab/Tokens-v0, text of Hugging Face: stab data prepare {name} --help", name))
 tasks.register("recorded")(_Recorded())

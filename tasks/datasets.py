@@ -128,7 +128,7 @@ def split(
         raise StabError(
             f"dataset {dataset.id!r} has {there} episode{'s' * (there != 1)}, {wanted} are asked for: {need}"
         )
-    own = "references" in stab_metadata(dataset)
+    own = bool(stab_metadata(dataset))
     order = dataset.episode_indices if own else np.random.default_rng(0).permutation(dataset.episode_indices)
     validation, train = order[:validation_episodes].tolist(), order[validation_episodes:wanted].tolist()
     return read(dataset, sorted(train)), read(dataset, sorted(validation))
@@ -337,17 +337,26 @@ def create(
     dataset_id: str,
     episodes: Sequence[EpisodeBuffer],
     spec: gym.envs.registration.EnvSpec,
-    references: References,
+    references: References | None,
     metadata: dict[str, Any],
     larger: bool = False,
+    evaluation: gym.envs.registration.EnvSpec | None = None,
     **description: Any,
 ) -> None:
     """Write a Minari dataset under its id, whole or not at all.
 
-    With ``larger`` it takes the place of a smaller one of the same making. Raises StabError when it exists or cannot be
+    With ``larger`` it takes the place of a smaller one of the same making. ``evaluation`` is the environment to roll out
+    in, where it is another than the recorded one. Raises StabError when it exists or cannot be
     written.
     """
     check_id(dataset_id)
+    known: dict[str, Any] = {}
+    if references is not None:
+        known = {
+            "ref_min_score": references.random.cumulative[-1],
+            "ref_max_score": references.expert.cumulative[-1],
+            "num_episodes_average_score": references.expert.episodes,
+        }
     target = root() / dataset_id
     if target.exists() and not larger:
         raise StabError(
@@ -362,13 +371,12 @@ def create(
                     dataset_id,
                     list(episodes),
                     env=spec,
-                    eval_env=spec,
-                    ref_min_score=references.random.cumulative[-1],
-                    ref_max_score=references.expert.cumulative[-1],
-                    num_episodes_average_score=references.expert.episodes,
-                    **description,
+                    eval_env=evaluation or spec,
+                    **(known | description),
                 )
-                made.storage.update_metadata({"stab": metadata | {"references": references_to(references)}})
+                if references is not None:
+                    metadata = metadata | {"references": references_to(references)}
+                made.storage.update_metadata({"stab": metadata})
             _make_namespaces(dataset_id)
             smaller = Path(folder) / "smaller"
             if larger and target.exists():

@@ -1,16 +1,21 @@
-"""Environments of stab's own, registered with Gymnasium when a dataset is read or a task made: the cliff."""
+"""Environments of stab's own, registered with Gymnasium when a dataset is read or a task made: the cliff, and text."""
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import register as register_environment
 from gymnasium.envs.registration import registry
 
+if TYPE_CHECKING:
+    from stab.tasks.sources import Scorer, Source
+
 CLIFF = "stab/Cliff-v0"
+TOKENS = "stab/Tokens-v0"
 HORIZON = 400
 ANGLE = 0.1  # radians that one step turns the state by: 63 steps a turn
 PUSH = 0.5  # B = PUSH * identity: what an action of 1 moves the state by
@@ -78,7 +83,59 @@ class CliffEnv(gym.Env[np.ndarray, np.ndarray]):
         return self.state.copy(), 0.0 if fell else 1.0, fell, False, {}
 
 
+class TokensEnv(gym.Env[int, int]):
+    """Text, token by token: the action is the next token, the observation the last one, an episode a text.
+
+    Token 0 ends a text, and is what one sees before its first token. The reward is what the source says of the token
+    (``stab.tasks.sources``): its log-likelihood, with a floor. Without a source it is 0, and an episode goes on for ever.
+
+    Args:
+        vocabulary: number of tokens.
+        source: what draws prompts and says how likely a token is: ``stories``, or a dataset with a judge.
+        prompted: whether reset gives a prompt that the source draws; ``info["prompt"]`` is the whole of it, the observation
+            its last token. Without, a text begins at its beginning.
+        texts: how many texts are told one after the other before an episode ends.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it so)
+
+    def __init__(self, vocabulary: int, source: str | None = None, prompted: bool = False, texts: int = 1) -> None:
+        self.observation_space = self.action_space = gym.spaces.Discrete(vocabulary)
+        self.source, self.prompted, self.texts, self.told = source, prompted, texts, 0
+        self.scorer: Scorer | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.told, prompt = 0, [0]
+        if self.prompted and self.source:
+            prompt += self._source.text(self.np_random)[0]
+        self._begin(prompt[1:])
+        return prompt[-1], {"prompt": prompt}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        if self.scorer is None:
+            reward, over = 0.0, False
+        else:
+            over = self.scorer.read(0, int(action))
+            reward = float(self.scorer.rewards()[0][-1])
+        if over:
+            self.told += 1
+            self._begin([])
+        return int(action), reward, self.told == self.texts, False, {}
+
+    def _begin(self, prompt: list[int]) -> None:
+        self.scorer = self._source.scorer([prompt]) if self.source else None
+
+    @functools.cached_property
+    def _source(self) -> Source:
+        from stab.tasks.sources import source  # imports torch
+
+        assert self.source
+        return source(self.source)
+
+
 def register() -> None:
     """Register the environments; again does nothing."""
     if CLIFF not in registry:
         register_environment(CLIFF, entry_point="stab.tasks.environments:CliffEnv", max_episode_steps=HORIZON)
+        register_environment(TOKENS, entry_point="stab.tasks.environments:TokensEnv")

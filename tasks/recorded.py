@@ -7,8 +7,7 @@ import functools
 import hashlib
 import json
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -22,10 +21,12 @@ from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks import cache, datasets
 from stab.tasks.base import Curve, Demonstrations, Progress, References, Task, no_progress, tasks
+from stab.tasks.environments import TOKENS
 from stab.tasks.episodes import Episodes, make, make_episodes
 from stab.tasks.experts import RANDOM_SEED, curve, versions
 from stab.tasks.policies import Policy, build
 from stab.tasks.rollout import part, random_returns, rollout
+from stab.tasks.speed import one_thread, seconds
 from stab.tasks.transitions import Transitions, digest
 
 RANDOM_EPISODES = 100
@@ -180,8 +181,6 @@ class Recorded(Task):
         stack = policy.stack(
             {name: value[None].repeat_interleave(policies, 0) for name, value in policy.state_dict().items()}
         )
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in the workers
         observations = self._episodes.reset([0] * rows * policies).astype(np.float32).reshape(policies, rows, -1)
 
         @torch.inference_mode()
@@ -190,10 +189,8 @@ class Recorded(Task):
             with np.errstate(all="ignore"):  # no environment is made for going on behind its end
                 self._episodes.step(range(rows * policies), actions.reshape(rows * policies, *actions.shape[2:]))
 
-        try:
-            return _seconds(update, 0.2), _seconds(step, 0.2) / (rows * policies)
-        finally:
-            torch.set_num_threads(threads)
+        with one_thread():  # as in the workers
+            return seconds(update, 0.2), seconds(step, 0.2) / (rows * policies)
 
     @functools.cached_property
     def _spec(self) -> gym.envs.registration.EnvSpec:
@@ -229,6 +226,8 @@ def task_for(dataset_id: str) -> str:
         if dataset_id == f"stab/{name}/expert-v0":
             return name
     spec = datasets.load(dataset_id).env_spec
+    if spec is not None and spec.id == TOKENS:
+        return "stories" if spec.kwargs.get("source") == "stories" else "text"
     for record in CATALOG:
         if spec is not None and spec.id == record.environment:
             return "recorded" if datasets.rewards_differ(spec) else record.name
@@ -241,14 +240,3 @@ def _ending_at(measured: Curve, total: float) -> Curve:
     missing = total - measured.cumulative[-1]
     corrected = [value + missing * (h + 1) / steps for h, value in enumerate(measured.cumulative)]
     return replace(measured, cumulative=[*corrected[:-1], total])
-
-
-def _seconds(function: Callable[[], None], budget: float) -> float:
-    """Return the median wall seconds of a call, measured for about ``budget`` seconds after a short warm-up."""
-    for _ in range(3):
-        function()
-    times = [time.perf_counter()]
-    while times[-1] - times[0] < budget:
-        function()
-        times.append(time.perf_counter())
-    return float(np.median(np.diff(times)))

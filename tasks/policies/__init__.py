@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import gymnasium as gym
 from torch import Tensor
@@ -12,13 +14,18 @@ from stab.recipe import Recipe
 from stab.registry import StabError, suggest
 from stab.tasks.policies.actor import Actor
 from stab.tasks.policies.base import Network, Policy, PolicyArguments, Squash, Stack, output_size
+from stab.tasks.policies.gpt import GPT, GPTArguments, GPTStack
 from stab.tasks.policies.mlp import MLP, MLPArguments, MLPStack
 from stab.tasks.policies.transformer import History, Transformer, TransformerArguments
 
 __all__ = [
+    "GPT",
+    "LANGUAGE",
     "MLP",
     "POLICIES",
     "Actor",
+    "GPTArguments",
+    "GPTStack",
     "History",
     "MLPArguments",
     "MLPStack",
@@ -30,10 +37,13 @@ __all__ = [
     "Transformer",
     "TransformerArguments",
     "build",
+    "build_language",
     "output_size",
 ]
 
 POLICIES: dict[str, type[PolicyArguments]] = {"mlp": MLPArguments, "transformer": TransformerArguments}
+LANGUAGE = {"gpt": GPTArguments}  # of tokens, where the others are of numbers
+T = TypeVar("T")
 
 
 def build(recipe: Recipe, mean: Tensor, std: Tensor, action_space: gym.Space[Any]) -> Policy:
@@ -41,13 +51,31 @@ def build(recipe: Recipe, mean: Tensor, std: Tensor, action_space: gym.Space[Any
 
     Raises StabError if it does not parse or does not fit the action space.
     """
-    name, _, rest = recipe.policy.partition(":")
-    if name not in POLICIES:
-        raise StabError(f"unknown policy {name!r}.{suggest(name, POLICIES)} Known: {', '.join(POLICIES)}")
-    arguments = POLICIES[name]
     output_size(action_space)  # an action space that no policy can serve is not the policy string's fault
+    with _parsed(recipe, POLICIES) as arguments:
+        return arguments.build(mean, std, action_space, recipe)
+
+
+def build_language(recipe: Recipe, vocabulary: int, context: int) -> GPT:
+    """Return the policy that ``recipe.policy`` spells, freshly initialised, for texts of at most ``context`` tokens.
+
+    Raises StabError if it does not parse.
+    """
+    with _parsed(recipe, LANGUAGE) as arguments:
+        return arguments.build(vocabulary, context, recipe)
+
+
+@contextmanager
+def _parsed(recipe: Recipe, known: Mapping[str, type[T]]) -> Iterator[T]:
+    """Yield what the policy string says; what the block raises of it names the setting."""
+    name, _, rest = recipe.policy.partition(":")
+    if name not in known:
+        others = [other for other in (*POLICIES, *LANGUAGE) if other not in known]
+        kind = "a policy of this task" if name in others else "known"
+        raise StabError(
+            f"train.policy={recipe.policy!r}: {name!r} is not {kind}.{suggest(name, known)} Known here: {', '.join(known)}"
+        )
     try:
-        made = arguments(**parse_arguments(rest, arguments, f"policy {name!r}"))
-        return made.build(mean, std, action_space, recipe)
+        yield known[name](**parse_arguments(rest, known[name], f"policy {name!r}"))
     except StabError as e:
         raise StabError(f"train.policy={recipe.policy!r}: {e}") from e

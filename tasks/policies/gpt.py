@@ -1,0 +1,222 @@
+"""A small GPT: says which token comes next, from the tokens so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, embedding, gelu, layer_norm
+
+from stab.arguments import Declared, hyper, is_number
+from stab.recipe import Recipe
+from stab.registry import StabError
+from stab.tasks.policies.dropout import Dropout
+from stab.tasks.policies.linear import Linear
+
+NOTHING = -100  # the target where there is none
+CHUNK = 64  # rows evaluated at once when no gradient is wanted
+
+
+class GPT(nn.Module):
+    """A causal Transformer over tokens (GPT-2's, small): logits of the next token at every step.
+
+    x = E[token] + P[step], ``depth`` blocks x += attention(LayerNorm(x)), x += MLP(LayerNorm(x)) with a GELU layer of
+    4 ``width`` units, logits = LayerNorm(x) E^T with the embeddings E (vocabulary, width) and positions P (context, width)
+    learned. In training dropout acts on the embedded tokens and on both branches. Freshly initialised, weights are normal
+    with standard deviation 0.02, those of the products that end a branch 0.02 / sqrt(2 depth), and biases 0.
+
+    Attributes:
+        temperature: what the logits are divided by before a token is drawn; 0 takes the likeliest. No part of ``loss``.
+    """
+
+    def __init__(
+        self, vocabulary: int, context: int, *, width: int, depth: int, heads: int, dropout: float, temperature: float
+    ) -> None:
+        super().__init__()
+        self.vocabulary, self.context, self.width, self.heads = vocabulary, context, width, heads
+        self.temperature = temperature
+        self.head = Linear(width, vocabulary, bias=False)  # its weight is E: one parameter, read from both ends
+        self.positions = nn.Parameter(torch.empty(context, width))
+        self.dropout = Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                ends = name.endswith(("project.weight", "mlp.2.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * depth) if ends else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits (rows, steps, vocabulary) of what follows tokens (rows, steps) int64, steps <= context."""
+        steps = tokens.shape[1]
+        x = self.dropout(embedding(tokens, self.head.weight) + self.positions[:steps])
+        later = torch.full((steps, steps), -torch.inf, device=x.device).triu_(1)
+        for block in self.blocks:
+            x = block(x, later)
+        logits: Tensor = self.head(self.norm(x))
+        return logits
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy (nats) of targets (rows, steps) after inputs (rows, steps), both int64.
+
+        Targets are -100 where there is nothing: these do not count. Rows are padded at their ends, where no counted step
+        looks, as each sees itself and what came before alone: no mask of the padding is needed.
+
+        Without gradients rows are evaluated in chunks: the whole validation set is given at once, and its activations
+        would take gigabytes.
+        """
+        size = len(inputs) if torch.is_grad_enabled() else CHUNK
+        sums = []
+        for i in range(0, len(inputs), size):
+            logits = self(inputs[i : i + size]).flatten(0, 1)
+            sums.append(cross_entropy(logits, targets[i : i + size].flatten(), ignore_index=NOTHING, reduction="sum"))
+        return torch.stack(sums).sum() / (targets != NOTHING).sum()
+
+    def stack(self, stacked: dict[str, Tensor], rows: int) -> GPTStack:
+        """Return policies of this architecture with parameters (policies, ...), to generate side by side."""
+        return GPTStack(self, stacked, rows)
+
+
+class Block(nn.Module):
+    """x += attention(LayerNorm(x)), then x += MLP(LayerNorm(x)), over x (rows, steps, width).
+
+    Attention is written out: on the CPU, at these sizes, it is faster than ``scaled_dot_product_attention``, and it can be
+    differentiated twice.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.size = heads, width // heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.project = Linear(width, 3 * width), Linear(width, width)
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, later: Tensor) -> Tensor:
+        """Return (rows, steps, width); ``later`` (steps, steps) is -inf where a step (first axis) must not look, else 0."""
+        rows, steps, width = x.shape
+        qkv = self.qkv(self.norm_attention(x)).view(rows, steps, 3, self.heads, self.size)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).reshape(3, rows * self.heads, steps, self.size)
+        weights = torch.baddbmm(later, query, key.mT, alpha=self.size**-0.5).softmax(-1)
+        seen = torch.bmm(weights, value).view(rows, self.heads, steps, self.size).transpose(1, 2)
+        x = x + self.dropout(self.project(seen.reshape(rows, steps, width)))
+        out: Tensor = x + self.dropout(self.mlp(self.norm_mlp(x)))
+        return out
+
+
+class GPTStack:
+    """Policies that generate side by side, each on its own block of rows.
+
+    A policy's logits must not depend, bitwise, on its company. Products are batched over the policies, and the operands of
+    each begin at multiples of 64 bytes, weights and rows padded with zeros to make it so: the batched product gives each
+    policy the bits it would get alone. The GELU sees whole vectors for the same reason.
+    """
+
+    def __init__(self, policy: GPT, stacked: dict[str, Tensor], rows: int) -> None:
+        self.policy, self.stacked, self.rows = policy, stacked, rows
+        # So that the block's rows times heads, and times any width, are a multiple of 16 floats.
+        unit = 16 if policy.heads % 2 else 8
+        padded = -(-rows // unit) * unit
+        self.padding = (0, padded - rows)
+        self.steps = 0
+        self.live = list(range(len(stacked["positions"])))
+        heads, context = padded * policy.heads, policy.context
+        # The keys and values of the tokens so far.
+        self.pairs = torch.empty(len(policy.blocks), 2, len(self.live), heads, context, policy.width // policy.heads)
+        self._keep(self.live)
+
+    def _keep(self, live: Sequence[int]) -> None:
+        """Go on with these of the policies that are live."""
+        self.pairs = self.pairs[:, :, [self.live.index(i) for i in live]]
+        self.live = list(live)
+        weights = {name: value[self.live] for name, value in self.stacked.items()}
+        self.positions = weights.pop("positions")
+        # As many rows as a multiple of 16: the logits' blocks are aligned, too.
+        embeddings = nn.functional.pad(weights.pop("head.weight"), (0, 0, 0, -self.policy.vocabulary % 16))
+        self.head, self.embeddings = _aligned(embeddings).mT, embeddings.flatten(0, 1)
+        self.firsts = torch.arange(len(self.live))[:, None] * embeddings.shape[1]
+        self.weights = {k: v[:, None] if v.dim() == 2 else _aligned(v).mT for k, v in weights.items()}
+
+    def step(self, tokens: np.ndarray | Tensor, live: Sequence[int]) -> Tensor:
+        """Return logits (len(live), rows, vocabulary) of what follows the latest tokens (policies, rows) int64.
+
+        Without gradients. A policy that is not live takes no step and cannot be live again. Raises StabError when the
+        context is full.
+        """
+        policy, at = self.policy, self.steps
+        if at == policy.context:
+            raise StabError(f"the context of {at} tokens is full: no token can follow")
+        if self.live != list(live):
+            self._keep(live)
+        self.steps += 1
+        tokens = nn.functional.pad(torch.as_tensor(tokens)[self.live], self.padding)
+        x = embedding(tokens + self.firsts, self.embeddings) + self.positions[:, at, None]
+        for i in range(len(policy.blocks)):
+            qkv = self._linear(f"blocks.{i}.qkv", self._norm(f"blocks.{i}.norm_attention", x))
+            x = x + self._linear(f"blocks.{i}.project", self._attend(qkv, self.pairs[i], at))
+            hidden = gelu(self._linear(f"blocks.{i}.mlp.0", self._norm(f"blocks.{i}.norm_mlp", x)))
+            x = x + self._linear(f"blocks.{i}.mlp.2", hidden)
+        return torch.bmm(self._norm("norm", x), self.head)[:, : self.rows, : policy.vocabulary]
+
+    def _attend(self, qkv: Tensor, pairs: Tensor, at: int) -> Tensor:
+        """Return what step ``at`` sees, (policies, rows, width), and write its key and value into the block's pairs."""
+        heads, size = self.policy.heads, pairs.shape[-1]
+        qkv = qkv.unflatten(-1, (3, heads, size)).permute(2, 0, 1, 3, 4).reshape(3, -1, 1, size)
+        pairs = pairs.flatten(1, 2)
+        pairs[:, :, at : at + 1] = qkv[1:]
+        keys, values = pairs[:, :, : at + 1].unbind()
+        weights = torch.bmm(qkv[0], keys.mT).mul_(size**-0.5).softmax(-1)
+        return torch.bmm(weights, values).view(len(self.live), -1, heads * size)
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.weights[f"{name}.bias"], x, self.weights[f"{name}.weight"])
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        normed = layer_norm(x, x.shape[-1:])
+        return torch.addcmul(self.weights[f"{name}.bias"], normed, self.weights[f"{name}.weight"])
+
+
+def _aligned(matrices: Tensor) -> Tensor:
+    """Return the same (policies, m, n), each policy's beginning at a multiple of 64 bytes."""
+    size = matrices[0].numel()
+    return nn.functional.pad(matrices.flatten(1), (0, -size % 16))[:, :size].view(matrices.shape)
+
+
+@dataclass(frozen=True)
+class GPTArguments(Declared):
+    """A causal Transformer over tokens."""
+
+    width: int = hyper(64, "size of an embedded token, a multiple of heads", lambda v: v >= 1, "an integer >= 1")
+    depth: int = hyper(2, "blocks of attention and MLP", lambda v: v >= 1, "an integer >= 1")
+    heads: int = hyper(4, "attention heads, a divisor of width", lambda v: v >= 1, "an integer >= 1")
+    temperature: float = hyper(
+        1.0,
+        "of the tokens drawn: 0 takes the likeliest token, 1 samples as the model says",
+        lambda v: is_number(v, 0),
+        "a number >= 0",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % self.heads:
+            raise StabError(
+                f"width={self.width} is not a multiple of heads={self.heads}: each head takes width / heads units;"
+                f" use width={-(-self.width // self.heads) * self.heads} or other heads"
+            )
+
+    def build(self, vocabulary: int, context: int, recipe: Recipe) -> GPT:
+        """Return the policy, freshly initialised."""
+        return GPT(
+            vocabulary,
+            context,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            dropout=recipe.dropout,
+            temperature=self.temperature,
+        )
