@@ -28,7 +28,7 @@ Name = Annotated[str, typer.Argument(metavar="TASK", help="Task with an expert: 
 def train(
     task: Name,
     out: Annotated[Path, typer.Option(help="Folder of weights, card and checkpoint.")] = Path("experts"),
-    steps: Annotated[int | None, typer.Option(min=1000, help="Environment steps (default: the task's).")] = None,
+    steps: Annotated[int | None, typer.Option(min=100, help="Environment steps (default: the task's); a judge's updates.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Training seed.")] = 0,
     dataset: Annotated[str | None, typer.Option(help="Of a task of text: the dataset to train a judge for.")] = None,
     policy: Annotated[
@@ -53,6 +53,8 @@ def train(
         return
     if dataset is not None or policy is not None:
         raise StabError(f"--dataset and --policy are for judges of texts, {task!r} is no task of text")
+    if steps is not None and steps < 1000:
+        raise StabError(f"--steps {steps}: an expert takes 1000 environment steps at least")
     from stab.tasks.experts import training
 
     record = _record(task)

@@ -45,7 +45,7 @@ MONO, ADVANCE = (
 )  # matplotlib's own; inches of a character: whole pixels, to which a PNG rounds
 TYPE = 72 * ADVANCE * 2048 / 1233  # points at which a character of it takes that
 QUIET = "#6b6b6b"  # grey that can be read: 5 to 1 on white
-LINES = (3, 12)  # of a prompt, and of a text that is shown
+LINES = (2, 12)  # of a prompt, about, and at most of a text that is shown
 
 
 def draw(results: Results, leaderboard: dict[str, Any]) -> dict[str, Figure]:
@@ -401,8 +401,8 @@ def _parted(results: Results, leaderboard: dict[str, Any], task: str) -> dict[st
 def divergence(results: Results, leaderboard: dict[str, Any], task: str, parted: dict[str, np.ndarray]) -> Figure:
     """Draw the share of pairs of neighbouring checkpoints whose texts are the same in their first t tokens, against t.
 
-    A pair is of one seed and one start; bold lines are of all pairs, thin ones of a seed. Pairs that are equal to their
-    end count as the same at every t.
+    A pair is of one seed and one start; bold lines are of all pairs and, of few entries, thin ones of a seed. Pairs that
+    are equal to their end count as the same at every t.
 
     Args:
         parted: ``texts.times`` of the entries to draw, in their order.
@@ -412,23 +412,25 @@ def divergence(results: Results, leaderboard: dict[str, Any], task: str, parted:
     _style(axes)
     last = max(texts.longest(results.series[task, string]) for string in parted)
     every = max(1, last // 8)
+    by_seed = len(parted) <= 3 and all(len(found) > 1 for found in parted.values())  # more lines cannot be told apart
     colours = [VERMILION, *(colour for colour in COLOURS if colour != VERMILION)]  # none has its own everywhere
     for n, (string, found) in enumerate(parted.items()):
         colour, style = colours[n], STYLES[n % len(STYLES)]
-        for seed in found if len(found) > 1 else ():
+        for seed in found if by_seed else ():
             if not np.isnan(seed).all():
                 axes.step(range(last + 1), texts.survival(seed, last), where="post", color=colour, lw=0.5, alpha=0.35)
         (line,) = axes.step(range(last + 1), texts.survival(found, last), style, where="post", color=colour, lw=1.4)
         line.set(marker=MARKERS[n], markersize=3.5, markevery=(n * every // len(parted), every))
         line.set_label(f"{_name(string, 48, most=2)}: {_summary(found)}")
-    axes.set(ylim=(-0.02, 1.02), xlim=(0, max(1, last)))
+    axes.set(ylim=(-0.02, 1.02), xlim=(0, max(1, 1.01 * last)))
     axes.set_xlabel("generated tokens", fontsize=SIZE)
     axes.set_ylabel("share of pairs still the same", fontsize=SIZE)
     key = figure.legend(
         loc="outside lower center",
         fontsize=SIZE - 0.5,
         frameon=False,
-        title="the first token that differs: median of all pairs, mean of those that differ; thin: each seed\n"
+        title="the first token that differs: median of all pairs, mean of those that differ"
+        f"{'; thin: each seed' * by_seed}\n"
         "a pair is of one seed and one start; texts that are equal to their end count as the same throughout",
         title_fontsize=SIZE - 0.5,
     )
@@ -456,25 +458,22 @@ def side_by_side(leaderboard: dict[str, Any], task: str, shown: texts.Example) -
     across = int((WIDTH - 0.3) / ADVANCE)  # characters
     column = (across - 4) // 2
     parts: list[tuple[float, float, str, dict[str, Any]]] = []  # characters from the left, lines from the top
-    most = (LINES[0] - 1) * across
-    prompt = _drawable(shown.prompt if len(shown.prompt) <= most else f"… {shown.prompt[-most:]}")
+    prompt = _drawable(texts.ending(shown.prompt, LINES[0] * across))
     y = 0.0
-    for begin, end in texts.wrapped(prompt, across)[: LINES[0]]:
+    for begin, end in texts.wrapped(prompt, across):
         parts.append((0, y, prompt[begin:end], {"style": "italic"}))
         y += 1
     for pair in shown.pairs:
-        name, room = _drawable(readable(pair.stabilizer)), across - len(pair.said) - 4
-        head = f"{name if len(name) <= room else f'{name[:room]} …'}: {pair.said}"
-        parts.append((0, y + 0.8, head, {"weight": "bold"}))
+        name, room = _drawable(readable(pair.stabilizer)), across - len(pair.said) - 2
+        parts.append((0, y + 0.8, f"{texts.beginning(name, room)}: {pair.said}", {"weight": "bold"}))
         y += 2.1
         deepest = 0
         for x, text in zip((0, across - column), pair.texts, strict=True):
-            parts.append((x, y, f"update {text.update}, return {text.score:.3g}", {"color": QUIET}))
+            parts.append((x, y, f"update {text.update}, return {text.score:.2f}", {"color": QUIET}))
             lines = _lines(text, column)
             deepest = max(deepest, len(lines))
-            for n, line in enumerate(lines):
-                for begin, piece, look in line:
-                    parts.append((x + begin, y + 1.2 + n, piece, look))
+            for n, found in enumerate(lines):
+                parts += [(x + begin, y + 1.2 + n, piece, look) for begin, piece, look in found]
         y += 1.2 + deepest
     below = textwrap.wrap(shown.said, 108)
     title = f"{task}: what two neighbouring checkpoints write"
@@ -487,8 +486,8 @@ def side_by_side(leaderboard: dict[str, Any], task: str, shown: texts.Example) -
     axes = figure.add_axes(((WIDTH - wide) / 2 / WIDTH, bottom / inches, wide / WIDTH, high / inches))
     axes.set_axis_off()
     axes.set(xlim=(0, across), ylim=(y, 0))
-    for x, line_y, piece, look in parts:
-        axes.text(x, line_y + 0.8, piece, fontsize=TYPE, family=MONO, va="baseline", parse_math=False, **look)
+    for left, line, piece, look in parts:
+        axes.text(left, line + 0.8, piece, fontsize=TYPE, family=MONO, va="baseline", parse_math=False, **look)
     figure.supxlabel("\n".join(below), fontsize=SIZE)
     _title(figure, leaderboard["run"]["smoke"], title)
     return figure
@@ -507,7 +506,8 @@ def _lines(text: texts.Text, column: int) -> list[list[tuple[int, str, dict[str,
         lines.append([(a - begin, whole[a:b], look) for (a, b), look in zip(spans, looks, strict=True) if a < b])
     if len(found) > LINES[1]:
         begin, piece, look = lines[-1][-1]
-        lines[-1][-1] = begin, f"{piece[: column - begin - 2]} …", look
+        fits = begin + len(piece) + 2 <= column
+        lines[-1][-1] = begin, f"{piece} …" if fits else texts.beginning(f"{piece}  ", column - begin), look
     return lines
 
 

@@ -78,7 +78,7 @@ def _render(results: Results, leaderboard: dict[str, Any], figures: Path) -> str
     tasks = list(run["tasks"])
     drawn = list(_figures(figures, tasks))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"breakable": _breakable, "sha256": _sha256, "parts": _parts}
+    environment.filters |= {"breakable": _breakable, "sha256": _sha256, "parts": _parts, "ending": _ending}
     source = resources.files("stab.reports").joinpath("report.html.j2").read_text(encoding="utf-8")
     versions = {task: run["tasks"][task].get("versions") or {} for task in tasks}
     shared = all(found == versions[tasks[0]] for found in versions.values())
@@ -305,6 +305,11 @@ def _breakable(text: str) -> Markup:
 def _parts(text: texts.Text) -> tuple[str, str, str]:
     """Return what is shown of a text: what stands before the first token that differs, that token, and what follows."""
     return texts.shortened(text, *READ)
+
+
+def _ending(text: str) -> str:
+    """Return what is shown of a prompt."""
+    return texts.ending(text, READ[0])
 
 
 def _sha256(text: str) -> str:

@@ -197,7 +197,7 @@ def ruled(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]], name
     # Text everywhere, never markup: a name or a reason may hold square brackets.
     drawn = Table(title=Text(title), box=box.HORIZONTALS, show_edge=False, title_style="bold")
     for head in heads:
-        drawn.add_column(head, justify="left" if head == name else "right", no_wrap=head != name)
+        drawn.add_column(Text(head), justify="left" if head == name else "right", no_wrap=head != name)
     for line in lines:
         drawn.add_row(*(Name(cell) if head == name else Text(cell) for head, cell in zip(heads, line, strict=True)))
     return drawn

@@ -15,6 +15,7 @@ from stab.reports.table import entries, readable
 from stab.stabilizers.base import method
 
 END = "<end>"  # as a token that ends a text is spelled
+LONGEST_WORD = 20  # characters; a longer one may be cut
 GONE = "[no more]"  # in the place of a token, where one text has ended and the other goes on
 
 
@@ -196,10 +197,26 @@ def _parted(tokens: Sequence[str], begin: int, differs: bool, between: str) -> t
 
 
 def shortened(text: Text, before: int, after: int) -> tuple[str, str, str]:
-    """Return ``same``, ``mark`` and ``rest``: the last ``before`` characters of the first, ``after`` of the others."""
-    same = text.same if len(text.same) <= before else f"… {text.same[-before:].lstrip()}"
-    mark, rest = (part if len(part) <= after else f"{part[:after].rstrip()} …" for part in (text.mark, text.rest))
-    return same, mark, rest
+    """Return ``same``, ``mark`` and ``rest``, cut: ``before`` characters of the first, ``after`` of the others each.
+
+    Where nothing is marked, ``after`` characters of the first.
+    """
+    same = ending(text.same, before) if text.mark else beginning(text.same, after)
+    return same, beginning(text.mark, after), beginning(text.rest, after)
+
+
+def beginning(text: str, most: int) -> str:
+    """Return at most ``most`` characters of the beginning of a text; where it is cut, at a space if one is near, …."""
+    if len(text) <= most:
+        return text
+    kept = text[: max(0, most - 2)]
+    space = kept.rfind(" ", max(0, most - LONGEST_WORD))
+    return f"{kept[:space] if space > 0 else kept} …"
+
+
+def ending(text: str, most: int) -> str:
+    """Return the same of the end of a text."""
+    return beginning(text[::-1], most)[::-1]
 
 
 def wrapped(text: str, width: int) -> list[tuple[int, int]]:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, embedding, gelu, layer_norm
+from torch.nn.functional import cross_entropy, embedding, gelu, layer_norm, linear
 
 from stab.arguments import Declared, hyper, is_number
 from stab.recipe import Recipe
 from stab.registry import StabError
+from stab.tasks.policies.chain import layers
 from stab.tasks.policies.dropout import Dropout
 from stab.tasks.policies.linear import Linear
+from stab.tasks.policies.onednn import has_onednn
 
 NOTHING = -100  # the target where there is none
 CHUNK = 64  # rows evaluated at once when no gradient is wanted
@@ -39,7 +41,7 @@ class GPT(nn.Module):
         super().__init__()
         self.vocabulary, self.context, self.width, self.heads = vocabulary, context, width, heads
         self.temperature = temperature
-        self.head = Linear(width, vocabulary, bias=False)  # its weight is E: one parameter, read from both ends
+        self.embeddings = nn.Parameter(torch.empty(vocabulary, width))
         self.positions = nn.Parameter(torch.empty(context, width))
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
@@ -54,12 +56,14 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (rows, steps, vocabulary) of what follows tokens (rows, steps) int64, steps <= context."""
         steps = tokens.shape[1]
-        x = self.dropout(embedding(tokens, self.head.weight) + self.positions[:steps])
-        later = torch.full((steps, steps), -torch.inf, device=x.device).triu_(1)
+        x = self.dropout(embedding(tokens, self.embeddings) + self.positions[:steps])
+        later = torch.full((steps, steps), -torch.inf, dtype=x.dtype, device=x.device).triu_(1)
         for block in self.blocks:
             x = block(x, later)
-        logits: Tensor = self.head(self.norm(x))
-        return logits
+        x = self.norm(x)
+        if not has_onednn(x):
+            return linear(x, self.embeddings)
+        return layers(x.flatten(0, 1), [self.embeddings, None]).view(*tokens.shape, -1)
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy (nats) of targets (rows, steps) after inputs (rows, steps), both int64.
@@ -85,8 +89,8 @@ class GPT(nn.Module):
 class Block(nn.Module):
     """x += attention(LayerNorm(x)), then x += MLP(LayerNorm(x)), over x (rows, steps, width).
 
-    Attention is written out: on the CPU, at these sizes, it is faster than ``scaled_dot_product_attention``, and it can be
-    differentiated twice.
+    Attention is written out: on the CPU ``scaled_dot_product_attention`` cannot be differentiated twice, and at these sizes
+    it is no faster.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -119,7 +123,7 @@ class GPTStack:
 
     def __init__(self, policy: GPT, stacked: dict[str, Tensor], rows: int) -> None:
         self.policy, self.stacked, self.rows = policy, stacked, rows
-        # So that the block's rows times heads, and times any width, are a multiple of 16 floats.
+        # So that rows times heads, and rows times width, are multiples of 16 floats: width is one of heads.
         unit = 16 if policy.heads % 2 else 8
         padded = -(-rows // unit) * unit
         self.padding = (0, padded - rows)
@@ -136,8 +140,8 @@ class GPTStack:
         self.live = list(live)
         weights = {name: value[self.live] for name, value in self.stacked.items()}
         self.positions = weights.pop("positions")
-        # As many rows as a multiple of 16: the logits' blocks are aligned, too.
-        embeddings = nn.functional.pad(weights.pop("head.weight"), (0, 0, 0, -self.policy.vocabulary % 16))
+        # A multiple of 16: the logits of each policy are aligned, too.
+        embeddings = nn.functional.pad(weights.pop("embeddings"), (0, 0, 0, -self.policy.vocabulary % 16))
         self.head, self.embeddings = _aligned(embeddings).mT, embeddings.flatten(0, 1)
         self.firsts = torch.arange(len(self.live))[:, None] * embeddings.shape[1]
         self.weights = {k: v[:, None] if v.dim() == 2 else _aligned(v).mT for k, v in weights.items()}
@@ -166,7 +170,7 @@ class GPTStack:
     def _attend(self, qkv: Tensor, pairs: Tensor, at: int) -> Tensor:
         """Return what step ``at`` sees, (policies, rows, width), and write its key and value into the block's pairs."""
         heads, size = self.policy.heads, pairs.shape[-1]
-        qkv = qkv.unflatten(-1, (3, heads, size)).permute(2, 0, 1, 3, 4).reshape(3, -1, 1, size)
+        qkv = qkv.view(-1, 3, heads, size).transpose(0, 1).reshape(3, -1, 1, size)
         pairs = pairs.flatten(1, 2)
         pairs[:, :, at : at + 1] = qkv[1:]
         keys, values = pairs[:, :, : at + 1].unbind()
@@ -198,7 +202,7 @@ class GPTArguments(Declared):
         1.0,
         "of the tokens drawn: 0 takes the likeliest token, 1 samples as the model says",
         lambda v: is_number(v, 0),
-        "a number >= 0",
+        "a finite number >= 0",
     )
 
     def __post_init__(self) -> None:

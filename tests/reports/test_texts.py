@@ -142,6 +142,25 @@ def test_lines_hold_everything_but_a_space_where_they_break(text: str, width: in
     assert text[at:] in ("", " ")
 
 
+@given(text=st.text(alphabet="ab  ", max_size=60), most=st.integers(2, 40))
+def test_what_is_cut_says_so_and_fits(text: str, most: int) -> None:
+    first, last = texts.beginning(text, most), texts.ending(text, most)
+    assert max(len(first), len(last)) <= most
+    if len(text) <= most:
+        assert first == last == text
+    else:
+        assert first.endswith("…")
+        assert last.startswith("…")
+        assert text.startswith(first[:-2])
+        assert text.endswith(last[2:])
+
+
+def test_words_stay_whole_where_they_can() -> None:
+    assert texts.beginning("once upon a time there was", 20) == "once upon a time …"
+    assert texts.ending("once upon a time there was", 20) == "… a time there was"
+    assert texts.beginning("W" * 100, 20) == f"{'W' * 18} …"
+
+
 def test_the_example_is_the_median_start_of_none_at_the_end(run: Path) -> None:
     results, leaderboard = read(add_texts(run))
     found = texts.example(results, leaderboard, "toy")

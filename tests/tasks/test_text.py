@@ -1,0 +1,274 @@
+"""Real text as a task: datasets from a folder, judges beside them, and what they say."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("tokenizers", reason="needs the extra text: pip install '.[text]'")
+
+from stab import judging
+from stab.checks import parametrize_with_checks
+from stab.registry import StabError
+from stab.tasks import corpus, datasets, grammar, judges, tasks
+from stab.tasks.recorded import task_for
+from stab.tasks.sources import END
+from stab.tasks.text import CONTEXT, CONTINUATION, PACK, PROMPT, Judged, corpus_windows, distinct, held_out
+
+ID = "my/tales-v0"
+POLICY = "gpt:width=16,depth=1"
+SMALL = {"name": "text", "dataset_id": ID, "train_episodes": 4, "validation_episodes": 1}
+
+
+@pytest.fixture(scope="module")
+def prose(tmp_path_factory):
+    """A folder of a few thousand stories, many to a file."""
+    folder = tmp_path_factory.mktemp("prose")
+    rng = np.random.default_rng(0)
+    for n in range(30):
+        tales = [grammar.decode(grammar.story(rng)[:-1]) for _ in range(60)]
+        (folder / f"{n:02}.txt").write_text("\n\n".join(tales), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(prose, minari_root):
+    tasks.get("text")(**SMALL, folder=prose, vocabulary=300).collect(episodes=12)
+    return ID
+
+
+@pytest.fixture(scope="module")
+def judge(dataset):
+    return judging.train_judge(ID, "gpt:width=32,depth=1", 200)
+
+
+def test_a_folder_becomes_an_ordinary_dataset(dataset, prose):
+    found = datasets.load(ID)
+    assert (found.total_episodes, found.total_steps) == (12, 12 * PACK)
+    assert task_for(ID) == "text"
+    tokenizer = corpus.tokenizer_from(datasets.stab_metadata(found)["tokenizer"])
+    episode = found[0]
+    assert np.array_equal(episode.observations[1:], episode.actions)
+    assert episode.observations[0] == END
+    assert not episode.terminations.any()
+    first = (prose / "00.txt").read_text("utf-8")
+    assert first.startswith(tokenizer.decode(episode.actions[:200].tolist()))
+    assert datasets.replay(found).exact
+
+
+def test_without_a_judge_one_line_says_how_to_train_one(dataset, minari_root):
+    if (minari_root / ID / judges.CARD).exists():
+        pytest.skip("another test was first")
+    with pytest.raises(StabError, match=f"no judge.*stab expert train text --dataset {ID}"):
+        tasks.get("text")(**SMALL).dataset()
+
+
+@parametrize_with_checks([lambda **settings: tasks.get("text")(**settings | SMALL)])
+def test_the_conformance_kit(check, judge):
+    check.run()
+
+
+def test_what_is_held_out_trains_nobody(judge):
+    found = datasets.load(ID)
+    source = Judged(ID)
+    every = {tuple(window) for window in source.beginnings.tolist()}
+    kept = datasets.read(found, found.episode_indices[-held_out(found) :]).actions.numpy().reshape(-1, PACK)
+    assert {window for pack in kept.tolist() for n in range(PACK - CONTEXT + 1)
+            if (n == 0 or pack[n - 1] == END) and (window := tuple(pack[n : n + CONTEXT]))} == every  # fmt: skip
+    train, validation, vocabulary = corpus_windows(ID, 5)
+    assert len(train.targets) + len(validation.targets) == (12 - held_out(found)) * PACK
+    assert vocabulary == 300
+    with pytest.raises(StabError, match="has 11 episodes beside the 1 that are held out, 12 are asked"):
+        tasks.get("text")(**SMALL | {"train_episodes": 11}).dataset()
+    task = tasks.get("text")(**SMALL | {"train_episodes": 10})
+    there = task.dataset()
+    assert len(there.train.targets) + len(there.validation.targets) == 11 * PACK
+
+
+def test_a_judge_says_what_its_model_does_token_by_token(judge):
+    source = Judged(ID)
+    texts = [source.text(np.random.default_rng(seed)) for seed in range(3)]
+    prompts, written = [prompt for prompt, _ in texts], [rest[: 40 + n] for n, (_, rest) in enumerate(texts)]
+    found = source.judge.log_likelihood(prompts, written)
+    for prompt, tokens, values in zip(prompts, written, found, strict=True):
+        assert len(prompt) == PROMPT
+        assert values.shape == (len(tokens),)
+        for n in (0, 1, 17, len(tokens) - 1):
+            with torch.inference_mode():
+                logits = source.judge.model(torch.tensor([[END, *prompt, *tokens[:n]]]))[0, -1]
+            assert values[n] == pytest.approx(float(logits.log_softmax(-1)[tokens[n]]), abs=1e-5)
+    again = source.judge.log_likelihood([prompts[0], prompts[2], prompts[1]], [written[0], written[2], written[1]])
+    assert np.array_equal(again[0], found[0])
+
+
+def test_the_judge_tells_texts_from_noise(judge):
+    references = judge["references"]
+    low, high = references["random"], references["expert"]
+    assert low["cumulative"][-1] < 1.5 * high["cumulative"][-1] < 0
+    assert len(low["cumulative"]) == CONTINUATION
+    assert judge["validation_loss"] < np.log(300)
+    data = tasks.get("text")(**SMALL).dataset()
+    assert data.expert_sha256 == judge["sha256"]
+    assert data.references.expert.cumulative == high["cumulative"]
+
+
+def test_an_interrupted_judge_goes_on_and_comes_out_the_same(judge, minari_root, monkeypatch):
+    path = minari_root / ID
+    before, weights = (path / judges.CARD).read_text(), (path / judges.WEIGHTS).read_bytes()
+
+    def stop(fraction, said):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        judging.train_judge(ID, "gpt:width=32,depth=1", 200, report=stop)
+    judging.train_judge(ID, "gpt:width=32,depth=1", 200)
+    assert (path / judges.WEIGHTS).read_bytes() == weights
+    assert json.loads((path / judges.CARD).read_text()) == json.loads(before)
+    assert not (path / judging.CHECKPOINT).exists()
+
+
+def test_it_ends_when_it_gets_no_better(dataset):
+    values = [3.0, 2.0, 1.0, 1.1, 1.2, 1.05, 1.3]
+    assert not judging._converged([[n, v] for n, v in enumerate(values)])
+    assert judging._converged([[n, v] for n, v in enumerate([*values, 1.01])])
+    assert not judging._converged([[n, v] for n, v in enumerate([*values, 0.9])])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        (judges.CARD, b"{", "no judge's card"),
+        (judges.CARD, b"[]", "no judge's card"),
+        (judges.WEIGHTS, b"nothing", "not the judge of the card"),
+    ],
+)
+def test_damaged_judges(judge, minari_root, file, content, said):
+    path = minari_root / ID / file
+    before = path.read_bytes()
+    try:
+        path.write_bytes(content)
+        with pytest.raises(StabError, match=said):
+            _ = Judged(ID).judge
+    finally:
+        path.write_bytes(before)
+
+
+def test_measures_of_repetition():
+    assert distinct([1, 2, 3, 1, 2, 3], 1) == 0.5
+    assert distinct([1, 2, 3, 1, 2, 3], 2) == 3 / 5
+    assert distinct([7] * 10, 4) == 1 / 7
+    assert distinct([1], 4) == 1.0
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory, prose):
+    """A GPT-2 of Hugging Face, tiny and untrained, with a tokenizer of its own, as a folder."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra text: pip install '.[text]'")
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = corpus.train_tokenizer(corpus.read_folder(prose), 500)
+    words = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    words.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=600, n_positions=400, n_embd=32, n_layer=2, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_causal_lm_of_hugging_face_reads_the_same_text(dataset, gpt2):
+    tokenizer = corpus.tokenizer_from(datasets.stab_metadata(datasets.load(ID))["tokenizer"])
+    judge = judges.CausalLM(str(gpt2), tokenizer)
+    pack = datasets.load(ID)[0].actions
+    tokens = [*pack[:60].tolist(), END, *pack[300:330].tolist()]
+    found = judge.log_likelihood([tokens[:20]], [tokens[20:]])[0]
+    assert found.shape == (len(tokens) - 20,)
+    # The whole by the library alone: an end, the first text, an end, the second.
+    end = judge.words.eos_token_id
+    parts = [judge.words(tokenizer.decode(part), add_special_tokens=False)["input_ids"]
+             for part in (tokens[:60], tokens[61:])]  # fmt: skip
+    theirs = torch.tensor([[end, *parts[0], end, *parts[1]]])
+    with torch.inference_mode():
+        logp = judge.model(theirs).logits[0, :-1].log_softmax(-1).gather(-1, theirs[0, 1:, None])[:, 0].double()
+    whole = judge.log_likelihood([[]], [tokens])[0]
+    assert whole.sum() == pytest.approx(float(logp.sum()), abs=1e-4)
+    assert whole[60] == pytest.approx(float(logp[len(parts[0])]), abs=1e-5)  # the end is counted to ours
+    assert np.array_equal(whole[20:], found)
+
+
+def test_bytes_that_are_no_characters_are_read_too(dataset, gpt2):
+    tokenizer = corpus.tokenizer_from(datasets.stab_metadata(datasets.load(ID))["tokenizer"])
+    rng = np.random.default_rng(0)
+    judge = judges.CausalLM(str(gpt2), tokenizer)
+    for _ in range(5):
+        tokens = rng.integers(tokenizer.get_vocab_size(), size=60).tolist()
+        found = judge.log_likelihood([tokens[:5]], [tokens[5:]])[0]
+        assert np.isfinite(found).all()
+        assert found.sum() < 0
+
+
+def test_a_judge_by_name(dataset, gpt2, judge, minari_root):
+    path = minari_root / ID / judges.CARD
+    before = path.read_bytes()
+    try:
+        card = judging.train_judge(ID, f"{judges.HUB}{gpt2}")
+        assert card["references"]["random"]["cumulative"][-1] < 0
+        assert isinstance(Judged(ID).judge, judges.CausalLM)
+    finally:
+        path.write_bytes(before)
+    with pytest.raises(StabError, match=r"'/nowhere/at/all' cannot be loaded"):
+        judging.train_judge(ID, f"{judges.HUB}/nowhere/at/all")
+
+
+def test_token_bytes_spell_the_text(dataset):
+    tokenizer = corpus.tokenizer_from(datasets.stab_metadata(datasets.load(ID))["tokenizer"])
+    spelled = corpus.token_bytes(tokenizer)
+    text = "Straße, 東京 \u00a0 and \x00\x7f once upon a time there was"
+    assert b"".join(spelled[token] for token in tokenizer.encode(text).ids) == text.encode()
+    assert spelled[END] == b""
+    assert sorted({entry for entry in spelled if len(entry) == 1}) == [bytes([n]) for n in range(256)]
+
+
+def test_from_the_folder_to_the_leaderboard(stab, prose, minari_root):
+    """The commands of the docs, at a size that takes seconds."""
+    name = "my/shell-v0"
+    done = stab("compare", "--task", "text", "--dataset", name, "--all")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "stab data prepare text --folder FOLDER --dataset my/shell-v0" in done.stderr
+    done = stab("data", "prepare", "text", "--folder", prose, "--dataset", name, "--vocabulary", 400, "--episodes", 9)
+    assert done.returncode == 0, done.stderr
+    assert "9, 36864" in done.stdout
+    done = stab("compare", "--dataset", name, "--stabilizers", "ema")
+    assert done.returncode == 2
+    assert "stab expert train text --dataset my/shell-v0" in done.stderr
+    done = stab("expert", "train", "text", "--dataset", name, "--policy", POLICY, "--steps", 100)
+    assert done.returncode == 0, done.stderr
+    assert "nats a token" in done.stdout
+    sizes = ("data.train_episodes=4", "data.validation_episodes=1", "train.updates=40", "eval.checkpoint_every=10",
+             "eval.starts=2", "eval.horizon=20")  # fmt: skip
+    done = stab(
+        "compare", "--dataset", name, "--stabilizers", "ema", "--policy", POLICY, "--seeds", 2, "--out", "run", *sizes
+    )
+    assert done.returncode == 0, done.stderr
+    assert "perplexity" in done.stdout
+    assert "distinct_2" in done.stdout
+    again = stab("expert", "train", "text", "--dataset", name)
+    assert "is there already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("text",), "has no texts of its own"),
+        (("text", "--dataset", "my/nothing-v0"), "give --folder FOLDER"),
+        (("text", "--dataset", "my/nothing-v0", "--folder", "nowhere"), "nowhere does not exist"),
+        (("hopper", "--folder", "x"), "--folder and --vocabulary are for tasks of text"),
+        (("text", "--dataset", "my/nothing-v0", "--folder", ".", "--vocabulary", "3"), "no texts"),
+    ],
+)
+def test_what_cannot_be_prepared(stab, arguments, said):
+    done = stab("data", "prepare", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert said in done.stderr
