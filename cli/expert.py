@@ -28,7 +28,9 @@ Name = Annotated[str, typer.Argument(metavar="TASK", help="Task with an expert: 
 def train(
     task: Name,
     out: Annotated[Path, typer.Option(help="Folder of weights, card and checkpoint.")] = Path("experts"),
-    steps: Annotated[int | None, typer.Option(min=100, help="Environment steps (default: the task's); a judge's updates.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=100, help="Environment steps (default: the task's); a judge's updates.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Training seed.")] = 0,
     dataset: Annotated[str | None, typer.Option(help="Of a task of text: the dataset to train a judge for.")] = None,
     policy: Annotated[

@@ -164,7 +164,7 @@ def _twice(
     function: Callable[..., Tensor], tensors: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of a function at these tensors such that they can be differentiated themselves."""
-    # Views: of weights from which the inputs were made as well (tied ones), the path through the inputs is not ours to count.
+    # Views: where the inputs were made from the same weights (tied ones), the path through the inputs is not to be counted.
     tensors = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
     wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need and tensor is not None]
     found = iter(torch.autograd.grad(function(*tensors), wanted, grad, create_graph=True))
