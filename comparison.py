@@ -448,6 +448,15 @@ def costs(plan: Plan, cells: Sequence[Cell]) -> list[tuple[float, float]] | None
     return found
 
 
+def horizon(config: Config) -> int:
+    """Return the steps of the longest episode of any task."""
+    found = []
+    for name in config.tasks:
+        with asking(name):
+            found.append(min(config.eval.horizon, make_task(config, name).horizon))
+    return max(found)
+
+
 def snapshot_bytes(plan: Plan) -> int:
     """Return what the snapshots of the plan take on disk. The tasks' demonstrations must be there."""
     every = plan.config.snapshots.every

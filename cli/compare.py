@@ -151,9 +151,10 @@ def _show_plan(
     tried = Counter(method(string) for string in config.stabilizers)
     if max(tried.values()) > 1:
         talk.print(f"tuning budget, settings a method: {sweep.budget(tried)}", markup=False)
+    seeds = f"{config.seeds} seed{'s' * (config.seeds != 1)}"
     talk.print(
-        f"{cells} cells (training runs) of {config.train.updates} updates, {config.seeds} seeds; sharing trajectories saves"
-        f" {plan.shared} training runs; up to {plan.rollouts} episodes of at most {config.eval.horizon} steps"
+        f"{cells} cells (training runs) of {config.train.updates} updates, {seeds}; sharing trajectories saves"
+        f" {plan.shared} training runs; up to {plan.rollouts} episodes of at most {comparison.horizon(config)} steps"
     )
     for (task, string), reason in plan.skipped.items():
         talk.print(f"skipped: {task} x {string}: {reason}", markup=False)

@@ -192,7 +192,8 @@ def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     by_horizon[at] = (np.array(r["cumulative"]) - low) / (high - low)
                 if "text" in r:
-                    measures.setdefault("perplexity", np.exp(val_loss)[..., None])
+                    with np.errstate(over="ignore"):
+                        measures.setdefault("perplexity", np.exp(val_loss)[..., None])
                 for name, value in r.get("measures", {}).items():
                     measures.setdefault(name, np.full(shape, np.nan))[at] = value
     window = np.isin(points, first["window"])

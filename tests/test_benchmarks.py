@@ -154,3 +154,22 @@ def test_help(load, monkeypatch, capsys, name):
         load(name).main()
     assert stopped.value.code == 0
     assert f"python benchmarks/{name}.py" in capsys.readouterr().out
+
+
+def test_operations_of_a_language_model_are_those_that_torch_counts(load):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    language = load("language")
+    policy = language.build_language(Recipe(policy="gpt:width=64,depth=3"), language.VOCABULARY, language.CONTEXT)
+    tokens = torch.randint(language.VOCABULARY, (language.BATCH, language.CONTEXT))
+    with FlopCounterMode(display=False) as counter:
+        logits = policy.double()(tokens)  # in float64 by torch's own products, which are counted
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+    assert counter.get_total_flops() == pytest.approx(language.operations(policy), rel=0.02)
+
+
+def test_packing_shrinks_a_dataset(load, monkeypatch, tmp_path):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    language = load("language")
+    alone, packed = (language.packing(40, each) for each in (1, 20))
+    assert float(packed[1]) < float(alone[1])

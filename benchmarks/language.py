@@ -1,0 +1,175 @@
+"""How fast language models are trained and generate at growing sizes, and what the paper's size would cost.
+
+    python benchmarks/language.py            # about three minutes
+    python benchmarks/language.py --quick
+
+Training: the operations of an update over its wall time, and that as a share of what the processor's matrix products reach
+(the physical limit; measured on the largest product of the policy, in the same run). Generation: tokens a second of eight
+policies together, over what reading the whole text anew for every token gives, and over one policy after the other. Data:
+what one text or many in an episode of a Minari dataset cost.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+from measure import bar, least_seconds, product_rates, table
+
+from stab.recipe import Recipe
+from stab.tasks import datasets, environments
+from stab.tasks.policies import GPT, build_language
+from stab.tasks.sources import source as make_source
+
+SIZES = ["gpt", "gpt:width=128,depth=4", "gpt:width=256,depth=6,heads=8", "gpt:width=512,depth=8,heads=8"]
+VOCABULARY, CONTEXT = 2048, 128
+BATCH, ROWS, POLICIES, STEPS = 16, 16, 8, 32
+PAPER = 270e6  # parameters of the language models in arXiv 2310.11428
+
+
+def operations(policy: GPT) -> int:
+    """Multiplications and additions of an update: 6 for each weight and token, and the attention's own."""
+    weights = sum(p.numel() for p in policy.parameters()) - policy.positions.numel()
+    attention = len(policy.blocks) * 12 * policy.width * CONTEXT  # scores and sums, forward and twice backward
+    return BATCH * CONTEXT * (6 * weights + attention)
+
+
+def timed(function: Callable[[], object]) -> Callable[[], list[float]]:
+    def once() -> list[float]:
+        began = time.perf_counter()
+        function()
+        return [time.perf_counter() - began]
+
+    return once
+
+
+def update(policy: GPT) -> Callable[[], object]:
+    """Return a function that makes one update."""
+    tokens = torch.randint(VOCABULARY, (BATCH, CONTEXT))
+    optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
+
+    def once() -> None:
+        optimizer.zero_grad()
+        policy.loss(tokens, tokens).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return once
+
+
+def generation(policy: GPT, policies: int) -> Callable[[], object]:
+    """Return a function that generates ``STEPS`` tokens in ``ROWS`` texts of each policy, the likeliest ones."""
+    stacked = {name: torch.stack([value] * policies) for name, value in policy.state_dict().items()}
+
+    @torch.inference_mode()
+    def once() -> None:
+        stack, live = policy.stack(stacked, ROWS), list(range(policies))
+        latest = torch.zeros(policies, ROWS, dtype=torch.int64)
+        for _ in range(STEPS):
+            latest = stack.step(latest, live).argmax(-1)
+
+    return once
+
+
+def uncached(policy: GPT) -> Callable[[], object]:
+    """Return a function that generates as many tokens of one policy, reading the whole text for each."""
+
+    @torch.inference_mode()
+    def once() -> None:
+        texts = torch.zeros(ROWS, 1, dtype=torch.int64)
+        for _ in range(STEPS):
+            texts = torch.cat([texts, policy(texts)[:, -1:].argmax(-1)], 1)
+
+    return once
+
+
+def packing(stories: int, each: int) -> list[str]:
+    """Return what a Minari dataset of stories costs with so many in an episode: megabytes, seconds to write and to read."""
+    rng = np.random.default_rng(0)
+    source = make_source("stories")
+    told = [np.array([token for part in source.text(rng) for token in part]) for _ in range(stories)]
+    packs = [np.concatenate(told[n : n + each]) for n in range(0, stories, each)]
+    made = [
+        datasets.episode(n, [0, *pack.tolist()], [(token, 0.0, False, False) for token in pack.tolist()])
+        for n, pack in enumerate(packs)
+    ]
+    environments.register()
+    spec = replace(gym.spec(environments.TOKENS), kwargs={"vocabulary": len(source.words)})
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MINARI_DATASETS_PATH"] = folder
+        began = time.perf_counter()
+        datasets.create("bench/stories-v0", made, spec, None, {})
+        written = time.perf_counter()
+        found = datasets.load("bench/stories-v0")
+        datasets.read(found, list(found.episode_indices))
+        ended = time.perf_counter()
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return [f"{each}", f"{size / 1e6:.1f}", f"{written - began:.1f}", f"{ended - written:.2f}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="the fastest counts")
+    parser.add_argument("--quick", action="store_true", help="one round of the two smallest sizes")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rows, rates = [], []
+    for size in SIZES[:2] if given.quick else SIZES:
+        policy = build_language(Recipe(policy=size), VOCABULARY, CONTEXT)
+        with bar(f"{size}") as report:
+            work = {
+                "update": timed(update(policy)),
+                "together": timed(generation(policy, POLICIES)),
+                "alone": timed(generation(policy, 1)),
+                "uncached": timed(uncached(policy)),
+            }
+            seconds = least_seconds(work, 1 if given.quick else given.rounds, report)
+            limit = max(product_rates(policy, BATCH * CONTEXT).values())
+        rates.append(operations(policy) / seconds["update"])
+        tokens = POLICIES * ROWS * STEPS / seconds["together"]
+        rows.append(
+            [
+                size,
+                f"{sum(p.numel() for p in policy.parameters()) / 1e6:.2f}",
+                f"{1000 * seconds['update']:.0f}",
+                f"{rates[-1] / 1e9:.0f}",
+                f"{rates[-1] / limit:.2f}",
+                f"{tokens:,.0f}",
+                f"{POLICIES * seconds['alone'] / seconds['together']:.1f}",
+                f"{POLICIES * seconds['uncached'] / seconds['together']:.1f}",
+            ]
+        )
+    header = [
+        "policy",
+        "million parameters",
+        "ms an update",
+        "GFLOP/s",
+        "of the limit",
+        "tokens/s",
+        "x alone",
+        "x uncached",
+    ]
+    print(table(header, rows))
+    print(
+        f"\nOne thread; {BATCH} texts of {CONTEXT} tokens, vocabulary {VOCABULARY}; generation of {ROWS} texts a policy."
+    )
+    tokens = 2400 * BATCH * CONTEXT
+    days = 6 * PAPER * tokens / max(rates) / 86400
+    stories = 200 if given.quick else 2000
+    print(f"\n{stories:,} stories as a Minari dataset:\n")
+    header = ["stories an episode", "MB", "seconds to write", "seconds to read"]
+    print(table(header, [packing(stories, each) for each in (1, 10, 100)]))
+    print(
+        f"\nAt the best rate ({max(rates) / 1e9:.0f} GFLOP/s) one training run of {PAPER / 1e6:.0f} million parameters over"
+        f" {tokens / 1e6:.1f} million tokens (2,400 updates as above) takes {days:.1f} days of one core."
+    )
+
+
+if __name__ == "__main__":
+    main()
