@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Draws of one update come from (seed, stream, update), so that they depend on nothing that happened before.
 INDICES, DROPOUT, GRADIENT = 0, 1, 2
 GRADIENT_SAMPLES = 4
+KEPT = 31 * 2**20  # bytes
 
 
 class Diverged(RuntimeError):
@@ -93,6 +94,9 @@ def train(
     device.
     """
     device = make_device(recipe)
+    # Freed at once: having seen so large a block, glibc keeps what updates free instead of giving it back to the system and
+    # taking it again, a page fault every 4 kB (malloc's dynamic threshold, 32 MiB at most).
+    torch.empty(KEPT, dtype=torch.uint8)
     data = task.dataset().train
     with _own_random_state(device):
         torch.default_generator.manual_seed(_entropy(seed, DROPOUT, 0))
