@@ -193,7 +193,7 @@ def _parted(tokens: Sequence[str], begin: int, differs: bool, between: str) -> t
     mark = shown[begin] if begin < len(shown) else f" {GONE}" * differs
     bare = mark.strip() or mark  # a token may be nothing but a space
     before, _, after = mark.partition(bare) if bare else ("", "", "")
-    return same + before, bare, after + rest
+    return (same + before).lstrip(), bare, after + rest
 
 
 def shortened(text: Text, before: int, after: int) -> tuple[str, str, str]:

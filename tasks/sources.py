@@ -59,7 +59,7 @@ class Source(ABC):
 
     @abstractmethod
     def spell(self, tokens: Sequence[int]) -> list[str]:
-        """Return what a reader sees of each token."""
+        """Return what a reader sees of each token, white space before it included."""
 
     @property
     @abstractmethod
@@ -115,7 +115,8 @@ class Stories(Source):
         return grammar.consistency([*prompt, *tokens], len(prompt))
 
     def spell(self, tokens: Sequence[int]) -> list[str]:
-        return [self.words[token] for token in tokens]
+        words = [self.words[token] for token in tokens]
+        return [word if word in ".," else f" {word}" for word in words]
 
     @functools.cached_property
     def sha256(self) -> str:

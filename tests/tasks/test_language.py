@@ -146,8 +146,9 @@ def test_a_rollout_is_what_the_environment_gives_step_by_step(stories, policies)
                     break
             sums += [total] * (horizons[-1] - len(sums))
             written = tokens[len(info["prompt"]) :]
-            assert remarks[i][n]["text"]["tokens"] == [grammar.WORDS[token] for token in written]
-            assert remarks[i][n]["text"]["prompt"] == [grammar.WORDS[token] for token in info["prompt"][1:]]
+            said = remarks[i][n]["text"]
+            assert "".join([*said["prompt"], *said["tokens"]]) == " " + grammar.decode(tokens[1:])
+            assert (len(said["prompt"]), len(said["tokens"])) == (len(info["prompt"]) - 1, len(written))
             assert cumulative[i, n].tolist() == pytest.approx([sums[h - 1] for h in horizons], abs=1e-9)
             assert lengths[i, n] == len(written)
             measures = grammar.consistency(tokens[1:], len(info["prompt"]) - 1)
