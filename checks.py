@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import inspect
 import io
+import itertools
 import json
 import pickle
 import random
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stab.arguments import is_number
 from stab.recipe import Recipe, load_object
 from stab.registry import Incompatible, StabError, suggest
 from stab.stabilizers import Average, Intervention, Stabilizer, parse, stabilizers
@@ -672,7 +674,7 @@ def shapes_and_dtypes(task: Task) -> None:
         loss.shape == () and loss.is_floating_point(),
         f"loss has shape {tuple(loss.shape)}, {loss.dtype}: expected a scalar",
     )
-    returns, lengths, *_ = task.rollout(policy, stacked, STARTS, HORIZONS)
+    returns, lengths, *more = task.rollout(policy, stacked, STARTS, HORIZONS)
     shape = (3, len(STARTS), len(HORIZONS))
     for name, array, expected, dtype in (
         ("returns", returns, shape, np.float64),
@@ -683,6 +685,12 @@ def shapes_and_dtypes(task: Task) -> None:
             f"rollout's {name} have shape {array.shape} and {array.dtype}, expected {expected} and {np.dtype(dtype)}",
         )
     _require(bool(np.isfinite(returns).all()), "rollout's returns are not finite")
+    for said in itertools.chain(*(more[0] if more else ())):
+        measures = said.get("measures", {})
+        _require(
+            set(said) <= {"measures", "text"} and all(is_number(value) for value in measures.values()),
+            f"rollout's remarks hold {said!r:.200}: expected measures, finite numbers by name, and text alone",
+        )
     _require(
         bool(((lengths >= 1) & (lengths <= HORIZONS[-1])).all()),
         f"rollout's lengths lie in {lengths.min()} to {lengths.max()}, expected 1 to the last horizon {HORIZONS[-1]}",
@@ -712,8 +720,9 @@ def same_seed_same_returns(task: Task) -> None:
     policy, stacked = _policies(task)
     before = clone(stacked)
     found, again = (task.rollout(policy, stacked, STARTS, HORIZONS) for _ in range(2))
-    for name, one, other in zip(("returns", "lengths"), found, again, strict=False):
-        _require(np.array_equal(one, other), f"two rollouts from the same starts differ in {name}: seed every reset")
+    for name, one, other in zip(("returns", "lengths", "remarks"), found, again, strict=False):
+        same = list(one) == list(other) if name == "remarks" else np.array_equal(one, other)
+        _require(same, f"two rollouts from the same starts differ in {name}: seed every reset")
     _require(_same(stacked, before), "rollout changed the stacked parameters")
 
 
@@ -723,9 +732,9 @@ def policies_together_equal_each_alone(task: Task) -> None:
     together = task.rollout(policy, stacked, STARTS, HORIZONS)
     for i in range(3):
         alone = task.rollout(policy, {name: value[i : i + 1] for name, value in stacked.items()}, STARTS, HORIZONS)
-        for name, many, one in zip(("returns", "lengths"), together, alone, strict=False):
+        for name, many, one in zip(("returns", "lengths", "remarks"), together, alone, strict=False):
             _require(
-                np.array_equal(many[i], one[0]),
+                many[i] == one[0] if name == "remarks" else np.array_equal(many[i], one[0]),
                 f"{name} of policy {i} of 3 differ from the same policy's alone: policies share something (a generator,"
                 " a batched product whose last bits depend on its size)",
             )

@@ -33,7 +33,7 @@ from stab.cells import (
     make_task,
     parts_folder,
 )
-from stab.config import PRESETS, QUICK, Config, Evaluation, flat, load
+from stab.config import PRESETS, QUICK, Config, Evaluation, flat, load, names
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, suggest
 from stab.reports import rows
@@ -125,15 +125,16 @@ def make_config(
     arguments["train"] = {key: value for key, value in train.items() if value is not None}
     if dataset is not None:
         arguments["data"] = {"dataset": dataset}
-    swept: dict[str, list[Any]] = {}
-    config = load(*layers, arguments, overrides=overrides, swept=swept)
-    if not config.tasks and config.data.dataset:
+    named, from_dataset = names(*layers, arguments, overrides=overrides)
+    if not named and from_dataset:
         from stab.tasks.recorded import task_for
 
-        arguments["tasks"] = [task_for(config.data.dataset)]
-    elif not config.tasks:
+        named = [task_for(from_dataset)]
+        arguments["tasks"] = named
+    if not named:
         raise StabError(f"no task: give --task NAME. Known: {', '.join(tasks.names())}")
-    first, *others = arguments.get("tasks", config.tasks)
+    first, *others = named
+    swept: dict[str, list[Any]] = {}
     config = load(wanted(first), *layers, arguments, overrides=overrides, swept=swept)
     for other in others:
         its = load(wanted(other), *layers, arguments, overrides=overrides, swept={})

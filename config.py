@@ -155,6 +155,21 @@ def load(
     Raises StabError for an unknown key (with a suggestion), a value of the wrong type or out of range, or a file that
     cannot be read.
     """
+    return _merged(layers, overrides, swept, to_config=True)  # type: ignore[no-any-return]
+
+
+def names(*layers: dict[str, Any] | Path, overrides: Sequence[str] = ()) -> tuple[list[str], str | None]:
+    """Return the tasks and the dataset that layers and overrides name, before anything else is looked at; as ``load``."""
+    merged = _merged(layers, overrides, {}, to_config=False)
+    return list(merged.tasks), merged.data.dataset
+
+
+def _merged(
+    layers: Sequence[dict[str, Any] | Path],
+    overrides: Sequence[str],
+    swept: dict[str, list[Any]] | None,
+    to_config: bool,
+) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -173,13 +188,12 @@ def load(
             if "=" not in override:
                 raise StabError(f"{what} is not key=value, for example train.lr=3e-4")
             merged = OmegaConf.merge(merged, _first_of_lists(OmegaConf.from_dotlist([override]), swept))
-        config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
+        return OmegaConf.to_object(merged) if to_config else merged
     except StabError:
         raise
     except (OmegaConfBaseException, YAMLError, OSError, TypeError, ValueError, RecursionError) as e:
         key, (said, *_) = getattr(e, "full_key", None), (str(e).strip() or type(e).__name__).splitlines()
         raise StabError(" ".join(f"{what} is not valid{f' at {key}' if key else ''}: {said}".split())) from e
-    return config
 
 
 def _first_of_lists(layer: Any, swept: dict[str, list[Any]] | None) -> Any:

@@ -29,6 +29,7 @@ EXAMPLES = (
     "stab compare --task hopper --stabilizers ema --policy transformer:context=16 train.batch_size=32\n\n"
     "stab compare --dataset my/pendulum-v0 --all\n\n"
     "stab compare --task hopper --all --engine ray --address auto\n\n"
+    "stab compare --task stories --all\n\n"
     "stab compare --task hopper --preset paper --dry-run"
 )
 
@@ -43,7 +44,7 @@ def compare(
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Training seeds (default 3).")] = None,
     updates: Annotated[
-        int | None, typer.Option(help="Optimizer steps (default 6000); same as train.updates=N.")
+        int | None, typer.Option(help="Optimizer steps (default 6000; texts 2400); same as train.updates=N.")
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Minari dataset instead of the task's own; may stand without a task.")

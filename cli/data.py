@@ -66,13 +66,16 @@ def prepare(
     made = tasks.get(task)(**settings)
     talk = Console(stderr=True, highlight=False)
     there = datasets.load(made.demonstrations_id).total_episodes if datasets.exists(made.demonstrations_id) else 0
-    if there and (there >= episodes if episodes else made.ready()):
+    asked = folder is not None or vocabulary is not None
+    if there and not asked and (there >= episodes if episodes else made.ready()):
         talk.print(f"{made.demonstrations_id} is there already, {there} episodes: stab data show {dataset or task}")
         return
     with bars(talk) as progress:
         bar = progress.add_task(f"Collecting {made.demonstrations_id}", total=1.0)
         made.collect(lambda fraction: progress.update(bar, completed=fraction), episodes=episodes)
     show(dataset or task)
+    if text:
+        talk.print(f"Next, a judge: stab expert train {task} --dataset {made.demonstrations_id}", soft_wrap=True)
 
 
 @app.command("list", epilog="Example:\n\nstab data list")
@@ -109,7 +112,7 @@ def list_() -> None:
             continue
         if own not in there:
             table.add_row(own, getattr(made, "environment", "–"), "–", "–", "–", entry.name)
-            table.caption = Text("–: collected on first use, or by stab data prepare TASK")
+            table.caption = Text("–: collected on first use, or by stab data prepare TASK (texts by that alone)")
     table.caption_justify = "left"
     Console().print(table)
 
@@ -150,6 +153,8 @@ def show(name: Name) -> None:
             )
     elif metadata.get("ref_max_score") is not None:
         lines["references"] = f"random {metadata.get('ref_min_score')}, expert {metadata['ref_max_score']} (metadata)"
+    if "tokenizer" in about:
+        lines |= _of_texts(found.id)
     if "expert_sha256" in about:
         lines["expert"] = f"sha256 {about['expert_sha256'][:16]}"
         lines["made with"] = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
@@ -204,6 +209,24 @@ def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do
             raise typer.Exit(1)
     datasets.remove(dataset_id)
     Console(stderr=True, highlight=False).print(f"{dataset_id} is deleted")
+
+
+def _of_texts(dataset_id: str) -> dict[str, str]:
+    """Return what there is to say of a dataset of texts: its tokenizer and its judge."""
+    from stab.registry import StabError
+    from stab.tasks import judges
+    from stab.tasks.text import tokenizer_of
+
+    lines = {"tokenizer": f"byte-level BPE, {tokenizer_of(dataset_id).get_vocab_size()} entries"}
+    try:
+        card = judges.read_card(dataset_id)
+    except StabError:
+        return lines | {"judge": "none yet"}
+    low, high = (card["references"][name]["cumulative"][-1] for name in ("random", "expert"))
+    return lines | {
+        "judge": str(card["judge"]),
+        "references": f"uniform tokens {low:.1f}, held-out texts {high:.1f} nats",
+    }
 
 
 def _id(name: str) -> str:

@@ -50,7 +50,7 @@ def train(
     from stab.tasks import tasks
     from stab.tasks.catalog import Prose
 
-    if isinstance(tasks.get(task), Prose):
+    if task in tasks.names() and isinstance(tasks.get(task), Prose):
         _train_judge(task, dataset, policy, steps, seed)
         return
     if dataset is not None or policy is not None:
@@ -144,13 +144,19 @@ def _train_judge(task: str, dataset: str | None, policy: str | None, steps: int 
 
     from stab import judging
     from stab.cli.progress import bars
+    from stab.registry import StabError
     from stab.tasks import judges, tasks
 
     dataset_id = tasks.get(task)(name=task, dataset_id=dataset).demonstrations_id
     path = judges.folder(dataset_id) / judges.CARD
     talk = Console(stderr=True, highlight=False)
-    if path.exists():
-        card = judges.read_card(dataset_id)
+    card = judges.read_card(dataset_id) if path.exists() else None
+    wanted = policy or (card["judge"] if card else judging.POLICY)
+    if card and not (
+        str(card["judge"]) == wanted and not card.get("converged", True) and (steps or 0) > card["trained"]
+    ):
+        if str(card["judge"]) != wanted:
+            raise StabError(f"{path} is there already, of {card['judge']}: delete it to train another")
         talk.print(f"{path} is there already; delete it to train another", markup=False, soft_wrap=True)
     else:
         try:
@@ -158,7 +164,7 @@ def _train_judge(task: str, dataset: str | None, policy: str | None, steps: int 
                 running = progress.add_task("Judge", total=1.0)
                 card = judging.train_judge(
                     dataset_id,
-                    policy or judging.POLICY,
+                    wanted,
                     steps or judging.UPDATES,
                     seed,
                     lambda fraction, said: progress.update(running, completed=fraction, description=f"Judge: {said}"),
@@ -170,7 +176,7 @@ def _train_judge(task: str, dataset: str | None, policy: str | None, steps: int 
     lines = {"judge": str(card["judge"]), "beside": dataset_id}
     if "updates" in card:
         lines["validation loss"] = f"{card['validation_loss']:.3f} nats a token, lowest at update {card['updates']:,}"
-        lines["converged"] = "yes" if card["converged"] else "no: more with --steps"
+        lines["converged"] = "yes" if card["converged"] else f"no: more than --steps {card['trained']} go on from there"
         lines["parameters"] = f"{card['parameters']:,}"
     for name, said in (("random", "uniform tokens"), ("expert", "texts held out")):
         lines[said] = f"{references[name]['cumulative'][-1]:.1f} +- {references[name]['std']:.1f} nats"

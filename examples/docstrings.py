@@ -26,7 +26,7 @@ def docstrings(source: str) -> list[str]:
 def main(folder: Path) -> None:
     """Write the files."""
     library = Path(sysconfig.get_paths()["stdlib"])
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     size = 0
     for path in sorted(library.rglob("*.py")):
         name = path.relative_to(library)

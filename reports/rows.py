@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,15 @@ def fits(value: Any, form: Any) -> bool:
     if isinstance(value, bool):
         return form is bool
     return isinstance(value, form) and (not isinstance(value, int | float) or abs(value) < LARGEST)
+
+
+def remarks(said: Any) -> dict[str, Any]:
+    """Return what a task says of an episode besides its return. Raises ValueError where it is not of the known form."""
+    if not isinstance(said, Mapping) or not all(
+        key in REMARKS and fits(one, REMARKS[key]) for key, one in said.items()
+    ):
+        raise ValueError(f"a rollout's remarks are {said!r:.200}: expected measures (finite numbers) and text alone")
+    return dict(said)
 
 
 def read_as(path: Path, form: Any, what: str) -> Any:

@@ -36,8 +36,8 @@ class Series:
         horizons: (H,) steps.
         lengths: (S, K, N) episode lengths in steps.
         val_loss: (S, K).
-        measures: (S, K, N) what the task measures of an episode beside its return, by name; of generated texts also
-            ``perplexity`` (S, K, 1), exp(val_loss).
+        measures: (S, K, N) what the task measures of an episode beside its return, by name, NaN where it does not; of
+            generated texts also ``perplexity`` (S, K, 1), exp(val_loss).
         static: (S,) whether the read-out does not change in the window.
         recipe: the trajectory's recipe.
         rider: what the cell says of the stabilizer: ``average`` (whether it is one), ``half_life``, ``notes``.
@@ -183,6 +183,7 @@ def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
     by_horizon = np.full((*shape, len(horizons)), np.nan)
     val_loss = np.array([[p["val_loss"] for p in cell["checkpoints"][string]] for cell in cells])
     measures: dict[str, np.ndarray] = {}
+    texts = False
     for s, cell in enumerate(cells):
         low, high = np.array(cell["references"]["random"]), np.array(cell["references"]["expert"])
         for r in cell["rows"]:
@@ -191,11 +192,12 @@ def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
                 returns[at], lengths[at] = r["return"], r["length"]
                 with np.errstate(divide="ignore", invalid="ignore"):
                     by_horizon[at] = (np.array(r["cumulative"]) - low) / (high - low)
-                if "text" in r:
-                    with np.errstate(over="ignore"):
-                        measures.setdefault("perplexity", np.exp(val_loss)[..., None])
+                texts = texts or "text" in r
                 for name, value in r.get("measures", {}).items():
                     measures.setdefault(name, np.full(shape, np.nan))[at] = value
+    if texts:
+        with np.errstate(over="ignore"):
+            measures = {"perplexity": np.exp(val_loss)[..., None]} | measures
     window = np.isin(points, first["window"])
     digests = [[p["weights"] for p in cell["checkpoints"][string]] for cell in cells]
     static = np.array([len({sha for sha, scored in zip(d, window, strict=True) if scored}) == 1 for d in digests])
@@ -369,7 +371,7 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
         "correlation": np.mean([gva.correlation(*pair) for pair in zip(raw_returns, raw_loss, strict=True)]),
         "gradient_variance": np.mean([[p["gradient_variance"] for p in seed] for seed in noise]),
         "gradient_norm2": np.mean([[p["gradient_norm2"] for p in seed] for seed in noise]),
-        "measures": {name: values[:, series.window].mean() for name, values in series.measures.items()},
+        "measures": {name: _nanmean(values[:, series.window]) for name, values in series.measures.items()},
         "half_life": series.rider["half_life"],
         "notes": [*series.rider["notes"], *_idle(series, base)],
         "train_seconds": _mean([t.get("train_seconds") for t in timings]),
@@ -434,6 +436,12 @@ def _about_task(results: Results, task: str) -> dict[str, Any]:
 
 def _mean(values: list[Any]) -> float:
     return float(np.mean(values)) if all(v is not None for v in values) else math.nan
+
+
+def _nanmean(values: np.ndarray) -> float:
+    """The mean of those that there are."""
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if there.size else math.nan
 
 
 def plain(value: Any) -> Any:

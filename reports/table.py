@@ -37,8 +37,8 @@ MEASURES = {  # what tasks of texts measure beside the score
     "facts": "share of mentions of known facts that repeat them.",
     "until": "generated tokens before the first that the source cannot have written.",
     "repetition": "share of 4-grams that occurred before in the text.",
-    "distinct_1": "distinct words over all words.",
-    "distinct_2": "distinct pairs of words over all pairs.",
+    "distinct_1": "distinct tokens over all, within a text.",
+    "distinct_2": "distinct pairs of tokens over all, within a text.",
 }
 ROOM = 58  # characters for the columns beside a name, of a terminal's 80
 HEAD = 24  # characters of the name of a measure: a task may call it anything

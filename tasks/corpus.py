@@ -10,7 +10,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -306,16 +306,9 @@ def _take(parts: Iterator[tuple[str, bool]], size: float) -> list[tuple[str, boo
     return batch
 
 
-def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
-    """Return the text of each token, for display; bytes that are no whole characters are shown as U+FFFD.
-
-    Raises StabError for a number that is no token.
-    """
-    entries = tokenizer.get_vocab_size()
-    for token in tokens:
-        if not 0 <= token < entries:
-            raise StabError(f"{token} is no token: expected 0 to {entries - 1}")
-    return tokenizer.decode_batch([[int(token)] for token in tokens])
+def pieces(tokenizer: Tokenizer) -> list[str]:
+    """Return the text of each entry, for display; bytes that are no characters are shown as ``\\xe2``, so all differ."""
+    return ["<end>", *(entry.decode("utf-8", "backslashreplace") for entry in token_bytes(tokenizer)[1:])]
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
@@ -324,8 +317,11 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     own = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in own]
     byte_of = {chr(byte): byte for byte in own} | {chr(256 + n): byte for n, byte in enumerate(others)}
-    entries = [tokenizer.id_to_token(token) for token in range(tokenizer.get_vocab_size())]
-    return [b"", *(bytes(byte_of[character] for character in entry) for entry in entries[1:])]
+    entries = [tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size())]
+    try:
+        return [b"", *(bytes(byte_of[character] for character in entry) for entry in entries[1:])]
+    except KeyError as e:
+        raise StabError(f"malformed tokenizer: {e} is no character of a byte-level vocabulary") from e
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:

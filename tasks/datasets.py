@@ -99,6 +99,8 @@ def read(dataset: minari.MinariDataset, episodes: Sequence[int]) -> Transitions:
         torch.from_numpy(np.concatenate(actions)),
         np.concatenate(index),
     )
+    if isinstance(space, gym.spaces.Discrete) and not bool(((found.actions >= 0) & (found.actions < space.n)).all()):
+        raise StabError(f"dataset {dataset.id!r} has actions that are not in its action space {space}")
     for name, values in (("observations", found.observations), ("actions", found.actions)):
         if values.is_floating_point() and not bool(values.isfinite().all()):
             bad = int(found.episodes[int((~values.isfinite()).any(1).nonzero()[0])])

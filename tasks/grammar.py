@@ -393,13 +393,13 @@ def consistency(tokens: Sequence[int], first: int) -> dict[str, float]:
     ``sentences``: the share of sentences that parse: that are some sentence of the grammar with any words of the right
     lists in its slots, whatever the facts and wherever in a story it belongs. Counted are the sentences that end, with
     their ".", in tokens[first:]. An unfinished last one fails, or is not counted where it begins some sentence of the
-    grammar. An END before a sentence is no part of it; one within makes it fail. 1 where no sentence is counted.
+    grammar. An END before a sentence is no part of it; one within makes it fail. Left out where no sentence is counted.
 
     ``facts``: the share of mentions of known facts that repeat them, in the counted sentences that parse. A word in a
     slot is a mention where the text before it, prompt included, told something of the fact; a pronoun tells the group
     of a name. The first telling counts: a mention that contradicts it changes nothing. Sentences that do not parse tell
-    nothing. One that parses in several ways is read as contradicting least, then as repeating most. 1 where there is no
-    mention.
+    nothing. One that parses in several ways is read as contradicting least, then as repeating most. Left out where there
+    is no mention.
 
     ``until``: number of tokens of tokens[first:] before the first impossible one (see ``Reader``); all where none is.
 
@@ -421,11 +421,12 @@ def consistency(tokens: Sequence[int], first: int) -> dict[str, float]:
         elif not fitting and i >= first:
             failed += 1
         sentence = []
-    return {
-        "sentences": parsed / (parsed + failed) if parsed + failed else 1.0,
-        "facts": repeated / mentioned if mentioned else 1.0,
-        "until": float(said.index(FLOOR) if FLOOR in said else len(said)),
-    }
+    found = {"until": float(said.index(FLOOR) if FLOOR in said else len(said))}
+    if parsed + failed:
+        found["sentences"] = parsed / (parsed + failed)
+    if mentioned:
+        found["facts"] = repeated / mentioned
+    return found
 
 
 def _fits(pieces: Sequence[Piece], sentence: Sequence[int]) -> bool:

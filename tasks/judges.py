@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CARD, WEIGHTS = "judge.json", "judge.safetensors"
 HUB = "huggingface:"  # before the name of a model there
+ROWS = 8  # texts that a judge reads together
 
 
 class Judge(ABC):
@@ -37,7 +38,7 @@ class Judge(ABC):
     def log_likelihood(self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Return the log-likelihood (nats) of each token written after its prompt, float64 (tokens,) each.
 
-        What it says of a text does not depend, bitwise, on the texts beside it, as long as there are as many of them.
+        What it says of a text does not depend, bitwise, on the texts beside it.
         """
 
 
@@ -54,16 +55,19 @@ class GPTJudge(Judge):
         self.model: GPT = build_language(Recipe(policy=policy), vocabulary, context).eval().requires_grad_(False)
         self.model.load_state_dict(weights)
 
-    @torch.inference_mode()
     def log_likelihood(self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        # Always as long as the context: a product's last bits depend on its size.
-        inputs = np.zeros((len(prompts), self.model.context + 1), dtype=np.int64)
+        # Always as many rows, as long as the context: a product's last bits depend on its size.
+        inputs = np.zeros((-(-len(prompts) // ROWS) * ROWS, self.model.context + 1), dtype=np.int64)
         for row, (prompt, tokens) in enumerate(zip(prompts, written, strict=True)):
             inputs[row, 1 : 1 + len(prompt) + len(tokens)] = [*prompt, *tokens]
-        of_next = torch.log_softmax(self.model(torch.from_numpy(inputs[:, :-1])), -1)
-        found = of_next.gather(-1, torch.from_numpy(inputs[:, 1:, None]))[..., 0].double().numpy()
-        pairs = zip(found, prompts, written, strict=True)
+        found = np.concatenate([self._of(inputs[n : n + ROWS]) for n in range(0, len(inputs), ROWS)])
+        pairs = zip(found, prompts, written, strict=False)  # the last rows are padding
         return [row[len(prompt) : len(prompt) + len(tokens)] for row, prompt, tokens in pairs]
+
+    @torch.inference_mode()
+    def _of(self, texts: np.ndarray) -> np.ndarray:
+        of_next = torch.log_softmax(self.model(torch.from_numpy(texts[:, :-1])), -1)
+        return np.asarray(of_next.gather(-1, torch.from_numpy(texts[:, 1:, None]))[..., 0].double().numpy())
 
 
 class CausalLM(Judge):
@@ -76,19 +80,26 @@ class CausalLM(Judge):
         name: of a model there, or a folder that holds one. Weights are read from safetensors alone, and no code of the
             repository is run.
         tokenizer: the dataset's.
+        revision: the commit; None for the newest.
+        fetch: whether it may be downloaded.
+
+    Attributes:
+        revision: the commit; None for a folder.
+        sha256: of its weights.
 
     Raises StabError where it cannot be loaded.
     """
 
-    def __init__(self, name: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, name: str, tokenizer: Tokenizer, revision: str | None = None, fetch: bool = False) -> None:
         try:
             import transformers
 
             transformers.logging.set_verbosity_error()
             transformers.logging.disable_progress_bar()
-            self.words = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, use_fast=True)
+            how = {"trust_remote_code": False, "revision": revision or "main", "local_files_only": not fetch}
+            self.words = transformers.AutoTokenizer.from_pretrained(name, use_fast=True, **how)
             self.model = transformers.AutoModelForCausalLM.from_pretrained(
-                name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+                name, use_safetensors=True, dtype=torch.float32, **how
             ).eval()
         except ImportError as e:
             raise StabError(f"the judge {name!r} needs transformers ({e}): pip install 'stab-gva[text]'") from e
@@ -98,6 +109,11 @@ class CausalLM(Judge):
             raise StabError(f"the judge {name!r} has no fast tokenizer with an end-of-text token: choose another model")
         self.limit = int(getattr(self.model.config, "max_position_embeddings", 0) or 10**9)
         self.bytes = corpus.token_bytes(tokenizer)
+        self.revision: str | None = getattr(self.model.config, "_commit_hash", None)
+        sha = hashlib.sha256()
+        for key, value in sorted(self.model.state_dict().items()):
+            sha.update(key.encode() + value.contiguous().numpy().tobytes())
+        self.sha256 = sha.hexdigest()
 
     def log_likelihood(self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]) -> list[np.ndarray]:
         return [self._of([*prompt, *tokens])[len(prompt) :] for prompt, tokens in zip(prompts, written, strict=True)]
@@ -116,7 +132,8 @@ class CausalLM(Judge):
             for k in range(begin, end):
                 said = decoder.decode(self.bytes[tokens[k]], final=k == end - 1)
                 text, owner = text + said, owner + [k] * len(said)
-            encoded = self.words(text, return_offsets_mapping=True, add_special_tokens=False)
+            # What a text spells is text: an end-of-text token in it would be an end.
+            encoded = self.words(text, return_offsets_mapping=True, add_special_tokens=False, split_special_tokens=True)
             theirs += encoded["input_ids"]
             owners += [owner[stop - 1] if stop else begin for _, stop in encoded["offset_mapping"]]
             if end < len(tokens):
@@ -153,7 +170,10 @@ def load(dataset_id: str, vocabulary: int, context: int, tokenizer: Tokenizer) -
     card = read_card(dataset_id)
     name = str(card["judge"])
     if name.startswith(HUB):
-        return CausalLM(name.removeprefix(HUB), tokenizer)
+        judge = CausalLM(name.removeprefix(HUB), tokenizer, card.get("revision"))
+        if judge.sha256 != card["sha256"]:
+            raise StabError(f"{name} is not the judge that {folder(dataset_id) / CARD} was written for: train it anew")
+        return judge
     from safetensors import SafetensorError
     from safetensors.torch import load as read
 

@@ -26,10 +26,14 @@ from stab.tasks.policies import GPT, GPTStack, build_language
 from stab.tasks.rollout import part
 from stab.tasks.sources import END, Scorer, Source, source
 from stab.tasks.speed import one_thread, seconds
+from stab.tasks.transitions import Transitions
 
 STORIES = 100  # in an episode of the dataset: Minari keeps a group of files an episode, and a text is short
 SIDE_BY_SIDE = 8  # policies that generate together; their keys and values are in memory at once
-DRAWS, FRESH = 1, 2  # streams of random draws: those that choose tokens, and fresh texts
+DRAWS, FRESH = (
+    1,
+    2,
+)  # streams of random draws: those that choose tokens, and fresh texts; last in a key, as zeros there vanish
 
 environments.register()
 
@@ -107,7 +111,7 @@ class FreshStories:
     def pool(self, seed: int, epoch: int) -> Windows:
         """Return the texts of one epoch."""
         if self._kept is None or self._kept[0] != (seed, epoch):
-            rng = np.random.default_rng((FRESH, seed, epoch))
+            rng = np.random.default_rng((seed, epoch, FRESH))
             drawn = (self.source.text(rng) for _ in range(len(self)))
             made = windows((np.array([*opening, *rest]) for opening, rest in drawn), self.source.context)
             self._kept = (seed, epoch), made.to(self.finite.inputs.device)
@@ -199,8 +203,11 @@ class Language(Collected):
                 f" {TOKENS}: choose a dataset of texts, see: stab data list"
             )
         self._check(found)
+        size = found.action_space.n
+        if size != len(self.source.words) or found.observation_space != found.action_space:
+            raise StabError(f"dataset {found.id!r} has {size} tokens, its vocabulary {len(self.source.words)} entries")
         train, validation = (
-            windows(self._texts(part.actions.numpy(), part.episodes), self.source.context)
+            windows(self._texts(part), self.source.context)
             for part in datasets.split(found, self.train_episodes, self.validation_episodes)
         )
         sha = hashlib.sha256()
@@ -221,8 +228,8 @@ class Language(Collected):
         """Raise StabError when a dataset is not of this task's source."""
         raise NotImplementedError
 
-    def _texts(self, tokens: np.ndarray, episodes: np.ndarray) -> Iterable[np.ndarray]:
-        """Return the texts in some episodes."""
+    def _texts(self, found: Transitions) -> Iterable[np.ndarray]:
+        """Return the texts in some episodes, tokens (n,) each."""
         raise NotImplementedError
 
     def policy(self, recipe: Recipe) -> GPT:
@@ -278,7 +285,7 @@ class Language(Collected):
 
     def speed(self, recipe: Recipe) -> tuple[float, float]:
         policy, device = self.policy(recipe), torch.device(recipe.device)
-        rows, policies, steps = 8, 4, 16
+        rows, policies, steps = 8, 4, min(32, self.horizon)
         stacked = {name: torch.stack([value] * policies) for name, value in policy.state_dict().items()}
         trained = copy.deepcopy(policy).to(device)
         typical = self.dataset().train if self.ready() else windows([np.ones(self.source.context)], self.source.context)
@@ -295,6 +302,8 @@ class Language(Collected):
         def write() -> None:
             scorers = [self.source.scorer([[]] * rows) for _ in range(policies)]
             generate(policy.stack(stacked, rows), [[END]] * rows, range(rows), policy.temperature, scorers, steps)
+            for scorer in scorers:
+                scorer.rewards()
 
         with one_thread():  # as in the workers
             return seconds(update, 0.3), seconds(write, 0.2) / (rows * policies * steps)
@@ -355,11 +364,15 @@ class Stories(Language):
         progress(1.0)
 
     def _check(self, found: Any) -> None:
-        if datasets.stab_metadata(found).get("expert_sha256") != self.source.sha256:
+        about = datasets.stab_metadata(found)
+        if "tokenizer" in about:
+            raise StabError(f"dataset {found.id!r} holds other texts than stories: give --task text")
+        if about.get("expert_sha256") != self.source.sha256:
             raise StabError(
                 f"dataset {found.id!r} holds stories of another grammar than this stab's: delete it"
-                f" (stab data remove {self.name}) and it is written anew"
+                f" (stab data remove {found.id}) and it is written anew"
             )
 
-    def _texts(self, tokens: np.ndarray, episodes: np.ndarray) -> Iterable[np.ndarray]:
+    def _texts(self, found: Transitions) -> Iterable[np.ndarray]:
+        tokens = found.actions.numpy()
         return np.split(tokens, np.flatnonzero(tokens == END)[:-1] + 1)

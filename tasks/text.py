@@ -19,6 +19,7 @@ from stab.tasks.environments import TOKENS
 from stab.tasks.experts import versions
 from stab.tasks.language import Language, Windows, windows
 from stab.tasks.sources import END, Scorer, Source
+from stab.tasks.transitions import Transitions
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,6 +28,9 @@ PACK = 4096  # tokens of an episode
 PACKS = 400  # episodes at most, where no more are asked for
 HELD_OUT = 10  # one episode in so many is kept for prompts, and trains neither policy nor judge
 PROMPT, CONTINUATION = 32, 96  # tokens
+PROMPTS = 100  # beginnings of texts, at least, or prompts are taken from anywhere
+VALIDATION = 5  # episodes that a judge's training is ended by, at most
+SHUFFLE = 0  # seed of the order that texts are written in: training, validation and prompts are to be alike
 CONTEXT = PROMPT + CONTINUATION
 
 
@@ -48,7 +52,7 @@ class Judged(Source):
     def __init__(self, dataset_id: str, judge: judges.Judge | None = None) -> None:
         self.dataset_id = dataset_id
         self.tokenizer = tokenizer_of(dataset_id)
-        self.words = corpus.pieces(self.tokenizer, range(self.tokenizer.get_vocab_size()))
+        self.words = corpus.pieces(self.tokenizer)
         self.card: dict[str, Any] = {} if judge else judges.read_card(dataset_id)
         if judge:
             self.judge = judge
@@ -60,12 +64,13 @@ class Judged(Source):
 
     @functools.cached_property
     def beginnings(self) -> np.ndarray:
-        """(texts, context) tokens held out, from the beginnings of texts where there are any that are followed by enough."""
+        """(texts, context) stretches of what is held out: where texts begin or, where they are few, from anywhere."""
         found = datasets.load(self.dataset_id)
-        kept = datasets.read(found, found.episode_indices[-held_out(found) :]).actions.numpy().reshape(-1, PACK)
-        every = np.lib.stride_tricks.sliding_window_view(kept, CONTEXT, axis=1)
-        after_end = np.pad(kept[:, : every.shape[1] - 1] == END, ((0, 0), (1, 0)), constant_values=True)
-        return np.ascontiguousarray(every[after_end])
+        kept = datasets.read(found, found.episode_indices[-held_out(found) :])
+        every = [np.lib.stride_tricks.sliding_window_view(pack, CONTEXT) for pack in _packs(kept)]
+        begins = [np.flatnonzero(pack[:-CONTEXT] == END) + 1 for pack in _packs(kept)]
+        chosen = np.concatenate([views[at] for views, at in zip(every, begins, strict=True)])
+        return chosen if len(chosen) >= PROMPTS else np.concatenate(every)
 
     def text(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         tokens = self.beginnings[rng.integers(len(self.beginnings))].tolist()
@@ -77,8 +82,9 @@ class Judged(Source):
     def measures(self, prompt: Sequence[int], tokens: Sequence[int]) -> dict[str, float]:
         """Return ``repetition``, the share of the 4-grams of the text that occurred in it before, and ``distinct_n``.
 
-        distinct_n is the number of different n-grams over that of all (Li et al., "A Diversity-Promoting Objective Function
-        for Neural Conversation Models", arXiv 1510.03055, section 5), here n = 1 and 2, of the generated tokens.
+        distinct_n, n = 1 and 2: the number of different n-grams of the generated tokens over that of all, within the text.
+        (Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models", arXiv 1510.03055, count over
+        all texts together.)
         """
         return {
             "repetition": 1 - distinct(tokens, 4),
@@ -87,7 +93,7 @@ class Judged(Source):
         }
 
     def spell(self, tokens: Sequence[int]) -> list[str]:
-        return [self.words[token] if token else "<end>" for token in tokens]
+        return [self.words[token] for token in tokens]
 
     @property
     def sha256(self) -> str:
@@ -153,19 +159,29 @@ class Text(Language):
     @functools.cached_property
     def source(self) -> Source:
         if not datasets.exists(self.demonstrations_id):
-            how = "" if self.hub else f" --folder FOLDER --dataset {self.dataset_id}"
+            how = "" if self.hub else " --folder FOLDER"
+            how += f" --dataset {self.dataset_id}" if self.dataset_id else ""
             raise StabError(
                 f"dataset {self.demonstrations_id!r} is not in {datasets.root()}: stab data prepare {self.name}{how}"
             )
         return Judged(self.demonstrations_id)
+
+    def ready(self) -> bool:
+        return datasets.exists(self.demonstrations_id)
 
     def collect(self, progress: Progress = no_progress, episodes: int | None = None) -> None:
         """Train a tokenizer on the texts and write them as episodes of 4,096 tokens, 400 at most where none are asked for.
 
         Raises StabError where there are no texts, or not enough of them, and for a ``dataset_id`` that is there already.
         """
-        most = episodes or PACKS
+        if datasets.exists(self.demonstrations_id):
+            raise StabError(
+                f"dataset {self.demonstrations_id!r} is already in {datasets.root()}; delete it first, with its judge:"
+                f" stab data remove {self.demonstrations_id}"
+            )
+        most = episodes or max(PACKS, self._wanted * HELD_OUT // (HELD_OUT - 1) + 1)
         texts = list(self._bounded(most))
+        np.random.default_rng(SHUFFLE).shuffle(texts)
         progress(0.3)
         tokenizer = corpus.train_tokenizer(texts, self.vocabulary)
         progress(0.6)
@@ -217,6 +233,10 @@ class Text(Language):
         return corpus.read_folder(self.folder)
 
     def _check(self, found: Any) -> None:
+        if found.total_steps != PACK * found.total_episodes:
+            raise StabError(
+                f"dataset {found.id!r} does not have {PACK} tokens in every episode: it is not of stab's making"
+            )
         kept = held_out(found)
         there = int(found.total_episodes) - kept
         if self._wanted > there:
@@ -226,8 +246,8 @@ class Text(Language):
                 f" ({self.validation_episodes})"
             )
 
-    def _texts(self, tokens: np.ndarray, episodes: np.ndarray) -> Iterable[np.ndarray]:
-        return _packs(tokens, episodes)
+    def _texts(self, found: Transitions) -> Iterable[np.ndarray]:
+        return _packs(found)
 
 
 def tokenizer_of(dataset_id: str) -> Tokenizer:
@@ -238,19 +258,17 @@ def tokenizer_of(dataset_id: str) -> Tokenizer:
     return corpus.tokenizer_from(str(about["tokenizer"]))
 
 
-def corpus_windows(dataset_id: str, validation: int) -> tuple[Windows, Windows, int]:
-    """Return everything but what is held out, the first episodes of it to validate on, and the vocabulary's size."""
+def corpus_windows(dataset_id: str) -> tuple[Windows, Windows, int]:
+    """Return everything but what is held out, to train and to validate a judge on, and the vocabulary's size."""
     found = datasets.load(dataset_id)
     size = tokenizer_of(dataset_id).get_vocab_size()
     there = int(found.total_episodes) - held_out(found)
-    if there <= validation:
-        raise StabError(
-            f"dataset {dataset_id!r} has {there} episodes to train a judge on: {validation + 1} are the least"
-        )
-    splits = datasets.split(found, there - validation, validation)
-    train, valid = (windows(_packs(part.actions.numpy(), part.episodes), CONTEXT) for part in splits)
+    if there < 2:
+        raise StabError(f"dataset {dataset_id!r} has {there} episodes to train a judge on: two are the least")
+    validation = max(1, min(VALIDATION, there // 10))
+    train, valid = (windows(_packs(part), CONTEXT) for part in datasets.split(found, there - validation, validation))
     return train, valid, size
 
 
-def _packs(tokens: np.ndarray, episodes: np.ndarray) -> list[np.ndarray]:
-    return np.split(tokens, np.flatnonzero(np.diff(episodes)) + 1)
+def _packs(found: Transitions) -> list[np.ndarray]:
+    return np.split(found.actions.numpy(), np.flatnonzero(np.diff(found.episodes)) + 1)

@@ -70,11 +70,8 @@ def _parsed(recipe: Recipe, known: Mapping[str, type[T]]) -> Iterator[T]:
     """Yield what the policy string says; what the block raises of it names the setting."""
     name, _, rest = recipe.policy.partition(":")
     if name not in known:
-        others = [other for other in (*POLICIES, *LANGUAGE) if other not in known]
-        kind = "a policy of this task" if name in others else "known"
-        raise StabError(
-            f"train.policy={recipe.policy!r}: {name!r} is not {kind}.{suggest(name, known)} Known here: {', '.join(known)}"
-        )
+        what = f"policy {name!r} is none of this task's" if name in POLICIES | LANGUAGE else f"unknown policy {name!r}"
+        raise StabError(f"train.policy={recipe.policy!r}: {what}.{suggest(name, known)} Known here: {', '.join(known)}")
     try:
         yield known[name](**parse_arguments(rest, known[name], f"policy {name!r}"))
     except StabError as e:

@@ -49,13 +49,17 @@ def test_the_leaderboard_and_the_measures_beside_it(run):
     said = (run.parent / "stdout.txt").read_text()
     assert "stories (stab/Tokens-v0): 2 seeds x 7 checkpoints x 3 starts" in " ".join(said.split())
     assert "stories, beside the score" in said
-    for name in ("perplexity", "sentences", "facts", "until"):
+    for name in ("perplexity", "sentences", "until"):
         assert name in said
     assert max(map(len, said.splitlines())) <= 80
     entries = json.loads((run / "leaderboard.json").read_text())["entries"]
     assert {entry["stabilizer"] for entry in entries} == {"none", "ema", "lr_decay"}
     for entry in entries:
-        assert set(entry["measures"]) == {"perplexity", "sentences", "facts", "until"}
+        assert (
+            {"perplexity", "sentences", "until"}
+            <= set(entry["measures"])
+            <= {"perplexity", "sentences", "facts", "until"}
+        )
         assert 0 <= entry["measures"]["sentences"] <= 1 < entry["measures"]["perplexity"]
     for name in ("texts", "divergence"):
         assert (run / "figures" / f"stories-{name}.png").stat().st_size > 10_000
@@ -69,13 +73,7 @@ def test_rows_say_what_was_written(run):
         assert "<end>" not in "".join(row["text"]["prompt"])
 
 
-def test_one_worker_gives_the_same(run, stab, tmp_path):
-    done = stab(*SETTINGS, "--workers", 1, "--out", "run")
-    assert done.returncode == 0, done.stderr
-    assert cells(tmp_path / "run") == cells(run)
-
-
-def test_an_interrupted_run_goes_on(run, tmp_path):
+def test_an_interrupted_run_of_one_worker_ends_as_the_whole_one_of_two(run, tmp_path):
     command = [str(STAB), *map(str, SETTINGS), "--workers", "1", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
@@ -98,7 +96,9 @@ def test_tasks_with_other_defaults_are_compared_one_at_a_time(stab):
 
 
 def test_what_the_user_says_comes_before_the_tasks_defaults(stab):
-    done = stab("compare", "--task", "stories", "--all", "--dry-run", "--updates", 500, "eval.starts=4")
+    done = stab(
+        "compare", "--task", "stories", "--all", "--dry-run", "--updates", 240, "eval.starts=4", "snapshots.every=16"
+    )
     assert done.returncode == 0, done.stderr
-    assert "of 500 updates" in done.stdout
+    assert "of 240 updates" in done.stdout
     assert "of at most 92 steps" in " ".join(done.stdout.split())

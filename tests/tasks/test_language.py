@@ -222,13 +222,15 @@ def test_fresh_stories_never_repeat(minari_root):
     assert torch.equal(one.targets, again.targets)
     assert len(one) == len(data) == 200
     told = [{tuple(row.tolist()) for row in np.split(p.targets.numpy(), p.firsts[1:])} for p in (one, other, later)]
+    for split in (task.dataset().validation, data.finite):
+        assert not told[0] & {tuple(row.tolist()) for row in np.split(split.targets.numpy(), split.firsts[1:])}
     assert not told[0] & told[1]
     assert not told[0] & told[2]
 
 
 def test_another_grammars_dataset_is_refused(stories, monkeypatch):
     monkeypatch.setitem(source("stories").__dict__, "sha256", "0" * 64)
-    with pytest.raises(StabError, match=r"another grammar.*stab data remove stories"):
+    with pytest.raises(StabError, match=r"another grammar.*stab data remove stab/stories/expert-v0"):
         tasks.get("stories")(**SMALL).dataset()
 
 
@@ -244,8 +246,14 @@ def test_policies_that_cannot_be(stories, policy):
 
 
 def test_a_gpt_is_no_policy_for_numbers():
-    with pytest.raises(StabError, match="'gpt' is not a policy of this task"):
+    with pytest.raises(StabError, match="policy 'gpt' is none of this task's"):
         tasks.get("cliff")(name="cliff").policy(Recipe(policy="gpt"))
+
+
+def test_prompts_and_what_follows_fit_the_context():
+    rng, made = np.random.default_rng(0), source("stories")
+    longest = max(len(made.text(rng)[0]) for _ in range(5000))
+    assert longest + made.longest == made.context
 
 
 def test_the_defaults_are_a_tenth_of_a_million(stories):
