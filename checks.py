@@ -46,6 +46,7 @@ F64 = torch.float64
 # Of sums in another order or of moved iterates; a wrong rule is off by much more.
 TOLERANCE = 1e-10
 STARTS, HORIZONS = (3, 5), (1, 7, 20)
+PARTS = ("returns", "lengths", "remarks")  # of what a rollout gives
 
 
 class CheckFailed(AssertionError):
@@ -719,22 +720,22 @@ def same_seed_same_returns(task: Task) -> None:
     """The same starts give bitwise the same returns again, and the parameters are left alone."""
     policy, stacked = _policies(task)
     before = clone(stacked)
-    found, again = (task.rollout(policy, stacked, STARTS, HORIZONS) for _ in range(2))
-    for name, one, other in zip(("returns", "lengths", "remarks"), found, again, strict=False):
-        same = list(one) == list(other) if name == "remarks" else np.array_equal(one, other)
-        _require(same, f"two rollouts from the same starts differ in {name}: seed every reset")
+    found, again = ([np.asarray(part) for part in task.rollout(policy, stacked, STARTS, HORIZONS)] for _ in range(2))
+    for name, one, other in zip(PARTS, found, again, strict=False):
+        _require(np.array_equal(one, other), f"two rollouts from the same starts differ in {name}: seed every reset")
     _require(_same(stacked, before), "rollout changed the stacked parameters")
 
 
 def policies_together_equal_each_alone(task: Task) -> None:
     """A policy's returns do not depend, bitwise, on the other policies in the call."""
     policy, stacked = _policies(task)
-    together = task.rollout(policy, stacked, STARTS, HORIZONS)
+    together: Sequence[Any] = task.rollout(policy, stacked, STARTS, HORIZONS)
     for i in range(3):
-        alone = task.rollout(policy, {name: value[i : i + 1] for name, value in stacked.items()}, STARTS, HORIZONS)
-        for name, many, one in zip(("returns", "lengths", "remarks"), together, alone, strict=False):
+        own = {name: value[i : i + 1] for name, value in stacked.items()}
+        alone: Sequence[Any] = task.rollout(policy, own, STARTS, HORIZONS)
+        for name, many, one in zip(PARTS, together, alone, strict=False):
             _require(
-                many[i] == one[0] if name == "remarks" else np.array_equal(many[i], one[0]),
+                np.array_equal(many[i], one[0]),
                 f"{name} of policy {i} of 3 differ from the same policy's alone: policies share something (a generator,"
                 " a batched product whose last bits depend on its size)",
             )

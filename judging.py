@@ -21,6 +21,7 @@ from stab.stabilizers.ema import EMA
 from stab.tasks import datasets, judges, text
 from stab.tasks.base import Curve, Demonstrations, Progress, References, Task, no_progress
 from stab.tasks.experts import versions
+from stab.tasks.language import Windows
 from stab.tasks.policies import build_language
 from stab.train import train
 
@@ -53,7 +54,7 @@ def train_judge(
         name = policy.removeprefix(judges.HUB)
         name = str(Path(name).resolve()) if Path(name).is_dir() else name
         named = judges.CausalLM(name, text.tokenizer_of(dataset_id), fetch=True)
-        card = {"judge": f"{judges.HUB}{name}", "revision": named.revision, "sha256": named.sha256}
+        card: dict[str, Any] = {"judge": f"{judges.HUB}{name}", "revision": named.revision, "sha256": named.sha256}
         return _write(dataset_id, named, card, None)
     training, validation, vocabulary = text.corpus_windows(dataset_id)
     recipe = Recipe(policy=policy, lr=LR, batch_size=BATCH, updates=updates)
@@ -62,7 +63,8 @@ def train_judge(
     about = {"recipe": kept, "seed": seed, "dataset": _digest(training)}
     best: dict[str, Tensor] = {}
     losses: list[list[float]] = []
-    model, everything = task.policy(recipe).eval(), validation.batch(np.arange(len(validation)))
+    model: Any = task.policy(recipe).eval()
+    everything = validation.batch(np.arange(len(validation)))
     before = _before(folder / CHECKPOINT, about)
     if before:
         best, losses = before["best"], before["losses"]
@@ -133,7 +135,7 @@ def _before(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def _digest(windows: text.Windows) -> str:
+def _digest(windows: Windows) -> str:
     return hashlib.sha256(windows.targets.numpy().tobytes()).hexdigest()
 
 

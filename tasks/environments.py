@@ -83,7 +83,7 @@ class CliffEnv(gym.Env[np.ndarray, np.ndarray]):
         return self.state.copy(), 0.0 if fell else 1.0, fell, False, {}
 
 
-class TokensEnv(gym.Env[int, int]):
+class TokensEnv(gym.Env[np.int64, np.int64]):
     """Text, token by token: the action is the next token, the observation the last one, an episode a text.
 
     Token 0 ends a text, and is what one sees before its first token. The reward is what the source says of the token
@@ -104,15 +104,17 @@ class TokensEnv(gym.Env[int, int]):
         self.source, self.prompted, self.texts, self.told = source, prompted, texts, 0
         self.scorer: Scorer | None = None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.int64, dict[str, Any]]:
         super().reset(seed=seed)
         self.told, prompt = 0, [0]
         if self.prompted and self.source:
             prompt += self._source.text(self.np_random)[0]
         self._begin(prompt[1:])
-        return prompt[-1], {"prompt": prompt}
+        return np.int64(prompt[-1]), {"prompt": prompt}
 
-    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
         if self.scorer is None:
             reward, over = 0.0, False
         else:
@@ -121,7 +123,7 @@ class TokensEnv(gym.Env[int, int]):
         if over:
             self.told += 1
             self._begin([])
-        return int(action), reward, self.told == self.texts, False, {}
+        return np.int64(action), reward, self.told == self.texts, False, {}
 
     def _begin(self, prompt: list[int]) -> None:
         self.scorer = self._source.scorer([prompt]) if self.source else None

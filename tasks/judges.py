@@ -94,13 +94,14 @@ class CausalLM(Judge):
         try:
             import transformers
 
-            transformers.logging.set_verbosity_error()
-            transformers.logging.disable_progress_bar()
+            say: Any = transformers.logging
+            say.set_verbosity_error()
+            say.disable_progress_bar()
             how = {"trust_remote_code": False, "revision": revision or "main", "local_files_only": not fetch}
-            self.words = transformers.AutoTokenizer.from_pretrained(name, use_fast=True, **how)
-            self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            self.words: Any = transformers.AutoTokenizer.from_pretrained(name, use_fast=True, **how)
+            self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(  # in evaluation mode
                 name, use_safetensors=True, dtype=torch.float32, **how
-            ).eval()
+            )
         except ImportError as e:
             raise StabError(f"the judge {name!r} needs transformers ({e}): pip install 'stab-gva[text]'") from e
         except Exception as e:
@@ -128,7 +129,7 @@ class CausalLM(Judge):
         begin = 0
         for end in [*(k for k, token in enumerate(tokens) if token == 0), len(tokens)]:
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            text, owner = "", []
+            text, owner = "", list[int]()
             for k in range(begin, end):
                 said = decoder.decode(self.bytes[tokens[k]], final=k == end - 1)
                 text, owner = text + said, owner + [k] * len(said)

@@ -288,7 +288,9 @@ class Language(Collected):
         rows, policies, steps = 8, 4, min(32, self.horizon)
         stacked = {name: torch.stack([value] * policies) for name, value in policy.state_dict().items()}
         trained = copy.deepcopy(policy).to(device)
-        typical = self.dataset().train if self.ready() else windows([np.ones(self.source.context)], self.source.context)
+        typical: Any = windows([np.ones(self.source.context)], self.source.context)
+        if self.ready():
+            typical = self.dataset().train
         batch = typical.to(device).batch(np.arange(recipe.batch_size) % len(typical))
         optimizer = torch.optim.AdamW(trained.parameters(), fused=True)
 

@@ -15,16 +15,16 @@ import gymnasium as gym
 import minari
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks import cache, datasets
-from stab.tasks.base import Curve, Demonstrations, Progress, References, Task, no_progress, tasks
+from stab.tasks.base import Curve, Demonstrations, Progress, References, Remarks, Task, no_progress, tasks
 from stab.tasks.environments import TOKENS
 from stab.tasks.episodes import Episodes, make, make_episodes
 from stab.tasks.experts import RANDOM_SEED, curve, versions
-from stab.tasks.policies import Policy, build
+from stab.tasks.policies import build
 from stab.tasks.rollout import part, random_returns, rollout
 from stab.tasks.speed import one_thread, seconds
 from stab.tasks.transitions import Transitions, digest
@@ -138,7 +138,7 @@ class Recorded(Task):
                 " normalised; give the dataset's ref_min_score and ref_max_score, or better demonstrations"
             )
 
-    def policy(self, recipe: Recipe) -> Policy:
+    def policy(self, recipe: Recipe) -> nn.Module:
         mean, std = self._statistics
         return build(recipe, mean, std, self._env.action_space)
 
@@ -153,7 +153,7 @@ class Recorded(Task):
         starts: Sequence[int],
         horizons: Sequence[int],
         progress: Progress = no_progress,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Remarks]:
         return rollout(self._episodes, policy, stacked, starts, horizons, progress)
 
     def speed(self, recipe: Recipe) -> tuple[float, float]:

@@ -6,7 +6,6 @@ import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 
@@ -100,8 +99,8 @@ class Stories(Source):
 
     words = grammar.WORDS
     about = "uniform tokens and fresh true stories"
-    longest: ClassVar[int] = grammar.LONGEST - 12  # of an opening, at most
-    context: ClassVar[int] = grammar.LONGEST
+    longest = grammar.LONGEST - 12  # of an opening, at most
+    context = grammar.LONGEST
 
     def text(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         story = grammar.story(rng)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -46,8 +46,8 @@ class Judged(Source):
     """
 
     about = "uniform tokens and texts held out, read by the judge"
-    longest: ClassVar[int] = CONTINUATION
-    context: ClassVar[int] = CONTEXT
+    longest = CONTINUATION
+    context = CONTEXT
 
     def __init__(self, dataset_id: str, judge: judges.Judge | None = None) -> None:
         self.dataset_id = dataset_id
