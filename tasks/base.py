@@ -140,6 +140,8 @@ class Task(ABC):
         train_episodes, validation_episodes: how many episodes of the dataset are used for each.
         infinite: whether every epoch of training is made of fresh episodes, so that no sample repeats.
         version: raised when numbers of this task can change.
+        settings: where the task wants other than stab's default settings, by section, such as
+            ``{"train": {"policy": "gpt"}}``; where tasks are made by a factory, it has them too.
     """
 
     name: str
@@ -148,7 +150,6 @@ class Task(ABC):
     validation_episodes: int = 5
     infinite: bool = False
     version: int = field(default=1, init=False)
-    # Where the task wants other than stab's default settings: {"train": {"policy": "gpt"}}. On the factory as well, if any.
     settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @property

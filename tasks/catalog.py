@@ -70,7 +70,7 @@ LANGUAGE: dict[str, dict[str, Any]] = {
 
 
 class _Stories:
-    summary = "stab/Tokens-v0, children's stories of a known grammar: demonstrations stab/stories/expert-v0"
+    summary = "stab/Tokens-v0, children's stories of a known grammar: stab/stories/expert-v0 (written on first use)"
     settings = LANGUAGE
 
     def __call__(self, **settings: Any) -> Task:

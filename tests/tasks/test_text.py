@@ -305,3 +305,32 @@ def test_what_cannot_be_prepared(stab, arguments, said):
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.strip().splitlines()) == 1
     assert said in done.stderr
+
+
+def test_tasks_of_the_hub_read_a_copy_of_its_repository(tmp_path, minari_root, stab):
+    """Local copies of the two repositories' layout, through the real library and the command line."""
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("datasets", reason="needs the extra text: pip install '.[text]'")
+    from pyarrow import parquet
+
+    rng = np.random.default_rng(2)
+    tales = pyarrow.table({"text": [grammar.decode(grammar.story(rng)[:-1]) for _ in range(900)]})
+    for name, where, config in (("tinystories", "data", ""), ("wikipedia", "20231101.en", "20231101.en")):
+        copy = tmp_path / name
+        (copy / where).mkdir(parents=True)
+        parquet.write_table(tales, copy / where / "train-00000-of-00001.parquet")
+        if config:
+            files = f"data_files:\n  - split: train\n    path: {config}/train-*"
+            (copy / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n  {files}\n---\n")
+        options = ("--folder", copy, "--vocabulary", 300, "--episodes", 8)
+        done = stab("data", "prepare", name, *options)
+        assert done.returncode == 0, done.stderr
+        assert f"stab/{name}/expert-v0" in done.stdout
+        assert datasets.load(f"stab/{name}/expert-v0").total_episodes == 8
+        done = stab("compare", "--task", name, "--all")
+        assert done.returncode == 2
+        assert f"stab expert train text --dataset stab/{name}/expert-v0" in done.stderr
+        assert task_for(f"stab/{name}/expert-v0") == name
+    card = judging.train_judge("stab/tinystories/expert-v0", POLICY, 100)
+    source = tasks.get("tinystories")(name="tinystories", train_episodes=4, validation_episodes=1).dataset()
+    assert source.references.expert.cumulative == card["references"]["expert"]["cumulative"]
