@@ -23,14 +23,16 @@ import torch
 from measure import bar, least_seconds, product_rates, table
 
 from stab.recipe import Recipe
-from stab.tasks import datasets, environments
+from stab.tasks import datasets, environments, grammar
 from stab.tasks.policies import GPT, build_language
 from stab.tasks.sources import source as make_source
 
 SIZES = ["gpt", "gpt:width=128,depth=4", "gpt:width=256,depth=6,heads=8", "gpt:width=512,depth=8,heads=8"]
-VOCABULARY, CONTEXT = 2048, 128
+VOCABULARY, CONTEXT, CONTINUATION = 2048, 128, 96
 BATCH, ROWS, POLICIES, STEPS = 16, 16, 8, 32
 PAPER = 270e6  # parameters of the language models in arXiv 2310.11428
+# A comparison of all stabilizers: entries, seeds, checkpoints, training runs (accumulation's count four).
+ENTRIES, SEEDS, CHECKPOINTS, RUNS = 8, 3, 18, 24
 
 
 def operations(policy: GPT) -> int:
@@ -119,7 +121,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    rows, rates = [], []
+    rows, rates, slowest, largest = [], [], 0.0, 0
     for size in SIZES[:2] if given.quick else SIZES:
         policy = build_language(Recipe(policy=size), VOCABULARY, CONTEXT)
         with bar(f"{size}") as report:
@@ -133,6 +135,7 @@ def main() -> None:
             limit = max(product_rates(policy, BATCH * CONTEXT).values())
         rates.append(operations(policy) / seconds["update"])
         tokens = POLICIES * ROWS * STEPS / seconds["together"]
+        slowest, largest = tokens, sum(p.numel() for p in policy.parameters())
         rows.append(
             [
                 size,
@@ -159,15 +162,30 @@ def main() -> None:
     print(
         f"\nOne thread; {BATCH} texts of {CONTEXT} tokens, vocabulary {VOCABULARY}; generation of {ROWS} texts a policy."
     )
-    tokens = 2400 * BATCH * CONTEXT
-    days = 6 * PAPER * tokens / max(rates) / 86400
     stories = 200 if given.quick else 2000
     print(f"\n{stories:,} stories as a Minari dataset:\n")
     header = ["stories an episode", "MB", "seconds to write", "seconds to read"]
     print(table(header, [packing(stories, each) for each in (1, 10, 100)]))
+    days = 6 * PAPER * 1e9 / max(rates) / 86400
+    scaled = slowest * largest / PAPER
+    episodes = ENTRIES * SEEDS * CHECKPOINTS * ROWS
+    hours = episodes * CONTINUATION / scaled / 3600
+    gigabytes = 4 * PAPER / 1e9
+    rng = np.random.default_rng(0)
+    nats = -np.mean([reward for _ in range(stories) for reward in grammar.log_likelihood(grammar.story(rng))])
+    print(f"\nTrue stories: {nats:.3f} nats a token by their source, a perplexity of {np.exp(nats):.2f}.")
+    print(f"\n{PAPER / 1e6:.0f} million parameters, from these rates:\n")
     print(
-        f"\nAt the best rate ({max(rates) / 1e9:.0f} GFLOP/s) one training run of {PAPER / 1e6:.0f} million parameters over"
-        f" {tokens / 1e6:.1f} million tokens (2,400 updates as above) takes {days:.1f} days of one core."
+        f"- training on a billion tokens, at the best of them ({max(rates) / 1e9:.0f} GFLOP/s): {days:.0f} days of one core"
+    )
+    print(f"- all stabilizers, three seeds, {RUNS} such runs' worth: {RUNS * days / 365:.1f} years of one core")
+    print(
+        f"- {episodes:,} texts of {CONTINUATION} tokens, at the largest size's rate over the parameters"
+        f" ({scaled:.0f} tokens/s): {hours:.0f} hours of one core"
+    )
+    print(
+        f"- memory: {4 * gigabytes:.1f} GB to train (weights, gradients, two moments), {gigabytes:.1f} GB for every average"
+        f" that rides along, {8 * gigabytes:.1f} GB for eight read-outs that generate together"
     )
 
 

@@ -126,6 +126,13 @@ def test_custom_scalars_have_all_stabilizers_in_one_chart(tab, leaderboard):
 
 def test_hparams_has_the_names(tab, leaderboard):
     page = tab("hparams")
+    for _ in range(8):  # it looks once: before TensorBoard has read the files there is nothing to see
+        if page.get_by_text("Trial ID").first.is_visible():
+            break
+        page.wait_for_timeout(5_000)
+        if not page.get_by_text("Trial ID").first.is_visible():
+            page.reload()
+            page.wait_for_timeout(5_000)
     sees(page, "Trial ID")
     for head in ("stabilizer", "schedule", "dropout"):
         sees(page, head)
