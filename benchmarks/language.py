@@ -5,8 +5,8 @@
 
 Training: the operations of an update over its wall time, and that as a share of what the processor's matrix products reach
 (the physical limit; measured on the largest product of the policy, in the same run). Generation: tokens a second of eight
-policies together, over what reading the whole text anew for every token gives, and over one policy after the other. Data:
-what one text or many in an episode of a Minari dataset cost.
+policies, what generating together gains over one after the other (large ones lose, so stab does the latter there), and what the
+cache gains over reading the whole text anew for every token. Data: what one text or many in an episode of a dataset cost.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from measure import bar, least_seconds, product_rates, table
 
 from stab.recipe import Recipe
 from stab.tasks import datasets, environments, grammar
+from stab.tasks.language import side_by_side
 from stab.tasks.policies import GPT, build_language
 from stab.tasks.sources import source as make_source
 
@@ -134,7 +135,8 @@ def main() -> None:
             seconds = least_seconds(work, 1 if given.quick else given.rounds, report)
             limit = max(product_rates(policy, BATCH * CONTEXT).values())
         rates.append(operations(policy) / seconds["update"])
-        tokens = POLICIES * ROWS * STEPS / seconds["together"]
+        ways = {1: POLICIES * seconds["alone"], POLICIES: seconds["together"]}
+        tokens = POLICIES * ROWS * STEPS / ways[side_by_side(policy)]
         slowest, largest = tokens, sum(p.numel() for p in policy.parameters())
         rows.append(
             [
@@ -144,8 +146,8 @@ def main() -> None:
                 f"{rates[-1] / 1e9:.0f}",
                 f"{rates[-1] / limit:.2f}",
                 f"{tokens:,.0f}",
-                f"{POLICIES * seconds['alone'] / seconds['together']:.1f}",
-                f"{POLICIES * seconds['uncached'] / seconds['together']:.1f}",
+                f"{ways[1] / ways[POLICIES]:.1f}",
+                f"{tokens * seconds['uncached'] / (ROWS * STEPS):.1f}",
             ]
         )
     header = [
@@ -155,8 +157,8 @@ def main() -> None:
         "GFLOP/s",
         "of the limit",
         "tokens/s",
-        "x alone",
-        "x uncached",
+        "together",
+        "cached",
     ]
     print(table(header, rows))
     print(
@@ -185,7 +187,7 @@ def main() -> None:
     )
     print(
         f"- memory: {4 * gigabytes:.1f} GB to train (weights, gradients, two moments), {gigabytes:.1f} GB for every average"
-        f" that rides along, {8 * gigabytes:.1f} GB for eight read-outs that generate together"
+        f" that rides along, {8 * gigabytes:.1f} GB for the eight read-outs of a part"
     )
 
 

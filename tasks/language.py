@@ -29,7 +29,7 @@ from stab.tasks.speed import one_thread, seconds
 from stab.tasks.transitions import Transitions
 
 STORIES = 100  # in an episode of the dataset: Minari keeps a group of files an episode, and a text is short
-SIDE_BY_SIDE = 8  # policies that generate together; their keys and values are in memory at once
+SIDE_BY_SIDE, SMALL = 8, 500_000  # policies that generate together, of at most so many parameters
 DRAWS, FRESH = (
     1,
     2,
@@ -116,6 +116,14 @@ class FreshStories:
             made = windows((np.array([*opening, *rest]) for opening, rest in drawn), self.source.context)
             self._kept = (seed, epoch), made.to(self.finite.inputs.device)
         return self._kept[1]
+
+
+def side_by_side(policy: torch.nn.Module) -> int:
+    """Return how many policies generate together: small ones, which share the cost of a step's Python.
+
+    Batched products of larger ones are slower than one after the other (benchmarks/language.py). No number depends on it.
+    """
+    return SIDE_BY_SIDE if sum(p.numel() for p in policy.parameters()) <= SMALL else 1
 
 
 @torch.inference_mode()
@@ -257,9 +265,10 @@ class Language(Collected):
         cumulative, lengths = np.zeros((count, len(starts), len(horizons))), np.zeros((count, len(starts)), np.int64)
         remarks: list[list[dict[str, Any]]] = []
         at = np.minimum(horizons, horizon) - 1
-        for first in range(0, count, SIDE_BY_SIDE):
-            block = {name: value[first : first + SIDE_BY_SIDE] for name, value in stacked.items()}
-            size = min(SIDE_BY_SIDE, count - first)
+        most = side_by_side(policy)
+        for first in range(0, count, most):
+            block = {name: value[first : first + most] for name, value in stacked.items()}
+            size = min(most, count - first)
             scorers = [source.scorer(prompts) for _ in range(size)]
             written = generate(
                 policy.stack(block, len(starts)),

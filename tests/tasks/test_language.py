@@ -167,6 +167,15 @@ def test_texts_of_a_policy_do_not_depend_on_its_company(stories, policies):
         assert together[2][i] == alone[2][0]
 
 
+def test_texts_do_not_depend_on_how_many_generate_together(stories, policies, monkeypatch):
+    made, stacked = policies
+    together = stories.rollout(made[0], stacked, [1, 2, 3], [30])
+    monkeypatch.setattr("stab.tasks.language.SMALL", 0)
+    one_by_one = stories.rollout(made[0], stacked, [1, 2, 3], [30])
+    assert np.array_equal(together[0], one_by_one[0])
+    assert together[2] == one_by_one[2]
+
+
 def test_the_same_policy_writes_the_same_and_greedy_needs_no_draws(stories, policies):
     made, _ = policies
     greedy = copy.deepcopy(made[2])
