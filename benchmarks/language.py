@@ -5,7 +5,7 @@
 
 Training: the operations of an update over its wall time, and that as a share of what the processor's matrix products reach
 (the physical limit; measured on the largest product of the policy, in the same run). Generation: tokens a second of eight
-policies, what generating together gains over one after the other (large ones lose, so stab does the latter there), and what the
+policies, what generating together gains over one after the other (large ones lose: stab does not there), and what the
 cache gains over reading the whole text anew for every token. Data: what one text or many in an episode of a dataset cost.
 """
 
