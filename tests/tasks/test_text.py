@@ -328,7 +328,7 @@ def test_tasks_of_the_hub_read_a_copy_of_its_repository(tmp_path, minari_root, s
         assert f"stab/{name}/expert-v0" in done.stdout
         assert datasets.load(f"stab/{name}/expert-v0").total_episodes == 8
         with pytest.raises(StabError, match=f"stab expert train text --dataset stab/{name}/expert-v0"):
-            tasks.get(name)(name=name).dataset()
+            tasks.get(name)(name=name, train_episodes=4, validation_episodes=1).dataset()
         assert task_for(f"stab/{name}/expert-v0") == name
     card = judging.train_judge("stab/tinystories/expert-v0", POLICY, 100)
     source = tasks.get("tinystories")(name="tinystories", train_episodes=4, validation_episodes=1).dataset()
