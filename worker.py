@@ -376,7 +376,7 @@ def roll_out(
                     "length": lengths[i, n].item(),
                     "cumulative": cumulative[i, n].tolist(),
                 },
-                **(more[0][i][n] if more else {}),
+                **(rows.remarks(more[0][i][n]) if more else {}),
             }
             for n in range(config.eval.starts)
         ]

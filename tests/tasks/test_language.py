@@ -13,6 +13,7 @@ import torch
 from stab.checks import parametrize_with_checks
 from stab.recipe import Recipe
 from stab.registry import StabError
+from stab.reports import rows
 from stab.tasks import datasets, environments, grammar, tasks
 from stab.tasks.base import Endless
 from stab.tasks.catalog import LANGUAGE
@@ -268,3 +269,9 @@ def test_prompts_and_what_follows_fit_the_context():
 def test_the_defaults_are_a_tenth_of_a_million(stories):
     policy = stories.policy(Recipe(**LANGUAGE["train"]))
     assert 0.09e6 < sum(p.numel() for p in policy.parameters()) < 0.13e6
+
+
+@pytest.mark.parametrize("said", [{"return": 2.0}, {"measures": {"facts": float("nan")}}, {"text": "x"}, None])
+def test_remarks_of_another_form_are_refused(said):
+    with pytest.raises(ValueError, match="a rollout's remarks are"):
+        rows.remarks(said)
