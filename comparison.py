@@ -20,8 +20,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stab import engine, lock, snapshots
-from stab.cells import (
+from stab import files
+from stab.config import PRESETS, QUICK, Config, Evaluation, flat, load, names
+from stab.engines import local as engine
+from stab.recipe import Recipe
+from stab.registry import Incompatible, StabError, suggest
+from stab.run import lock, rows, snapshots
+from stab.run.cells import (
     Cell,
     asking,
     cell_file,
@@ -33,27 +38,39 @@ from stab.cells import (
     make_task,
     parts_folder,
 )
-from stab.config import PRESETS, QUICK, Config, Evaluation, flat, load, names
-from stab.recipe import Recipe
-from stab.registry import Incompatible, StabError, suggest
-from stab.reports import rows
 from stab.stabilizers import expand, parse, split, stabilizers
 from stab.stabilizers.base import LARGEST
 from stab.tasks import tasks
-from stab.tasks.base import Endless, Task, no_progress
+from stab.tasks.base import Endless, Task
+from stab.tasks.references import no_progress
 
 if TYPE_CHECKING:
     from stab.reports.statistics import Results
 
-WORK = "stab.worker:work"
+WORK = "stab.run.worker:work"
 ENGINES = ("local", "ray")
 RUN_FILES = {
-    *("config.yaml", "run.json", "skipped.json", "cells", "timings", "failures", "weights", "figures", "tensorboard"),
+    *(
+        "config.yaml",
+        "run.json",
+        "skipped.json",
+        "cells",
+        "timings",
+        "failures",
+        "weights",
+        "figures",
+        "tensorboard",
+    ),
     *("leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html", "parts", "snapshots"),
     *("averages", "averages.json", "averages.csv", "averages.md"),
     *(lock.LOCK, lock.HOLDER),
 }
-DECIDING = ("stab", "torch", "mujoco", "gymnasium")  # versions that finished cells and new ones must share
+DECIDING = (
+    "stab",
+    "torch",
+    "mujoco",
+    "gymnasium",
+)  # versions that finished cells and new ones must share
 
 
 @dataclass(frozen=True)
@@ -107,7 +124,9 @@ def make_config(
     Raises StabError for anything unknown or out of range, and when no task or no stabilizer is named.
     """
     if preset is not None and preset not in PRESETS:
-        raise StabError(f"unknown preset {preset!r}.{suggest(preset, PRESETS)} Known: {', '.join(PRESETS)}")
+        raise StabError(
+            f"unknown preset {preset!r}.{suggest(preset, PRESETS)} Known: {', '.join(PRESETS)}"
+        )
     layers: list[dict[str, Any] | Path] = [PRESETS[preset]] if preset else []
     layers += [file] if file else []
     layers += [QUICK] if quick else []
@@ -118,7 +137,9 @@ def make_config(
     if stabilizers == "all":
         arguments["stabilizers"], broken = every_stabilizer()
     elif stabilizers:
-        arguments["stabilizers"] = split(stabilizers) if isinstance(stabilizers, str) else list(stabilizers)
+        arguments["stabilizers"] = (
+            split(stabilizers) if isinstance(stabilizers, str) else list(stabilizers)
+        )
     if seeds is not None:
         arguments["seeds"] = seeds
     train = {"updates": updates, "policy": policy, "device": device}
@@ -127,7 +148,7 @@ def make_config(
         arguments["data"] = {"dataset": dataset}
     named, from_dataset = names(*layers, arguments, overrides=overrides)
     if not named and from_dataset:
-        from stab.tasks.recorded import task_for
+        from stab.tasks.control.recorded import task_for
 
         named = [task_for(from_dataset)]
         arguments["tasks"] = named
@@ -140,23 +161,32 @@ def make_config(
         its = load(wanted(other), *layers, arguments, overrides=overrides, swept={})
         if its != config:
             old, new = flat(config.to_dict()), flat(its.to_dict())
-            said = "; ".join(f"{key} {old[key]} and {new[key]}" for key in old if old[key] != new.get(key))
+            said = "; ".join(
+                f"{key} {old[key]} and {new[key]}" for key in old if old[key] != new.get(key)
+            )
             raise StabError(
                 f"tasks {first} and {other} have other default settings ({said}): compare them one at a time, and read them"
                 " together with stab report RUN RUN"
             )
     if not config.stabilizers:
-        raise StabError("no stabilizers: give --all, or --stabilizers with a list such as ema,swa,lr_decay+ema")
+        raise StabError(
+            "no stabilizers: give --all, or --stabilizers with a list such as ema,swa,lr_decay+ema"
+        )
     strings = ["none"]
     for text in config.stabilizers:
         strings += [text] if broken and text in broken else expand(text)
-    every = cross(config.train, swept, [s for s in dict.fromkeys(strings) if not (broken and s in broken)])
+    every = cross(
+        config.train, swept, [s for s in dict.fromkeys(strings) if not (broken and s in broken)]
+    )
     return dataclasses.replace(config, stabilizers=tuple(dict.fromkeys([*every, *strings]))), broken
 
 
 def wanted(task: str) -> dict[str, Any]:
     """Return the settings for which a task has defaults of its own, and these."""
-    return {section: dict(values) for section, values in getattr(tasks.get(task), "settings", {}).items()}
+    return {
+        section: dict(values)
+        for section, values in getattr(tasks.get(task), "settings", {}).items()
+    }
 
 
 def cross(base: Recipe, swept: dict[str, list[Any]], strings: Sequence[str]) -> list[str]:
@@ -172,11 +202,19 @@ def cross(base: Recipe, swept: dict[str, list[Any]], strings: Sequence[str]) -> 
     Raises StabError for a value that is out of range, and for more than ``LARGEST`` entries.
     """
     if math.prod(map(len, swept.values())) * len(strings) > LARGEST:
-        raise StabError(f"the sweep has more than {LARGEST} entries a task: make several runs of it")
+        raise StabError(
+            f"the sweep has more than {LARGEST} entries a task: make several runs of it"
+        )
     found: dict[object, str] = {}
     for values in itertools.product(*swept.values()):
-        pairs = [(name, str(value).replace(",", ";")) for name, value in zip(swept, values, strict=True)]
-        changed = [f"{name}={value}" for name, value in pairs if parse(f"recipe:{name}={value}").apply(base) != base]
+        pairs = [
+            (name, str(value).replace(",", ";")) for name, value in zip(swept, values, strict=True)
+        ]
+        changed = [
+            f"{name}={value}"
+            for name, value in pairs
+            if parse(f"recipe:{name}={value}").apply(base) != base
+        ]
         for string in strings:
             stabilizer = parse(f"recipe:{','.join(changed)}+{string}" if changed else string)
             try:
@@ -254,7 +292,11 @@ def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
         for (task, _), (recipe, riders) in grouped.items()
         for seed in range(config.seeds)
     ]
-    planned.sort(key=lambda cell: -(cell.recipe.samples + 1000 * len(cell.stabilizers) * len(config.checkpoints)))
+    planned.sort(
+        key=lambda cell: (
+            -(cell.recipe.samples + 1000 * len(cell.stabilizers) * len(config.checkpoints))
+        )
+    )
     return Plan(config, planned, skipped)
 
 
@@ -277,7 +319,9 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
         raise StabError(
             f"cannot write to {out}: {parent} is {'read-only' if parent.is_dir() else 'no folder'}; choose another --out"
         )
-    if not out.exists() or all(path.name in (lock.LOCK, lock.HOLDER) or _left_over(path) for path in out.iterdir()):
+    if not out.exists() or all(
+        path.name in (lock.LOCK, lock.HOLDER) or _left_over(path) for path in out.iterdir()
+    ):
         return config
     if not (resume or overwrite):
         raise StabError(
@@ -287,7 +331,11 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
         raise StabError(f"{out} is no run folder (no config.yaml): choose another --out")
     before = load(out / "config.yaml")
     if overwrite:
-        foreign = sorted(path.name for path in out.iterdir() if path.name not in RUN_FILES and not _left_over(path))
+        foreign = sorted(
+            path.name
+            for path in out.iterdir()
+            if path.name not in RUN_FILES and not _left_over(path)
+        )
         if foreign or out.is_symlink():
             what = f"holds {foreign[0]!r}" if foreign else "is a link"
             raise StabError(
@@ -296,20 +344,32 @@ def check_out(out: Path, config: Config, resume: bool = False, overwrite: bool =
         return config
     for cell in rows.cells(out):
         if not (out / "cells" / f"{cell_key(cell)}.json").exists():
-            raise StabError(f"--resume: {out} was made by another version of stab: choose another --out")
+            raise StabError(
+                f"--resume: {out} was made by another version of stab: choose another --out"
+            )
     if (out / "run.json").exists():
-        rows.read_as(out / "run.json", rows.ABOUT, "record")
+        files.read_as(out / "run.json", rows.ABOUT, "record")
     path = out / "skipped.json"
-    skipped = {s["stabilizer"] for s in rows.read_as(path, rows.SKIPPED, "list")} if path.exists() else set()
+    skipped = (
+        {s["stabilizer"] for s in files.read_as(path, rows.SKIPPED, "list")}
+        if path.exists()
+        else set()
+    )
     old, new = _deciding(before), _deciding(config)
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if differing:
         said = "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in differing)
-        raise StabError(f"--resume: {out} was made with other settings ({said}): choose another --out")
+        raise StabError(
+            f"--resume: {out} was made with other settings ({said}): choose another --out"
+        )
     return dataclasses.replace(
         config,
         tasks=tuple(dict.fromkeys(before.tasks + config.tasks)),
-        stabilizers=tuple(dict.fromkeys([*(s for s in before.stabilizers if s not in skipped), *config.stabilizers])),
+        stabilizers=tuple(
+            dict.fromkeys(
+                [*(s for s in before.stabilizers if s not in skipped), *config.stabilizers]
+            )
+        ),
         seeds=max(before.seeds, config.seeds),
     )
 
@@ -340,8 +400,10 @@ def make_out(out: Path, plan: Plan, overwrite: bool = False) -> None:
                 path.unlink()
     except OSError as e:
         raise StabError(f"cannot clear {out}: {e.strerror or e}") from e
-    rows.write_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plan.config.to_dict())))
-    rows.write_json(
+    files.write_text(
+        out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plan.config.to_dict()))
+    )
+    files.write_json(
         out / "skipped.json",
         [{"task": t, "stabilizer": s, "reason": why} for (t, s), why in plan.skipped.items()],
     )
@@ -349,7 +411,11 @@ def make_out(out: Path, plan: Plan, overwrite: bool = False) -> None:
 
 def _deciding(config: Config) -> dict[str, str]:
     """Return what must be equal for two runs to share a folder, by dotted key."""
-    kept = {key: value for key, value in config.to_dict().items() if key not in ("tasks", "stabilizers", "seeds")}
+    kept = {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in ("tasks", "stabilizers", "seeds")
+    }
     return {key: repr(value) for key, value in flat(kept).items()}
 
 
@@ -358,7 +424,7 @@ def unfinished(plan: Plan, run: Path) -> list[Cell]:
     done = {}
     if (run / "cells").exists():
         for path in (run / "cells").glob("*.json"):
-            done[path.stem] = rows.read_json(path).get("stabilizers", [])
+            done[path.stem] = files.read_json(path).get("stabilizers", [])
     return [cell for cell in plan.cells if not set(cell.stabilizers) <= set(done.get(cell.key, []))]
 
 
@@ -379,7 +445,7 @@ def execute(plan: Plan, run: Path, workers: engine.Engine) -> Generator[tuple[Ce
         live = None
         for event in events:
             if live is None:  # what it imports takes a second, in which the workers have begun
-                from stab.live import Live
+                from stab.reports.live import Live
 
                 live = stack.enter_context(closing(Live(run, plan.config)))
             cell = todo[event.job]
@@ -407,19 +473,25 @@ def _settle(cell: Cell, run: Path, event: engine.Event) -> engine.Event:
             path.unlink()
         for string, reason in failed.items():
             _write_failure(failure_file(run, cell, string), cell, [string], reason)
-        return dataclasses.replace(event, reason="; ".join(f"{string}: {reason}" for string, reason in failed.items()))
+        return dataclasses.replace(
+            event, reason="; ".join(f"{string}: {reason}" for string, reason in failed.items())
+        )
     # What an earlier session finished stays finished: this one came for the riders that were new.
     path = cell_file(run, cell)
-    finished = rows.read_json(path)["stabilizers"] if path.exists() else []
+    finished = files.read_json(path)["stabilizers"] if path.exists() else []
     lost = [string for string in cell.stabilizers if string not in finished]
     _write_failure(failure_file(run, cell), cell, lost, event.reason)
-    if not event.died and not event.reason.startswith("cannot write"):  # what raised once would raise again
+    if not event.died and not event.reason.startswith(
+        "cannot write"
+    ):  # what raised once would raise again
         clear_parts(run, cell)
     return event
 
 
 def _write_failure(path: Path, cell: Cell, stabilizers: list[str], reason: str) -> None:
-    rows.write_json(path, {"task": cell.task, "stabilizers": stabilizers, "seed": cell.seed, "reason": reason})
+    files.write_json(
+        path, {"task": cell.task, "stabilizers": stabilizers, "seed": cell.seed, "reason": reason}
+    )
 
 
 def costs(plan: Plan, cells: Sequence[Cell]) -> list[tuple[float, float]] | None:
@@ -433,7 +505,9 @@ def costs(plan: Plan, cells: Sequence[Cell]) -> list[tuple[float, float]] | None
     config = plan.config
     for cell in cells:
         # Of all that a recipe says these two change the time of an update most; the rest is left out of the estimate.
-        recipe = dataclasses.replace(config.train, policy=cell.recipe.policy, batch_size=cell.recipe.batch_size)
+        recipe = dataclasses.replace(
+            config.train, policy=cell.recipe.policy, batch_size=cell.recipe.batch_size
+        )
         if (cell.task, recipe.key) not in speeds:
             with asking(cell.task):
                 speeds[cell.task, recipe.key] = make_task(config, cell.task).speed(recipe)
@@ -531,7 +605,7 @@ def compare(
         seeds, updates, dataset, policy, device, quick: shorthands for settings; see ``stab.config.Config``.
         preset: settings by name, see ``stab.config.PRESETS``.
         workers: processes; by default as many as cores. Does not change a number.
-        engine: where cells run: "local" for processes on this machine, "ray" for a Ray cluster (``stab.ray_engine``).
+        engine: where cells run: "local" for processes on this machine, "ray" for a Ray cluster (``stab.engines.ray``).
         address: of the Ray cluster, ``auto`` or HOST:PORT; None starts a Ray of its own on this machine.
         out: run folder; by default a dated one under ``runs/``.
         resume: keep the finished cells of an existing folder.
@@ -575,14 +649,16 @@ def compare(
 def make_engine(name: str, address: str | None, workers: int | None) -> engine.Engine:
     """Return where cells run; a context manager. Raises StabError for what cannot be."""
     if name not in ENGINES:
-        raise StabError(f"unknown engine {name!r}.{suggest(name, ENGINES)} Known: {', '.join(ENGINES)}")
+        raise StabError(
+            f"unknown engine {name!r}.{suggest(name, ENGINES)} Known: {', '.join(ENGINES)}"
+        )
     if address is not None and (name != "ray" or workers is not None):
         raise StabError(
             f"address={address} names a Ray cluster, whose cores are what they are: engine=ray, without workers"
         )
     if name == "local":
         return engine.Workers(WORK, check_workers(workers))
-    from stab.ray_engine import RayWorkers
+    from stab.engines.ray import RayWorkers
 
     return RayWorkers(WORK, address, check_workers(workers))
 
@@ -600,7 +676,9 @@ def default_out(config: Config) -> Path:
     return Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{'-'.join(config.tasks)}{kind}"
 
 
-def prepare(plan: Plan, resumed: Path | None = None, progress: Callable[[str, float], None] | None = None) -> None:
+def prepare(
+    plan: Plan, resumed: Path | None = None, progress: Callable[[str, float], None] | None = None
+) -> None:
     """Load every task's demonstrations, collecting them where need be, and try its policy on the recipes.
 
     Raises StabError where a dataset is missing or a recipe does not fit the task, before anything is trained; and where
@@ -632,7 +710,10 @@ def prepare(plan: Plan, resumed: Path | None = None, progress: Callable[[str, fl
 def _check_finished(config: Config, task: Task, finished: dict[str, Any]) -> None:
     """Raise StabError when a cell that is finished would come out otherwise now."""
     cell = Cell(
-        finished["task"], Recipe.from_dict(finished["recipe"]), finished["seed"], tuple(finished["stabilizers"])
+        finished["task"],
+        Recipe.from_dict(finished["recipe"]),
+        finished["seed"],
+        tuple(finished["stabilizers"]),
     )
     with asking(cell.task):
         now = describe(task, config, cell)
@@ -641,7 +722,9 @@ def _check_finished(config: Config, task: Task, finished: dict[str, Any]) -> Non
         for one in (now, finished)
         for deciding in [{name: one["versions"].get(name) for name in DECIDING}]
     )
-    differing = [f"{key} was {old.get(key)}, is {new[key]}" for key in new if old.get(key) != new[key]]
+    differing = [
+        f"{key} was {old.get(key)}, is {new[key]}" for key in new if old.get(key) != new[key]
+    ]
     if differing:
         raise StabError(
             f"--resume: finished cells ({cell.key}) would come out otherwise now ({'; '.join(differing[:4])}), and new ones"
@@ -652,8 +735,8 @@ def _check_finished(config: Config, task: Task, finished: dict[str, Any]) -> Non
 def about_run(run: Path, command: Sequence[str], seconds: float) -> None:
     """Write down how the run was made: the command, when, how long (earlier sessions included), on what."""
     path = run / "run.json"
-    before = rows.read_json(path)["seconds"] if path.exists() else 0.0
-    rows.write_json(
+    before = files.read_json(path)["seconds"] if path.exists() else 0.0
+    files.write_json(
         path,
         {
             "command": shlex.join([Path(command[0]).name, *command[1:]]),

@@ -136,7 +136,15 @@ QUICK: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "stabilizers": [
-            *("ema:alpha=0.67,half_life=6931", "polyak", "swa", "accumulation", "lr_decay", "weight_decay", "dropout"),
+            *(
+                "ema:alpha=0.67,half_life=6931",
+                "polyak",
+                "swa",
+                "accumulation",
+                "lr_decay",
+                "weight_decay",
+                "dropout",
+            ),
         ],
         "train": {"updates": 100_000},
         "eval": {"checkpoint_every": 1000, "starts": 20, "horizon": 1000},
@@ -145,7 +153,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def load(
-    *layers: dict[str, Any] | Path, overrides: Sequence[str] = (), swept: dict[str, list[Any]] | None = None
+    *layers: dict[str, Any] | Path,
+    overrides: Sequence[str] = (),
+    swept: dict[str, list[Any]] | None = None,
 ) -> Config:
     """Merge defaults, layers (plain data or YAML files, later ones win) and dotted overrides (``train.lr=3e-4``).
 
@@ -158,7 +168,9 @@ def load(
     return _merged(layers, overrides, swept, to_config=True)  # type: ignore[no-any-return]
 
 
-def names(*layers: dict[str, Any] | Path, overrides: Sequence[str] = ()) -> tuple[list[str], str | None]:
+def names(
+    *layers: dict[str, Any] | Path, overrides: Sequence[str] = ()
+) -> tuple[list[str], str | None]:
     """Return the tasks and the dataset that layers and overrides name, before anything else is looked at; as ``load``."""
     merged = _merged(layers, overrides, {}, to_config=False)
     return list(merged.tasks), merged.data.dataset
@@ -187,13 +199,20 @@ def _merged(
             what = f"override {override!r}"
             if "=" not in override:
                 raise StabError(f"{what} is not key=value, for example train.lr=3e-4")
-            merged = OmegaConf.merge(merged, _first_of_lists(OmegaConf.from_dotlist([override]), swept))
+            merged = OmegaConf.merge(
+                merged, _first_of_lists(OmegaConf.from_dotlist([override]), swept)
+            )
         return OmegaConf.to_object(merged) if to_config else merged
     except StabError:
         raise
     except (OmegaConfBaseException, YAMLError, OSError, TypeError, ValueError, RecursionError) as e:
-        key, (said, *_) = getattr(e, "full_key", None), (str(e).strip() or type(e).__name__).splitlines()
-        raise StabError(" ".join(f"{what} is not valid{f' at {key}' if key else ''}: {said}".split())) from e
+        key, (said, *_) = (
+            getattr(e, "full_key", None),
+            (str(e).strip() or type(e).__name__).splitlines(),
+        )
+        raise StabError(
+            " ".join(f"{what} is not valid{f' at {key}' if key else ''}: {said}".split())
+        ) from e
 
 
 def _first_of_lists(layer: Any, swept: dict[str, list[Any]] | None) -> Any:
@@ -203,14 +222,18 @@ def _first_of_lists(layer: Any, swept: dict[str, list[Any]] | None) -> Any:
     recipe = layer.get("train") if isinstance(layer, DictConfig) else None
     if swept is None or not isinstance(recipe, DictConfig):
         return layer
-    given = OmegaConf.to_container(recipe, resolve=False)  # what is no list is resolved where all layers are
+    given = OmegaConf.to_container(
+        recipe, resolve=False
+    )  # what is no list is resolved where all layers are
     assert isinstance(given, dict)
     for name in [name for name in given if name in SETTINGS]:
         swept.pop(name, None)  # of an earlier layer
         values = given[name]
         if isinstance(values, list):
             if not values or any(isinstance(one, list | dict | None) for one in values):
-                raise StabError(f"train.{name}={values} is no list of settings: expected values, such as [1e-3, 3e-4]")
+                raise StabError(
+                    f"train.{name}={values} is no list of settings: expected values, such as [1e-3, 3e-4]"
+                )
             swept[name] = values
             recipe[name] = values[0]
     return layer
@@ -220,5 +243,9 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested plain data by dotted keys; empty dictionaries stay values."""
     found: dict[str, Any] = {}
     for key, value in data.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        found |= (
+            flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": value}
+        )
     return found

@@ -58,7 +58,11 @@ def gva_by_lag(J: ArrayLike, lags: Sequence[int] = LAGS) -> dict[int, float]:
     long memory. Lag 1 is the Allan deviation of the checkpoint returns (Allan, Proc. IEEE 54, 1966).
     """
     J = _window(J)
-    return {lag: float(np.sqrt(0.5 * np.square(J[lag:] - J[:-lag]).mean())) for lag in lags if lag < len(J)}
+    return {
+        lag: float(np.sqrt(0.5 * np.square(J[lag:] - J[:-lag]).mean()))
+        for lag in lags
+        if lag < len(J)
+    }
 
 
 def gva_adjacent(J: ArrayLike) -> float:
@@ -89,7 +93,9 @@ def checkpoint_variance(J: ArrayLike) -> float:
 def gva_by_horizon(J: ArrayLike) -> list[float]:
     """Return gva at each horizon of J (checkpoints, starts, horizons), normalised at each; NaN where J is not finite."""
     J = np.asarray(J, dtype=np.float64)
-    return [gva(J[:, :, h]) if np.isfinite(J[:, :, h]).all() else math.nan for h in range(J.shape[2])]
+    return [
+        gva(J[:, :, h]) if np.isfinite(J[:, :, h]).all() else math.nan for h in range(J.shape[2])
+    ]
 
 
 def gva_late(J: ArrayLike, updates: Sequence[int], total: int) -> float:
@@ -146,7 +152,9 @@ class Interval:
 
 def interval(values: ArrayLike) -> Interval:
     """Return mean +- t_{0.975, S-1} s / sqrt(S) over seeds; no interval below 3 seeds."""
-    from scipy.special import stdtrit  # what scipy.stats.t.ppf calls; that module takes a second to import
+    from scipy.special import (
+        stdtrit,  # what scipy.stats.t.ppf calls; that module takes a second to import
+    )
 
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean())

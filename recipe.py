@@ -22,7 +22,9 @@ def load_object(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as e:  # importing runs the module
-        raise StabError(f"cannot load {path!r}: {e}; expected module:Object, for example torch.optim:SGD") from e
+        raise StabError(
+            f"cannot load {path!r}: {e}; expected module:Object, for example torch.optim:SGD"
+        ) from e
 
 
 @dataclass(frozen=True)
@@ -79,22 +81,48 @@ class Recipe:
         transforms = [c if isinstance(c, Call) else Call(**c) for c in self.gradient_transforms]
         object.__setattr__(self, "gradient_transforms", tuple(transforms))
         _require("policy", self.policy, isinstance(self.policy, str), "a name, such as mlp")
-        _require("optimizer", self.optimizer, isinstance(self.optimizer, str), "a name, such as AdamW")
-        _require("optimizer_args", self.optimizer_args, isinstance(self.optimizer_args, dict), "names and values")
+        _require(
+            "optimizer", self.optimizer, isinstance(self.optimizer, str), "a name, such as AdamW"
+        )
+        _require(
+            "optimizer_args",
+            self.optimizer_args,
+            isinstance(self.optimizer_args, dict),
+            "names and values",
+        )
         if ":" not in self.optimizer:  # one spelling, so that equal recipes compare equal
             object.__setattr__(self, "optimizer", f"torch.optim:{self.optimizer}")
         _require("lr", self.lr, math.isfinite(self.lr) and self.lr > 0, "a number > 0")
-        _require("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
-        _require("schedule_power", self.schedule_power, 0 < self.schedule_power < math.inf, "a number > 0")
-        _require("schedule_final", self.schedule_final, 0 <= self.schedule_final <= 1, "a number in [0, 1]")
-        _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "a number >= 0")
+        _require(
+            "schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"
+        )
+        _require(
+            "schedule_power",
+            self.schedule_power,
+            0 < self.schedule_power < math.inf,
+            "a number > 0",
+        )
+        _require(
+            "schedule_final",
+            self.schedule_final,
+            0 <= self.schedule_final <= 1,
+            "a number in [0, 1]",
+        )
+        _require(
+            "weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "a number >= 0"
+        )
         _require("dropout", self.dropout, 0 <= self.dropout < 1, "a number in [0, 1)")
-        known = isinstance(self.device, str) and re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]?))?", self.device)
+        known = isinstance(self.device, str) and re.fullmatch(
+            r"cpu|cuda(:(0|[1-9][0-9]?))?", self.device
+        )
         _require("device", self.device, bool(known), "cpu, cuda or cuda:N")
         for name in ("batch_size", "accumulation", "updates"):
             value = getattr(self, name)
             _require(
-                name, value, isinstance(value, int) and not isinstance(value, bool) and value >= 1, "an integer >= 1"
+                name,
+                value,
+                isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+                "an integer >= 1",
             )
 
     @property
@@ -111,7 +139,11 @@ class Recipe:
             "cosine": (1 + math.cos(math.pi * s)) / 2,
             "polynomial": (1 - s) ** self.schedule_power,
         }[self.schedule]
-        return rest if self.schedule == "constant" else self.schedule_final + (1 - self.schedule_final) * rest
+        return (
+            rest
+            if self.schedule == "constant"
+            else self.schedule_final + (1 - self.schedule_final) * rest
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

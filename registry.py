@@ -79,7 +79,9 @@ class Registry(Generic[T]):
                     f"{name!r} is no {self.noun} name: expected lower-case letters, digits and _ ({origin})"
                 )
             if name in self._registered:
-                raise StabError(f"{self.noun} {name!r} is registered twice: {self._registered[name][1]} and {origin}")
+                raise StabError(
+                    f"{self.noun} {name!r} is registered twice: {self._registered[name][1]} and {origin}"
+                )
             self._registered[name] = (obj, origin)
             return obj
 
@@ -115,7 +117,9 @@ class Registry(Generic[T]):
                 f"Unknown {self.noun} {name!r}.{suggest(name, self.names())} Known: {', '.join(self.names())}.{broken}"
             )
         if len(origins) > 1:
-            raise StabError(f"{self.noun} {name!r} is registered twice: {' and '.join(origins)}; uninstall one of them")
+            raise StabError(
+                f"{self.noun} {name!r} is registered twice: {' and '.join(origins)}; uninstall one of them"
+            )
         if name in self._registered:
             return self._registered[name][0]
         if name in self._loaded:
@@ -123,12 +127,16 @@ class Registry(Generic[T]):
         try:
             obj: T = self._entry_points()[name][0].load()
             if not NAME.fullmatch(name):
-                raise TypeError(f"{name!r} is no {self.noun} name: expected lower-case letters, digits and _")
+                raise TypeError(
+                    f"{name!r} is no {self.noun} name: expected lower-case letters, digits and _"
+                )
             if not self._valid(obj):
                 raise TypeError(f"{obj!r} is no {self.noun}")
         except (Exception, SystemExit) as e:
             self._failures[name] = f"{type(e).__name__}: {e}"
-            raise StabError(f"{self.noun} {name!r} ({origins[0]}) is broken: {self._failures[name]}") from e
+            raise StabError(
+                f"{self.noun} {name!r} ({origins[0]}) is broken: {self._failures[name]}"
+            ) from e
         self._loaded[name] = obj
         return obj
 

@@ -134,7 +134,9 @@ def train(
         lr = optimizer.param_groups[0]["lr"]
         source, indices = minibatches(data, recipe, seed, update)
 
-        def closure(update: int = update, source: Split = source, indices: np.ndarray = indices) -> float:
+        def closure(
+            update: int = update, source: Split = source, indices: np.ndarray = indices
+        ) -> float:
             # An optimizer that calls this more than once (SAM, LBFGS) sees the same minibatches and dropout masks.
             _seed(device, _entropy(seed, DROPOUT, update))
             for parameter in parameters:
@@ -239,7 +241,9 @@ class _Riders:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.seconds, self.failed = dict(state["seconds"]), dict(state["failed"]) | self.failed
-        self.averages = {name: average for name, average in self.averages.items() if name in state["states"]}
+        self.averages = {
+            name: average for name, average in self.averages.items() if name in state["states"]
+        }
         self._each(lambda name, _: self.states[name].load_state_dict(state["states"][name]))
 
     def _each(self, call: Callable[[str, Average], None]) -> None:
@@ -261,7 +265,9 @@ def minibatches(data: Split, recipe: Recipe, seed: int, update: int) -> tuple[Sp
     Raises StabError as ``check_pool`` does.
     """
     transitions, size = len(data), recipe.accumulation * recipe.batch_size
-    draw = getattr(data, "pool", None)  # of endless data; asking its protocol would cost more than the rest of this
+    draw = getattr(
+        data, "pool", None
+    )  # of endless data; asking its protocol would cost more than the rest of this
     if draw is not None:
         check_pool(data, recipe)
         number, step = divmod(update - 1, transitions // size)
@@ -302,13 +308,17 @@ def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opti
     if "weight_decay" in accepted:
         args["weight_decay"] = recipe.weight_decay  # torch's defaults are not 0
     elif recipe.weight_decay:
-        raise StabError(f"{recipe.optimizer} has no weight decay: set train.weight_decay=0 or choose another optimizer")
+        raise StabError(
+            f"{recipe.optimizer} has no weight decay: set train.weight_decay=0 or choose another optimizer"
+        )
     if "fused" in accepted:
         args["fused"] = True
     try:
         optimizer: torch.optim.Optimizer = cls(parameters, **args | recipe.optimizer_args)
     except (TypeError, ValueError, RuntimeError) as e:
-        raise StabError(f"{recipe.optimizer} does not take train.optimizer_args={recipe.optimizer_args}: {e}") from e
+        raise StabError(
+            f"{recipe.optimizer} does not take train.optimizer_args={recipe.optimizer_args}: {e}"
+        ) from e
     return optimizer
 
 
@@ -349,12 +359,18 @@ def make_transforms(recipe: Recipe) -> list[GradientTransform]:
         try:
             made.append(cls(**call.args))
         except (TypeError, ValueError) as e:
-            raise StabError(f"gradient transform {call.object!r} does not take {call.args}: {e}") from e
+            raise StabError(
+                f"gradient transform {call.object!r} does not take {call.args}: {e}"
+            ) from e
     return made
 
 
 def gradient_noise(
-    task: Task, policy: nn.Module, recipe: Recipe, stream: tuple[int, ...], data: Split | None = None
+    task: Task,
+    policy: nn.Module,
+    recipe: Recipe,
+    stream: tuple[int, ...],
+    data: Split | None = None,
 ) -> tuple[float, float]:
     """Return the trace of the covariance of a step's gradient and the squared norm of its mean, at these parameters.
 
@@ -393,7 +409,13 @@ def nbytes(state: Any) -> int:
     """Return the bytes of all tensors in nested data."""
     if isinstance(state, torch.Tensor):
         return state.nbytes
-    parts = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    parts = (
+        state.values()
+        if isinstance(state, Mapping)
+        else state
+        if isinstance(state, list | tuple)
+        else ()
+    )
     return sum(nbytes(part) for part in parts)
 
 

@@ -23,12 +23,18 @@ import torch
 from measure import bar, least_seconds, product_rates, table
 
 from stab.recipe import Recipe
-from stab.tasks import datasets, environments, grammar
-from stab.tasks.language import side_by_side
+from stab.tasks import datasets, environments
+from stab.tasks.language import grammar
+from stab.tasks.language.source import source as make_source
+from stab.tasks.language.task import side_by_side
 from stab.tasks.policies import GPT, build_language
-from stab.tasks.sources import source as make_source
 
-SIZES = ["gpt", "gpt:width=128,depth=4", "gpt:width=256,depth=6,heads=8", "gpt:width=512,depth=8,heads=8"]
+SIZES = [
+    "gpt",
+    "gpt:width=128,depth=4",
+    "gpt:width=256,depth=6,heads=8",
+    "gpt:width=512,depth=8,heads=8",
+]
 VOCABULARY, CONTEXT, CONTINUATION = 2048, 128, 96
 BATCH, ROWS, POLICIES, STEPS = 16, 16, 8, 32
 PAPER = 270e6  # parameters of the language models in arXiv 2310.11428
@@ -39,7 +45,9 @@ ENTRIES, SEEDS, CHECKPOINTS, RUNS = 8, 3, 18, 24
 def operations(policy: GPT) -> int:
     """Multiplications and additions of an update: 6 for each weight and token, and the attention's own."""
     weights = sum(p.numel() for p in policy.parameters()) - policy.positions.numel()
-    attention = len(policy.blocks) * 12 * policy.width * CONTEXT  # scores and sums, forward and twice backward
+    attention = (
+        len(policy.blocks) * 12 * policy.width * CONTEXT
+    )  # scores and sums, forward and twice backward
     return BATCH * CONTEXT * (6 * weights + attention)
 
 
@@ -95,10 +103,14 @@ def packing(stories: int, each: int) -> list[str]:
     """Return what a Minari dataset of stories costs with so many in an episode: megabytes, seconds to write and to read."""
     rng = np.random.default_rng(0)
     source = make_source("stories")
-    told = [np.array([token for part in source.text(rng) for token in part]) for _ in range(stories)]
+    told = [
+        np.array([token for part in source.text(rng) for token in part]) for _ in range(stories)
+    ]
     packs = [np.concatenate(told[n : n + each]) for n in range(0, stories, each)]
     made = [
-        datasets.episode(n, [0, *pack.tolist()], [(token, 0.0, False, False) for token in pack.tolist()])
+        datasets.episode(
+            n, [0, *pack.tolist()], [(token, 0.0, False, False) for token in pack.tolist()]
+        )
         for n, pack in enumerate(packs)
     ]
     environments.register()
@@ -116,7 +128,9 @@ def packing(stories: int, each: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3, help="the fastest counts")
     parser.add_argument("--quick", action="store_true", help="one round of the two smallest sizes")
     given = parser.parse_args()
@@ -174,13 +188,19 @@ def main() -> None:
     hours = episodes * CONTINUATION / scaled / 3600
     gigabytes = 4 * PAPER / 1e9
     rng = np.random.default_rng(0)
-    nats = -np.mean([reward for _ in range(stories) for reward in grammar.log_likelihood(grammar.story(rng))])
-    print(f"\nTrue stories: {nats:.3f} nats a token by their source, a perplexity of {np.exp(nats):.2f}.")
+    nats = -np.mean(
+        [reward for _ in range(stories) for reward in grammar.log_likelihood(grammar.story(rng))]
+    )
+    print(
+        f"\nTrue stories: {nats:.3f} nats a token by their source, a perplexity of {np.exp(nats):.2f}."
+    )
     print(f"\n{PAPER / 1e6:.0f} million parameters, from these rates:\n")
     print(
         f"- training on a billion tokens, at the best of them ({max(rates) / 1e9:.0f} GFLOP/s): {days:.0f} days of one core"
     )
-    print(f"- all stabilizers, three seeds, {RUNS} such runs' worth: {RUNS * days / 365:.1f} years of one core")
+    print(
+        f"- all stabilizers, three seeds, {RUNS} such runs' worth: {RUNS * days / 365:.1f} years of one core"
+    )
     print(
         f"- {episodes:,} texts of {CONTINUATION} tokens, at the largest size's rate over the parameters"
         f" ({scaled:.0f} tokens/s): {hours:.0f} hours of one core"

@@ -13,11 +13,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from measure import Bare, bar, least_seconds, make_task, product_rates, replay, table, update_operations
+from measure import (
+    Bare,
+    bar,
+    least_seconds,
+    make_task,
+    product_rates,
+    replay,
+    table,
+    update_operations,
+)
 
 from stab.recipe import Recipe
 from stab.tasks import Task
-from stab.tasks.base import Progress, no_progress
+from stab.tasks.references import Progress, no_progress
 
 
 def limit(
@@ -41,7 +50,9 @@ def limit(
     """
     about = json.loads((run / "run.json").read_text())
     cores = cores or about["cores"]
-    found = dict.fromkeys(("training_floor", "rollout_floor", "plain_floor", "training", "rollouts"), 0.0)
+    found = dict.fromkeys(
+        ("training_floor", "rollout_floor", "plain_floor", "training", "rollouts"), 0.0
+    )
     rates: dict[str, dict[str, float]] = {}
     step_seconds: dict[str, float] = {}
     known: dict[str, Task] = {}
@@ -53,9 +64,13 @@ def limit(
         if name not in known:
             known[name], over = make_task(name), replay(name, report=report)
             rates[name] = product_rates(known[name].policy(recipe), recipe.batch_size, 40 * rounds)
-            step_seconds[name] = least_seconds({"bare": Bare(over)}, rounds)["bare"] / over.actions[..., 0].size
+            step_seconds[name] = (
+                least_seconds({"bare": Bare(over)}, rounds)["bare"] / over.actions[..., 0].size
+            )
         policy = known[name].policy(recipe)
-        operations = recipe.updates * recipe.accumulation * update_operations(policy, recipe.batch_size)
+        operations = (
+            recipe.updates * recipe.accumulation * update_operations(policy, recipe.batch_size)
+        )
         found["training_floor"] += operations / rates[name]["fastest"]
         found["plain_floor"] += operations / rates[name]["torch.mm"]
         found["rollout_floor"] += spent["rollout_steps"] * step_seconds[name]
@@ -72,11 +87,15 @@ def limit(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--cores", type=int, help="that the run could use (default: those it had)")
     parser.add_argument(
-        "--wall", type=float, help="seconds of the whole command (default: without start-up and report)"
+        "--wall",
+        type=float,
+        help="seconds of the whole command (default: without start-up and report)",
     )
     given = parser.parse_args()
     with bar("limit") as report:
@@ -92,7 +111,10 @@ def main() -> None:
     print(
         table(
             ["", "floor s", "took s", "took / floor"],
-            [[what, f"{floor:.1f}", f"{took:.1f}", f"{took / floor:.2f}"] for what, floor, took in rows],
+            [
+                [what, f"{floor:.1f}", f"{took:.1f}", f"{took / floor:.2f}"]
+                for what, floor, took in rows
+            ],
         )
     )
     went = {
@@ -104,7 +126,9 @@ def main() -> None:
         - (found["training"] + found["rollouts"]) / cores,
         "planning before them, report and figures after": wall - found["running"],
     }
-    shares = [[what, f"{seconds:.1f}", f"{100 * seconds / wall:.0f} %"] for what, seconds in went.items()]
+    shares = [
+        [what, f"{seconds:.1f}", f"{100 * seconds / wall:.0f} %"] for what, seconds in went.items()
+    ]
     print("\n" + table([f"where {wall:.1f} s went", "s", "share"], shares))
 
 

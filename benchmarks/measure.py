@@ -15,9 +15,10 @@ from torch import nn
 
 from stab.cli.progress import bars
 from stab.tasks import Task, tasks
-from stab.tasks.base import Demonstrations, Progress, no_progress
-from stab.tasks.episodes import make
-from stab.tasks.policies.onednn import has_onednn, product
+from stab.tasks.base import Demonstrations
+from stab.tasks.control.episodes import make
+from stab.tasks.policies.kernels.onednn import has_onednn, product
+from stab.tasks.references import Progress, no_progress
 
 # Their observations or rewards hold contact forces, which ``mj_step`` alone does not compute.
 READ_CONTACT_FORCES = {"Ant-v5", "Humanoid-v5"}
@@ -49,12 +50,16 @@ class Replay:
     actions: np.ndarray
 
 
-def replay(name: str, episodes: int = EPISODES, steps: int = STEPS, report: Progress = no_progress) -> Replay:
+def replay(
+    name: str, episodes: int = EPISODES, steps: int = STEPS, report: Progress = no_progress
+) -> Replay:
     """Return demonstrations as they were recorded; where there are fewer than ``episodes``, some more than once."""
     data: Any = demonstrations(name, report)
     numbers, counts = np.unique(data.train.episodes, return_counts=True)
     chosen = np.resize(numbers[counts > steps], episodes)  # an episode's number is its reset seed
-    actions = [data.train.actions[data.train.episodes == number][:steps].numpy() for number in chosen]
+    actions = [
+        data.train.actions[data.train.episodes == number][:steps].numpy() for number in chosen
+    ]
     return Replay(gym.spec(data.environment), chosen.tolist(), np.stack(actions, 1))
 
 
@@ -122,9 +127,19 @@ def product_rates(policy: nn.Module, batch: int, rounds: int = 200) -> dict[str,
 
     ``torch.mm`` is what a plain PyTorch program gets; ``fastest`` is the best that torch has here, oneDNN's or that one.
     """
-    largest = max((m for m in policy.modules() if isinstance(m, nn.Linear)), key=lambda layer: layer.weight.numel())
-    a, b = torch.randn(batch, largest.in_features), torch.randn(largest.in_features, largest.out_features)
-    weight, out, repeats = torch.randn(largest.weight.shape), torch.empty(batch, largest.out_features), 10
+    largest = max(
+        (m for m in policy.modules() if isinstance(m, nn.Linear)),
+        key=lambda layer: layer.weight.numel(),
+    )
+    a, b = (
+        torch.randn(batch, largest.in_features),
+        torch.randn(largest.in_features, largest.out_features),
+    )
+    weight, out, repeats = (
+        torch.randn(largest.weight.shape),
+        torch.empty(batch, largest.out_features),
+        10,
+    )
 
     def timed(once: Callable[[], object]) -> Callable[[], list[float]]:
         def products() -> list[float]:
@@ -146,7 +161,10 @@ def product_rates(policy: nn.Module, batch: int, rounds: int = 200) -> dict[str,
     finally:
         torch.set_num_threads(threads)
     operations = repeats * 2 * batch * largest.weight.numel()
-    return {"torch.mm": operations / seconds["torch.mm"], "fastest": operations / min(seconds.values())}
+    return {
+        "torch.mm": operations / seconds["torch.mm"],
+        "fastest": operations / min(seconds.values()),
+    }
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 import gymnasium as gym
 from measure import EPISODES, STEPS, Bare, Replay, bar, least_seconds, replay, table
 
-from stab.tasks.base import Progress, no_progress
-from stab.tasks.episodes import Episodes, GymEpisodes, make_episodes
+from stab.tasks.control.episodes import Episodes, GymEpisodes, make_episodes
+from stab.tasks.references import Progress, no_progress
 
 TASKS = ["hopper", "walker2d", "halfcheetah", "ant", "humanoid"]
 PROCESSES = 2  # of the asynchronous vector environment, which has one environment in each
@@ -39,7 +39,9 @@ def stepped(episodes: Episodes, over: Replay) -> Callable[[], list[float]]:
     return once
 
 
-def vectorized(envs: gym.vector.VectorEnv[Any, Any, Any], over: Replay) -> Callable[[], list[float]]:
+def vectorized(
+    envs: gym.vector.VectorEnv[Any, Any, Any], over: Replay
+) -> Callable[[], list[float]]:
     """Return a function that steps a vector environment, for ``least_seconds``."""
     actions = over.actions[:, : envs.num_envs].copy()
 
@@ -55,7 +57,9 @@ def vectorized(envs: gym.vector.VectorEnv[Any, Any, Any], over: Replay) -> Calla
     return once
 
 
-def throughput(task: str, steps: int, rounds: int, report: Progress = no_progress) -> dict[str, float]:
+def throughput(
+    task: str, steps: int, rounds: int, report: Progress = no_progress
+) -> dict[str, float]:
     """Return environment steps a second of each way."""
     over = replay(task, steps=steps, report=report)
     with ExitStack() as stack:
@@ -75,8 +79,12 @@ def throughput(task: str, steps: int, rounds: int, report: Progress = no_progres
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", action="append", help="may be given more than once (default: all five)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--task", action="append", help="may be given more than once (default: all five)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="of each step the fastest counts")
     parser.add_argument("--quick", action="store_true", help="two rounds of 20 steps")
     given = parser.parse_args()
@@ -85,9 +93,18 @@ def main() -> None:
     for task in given.task or TASKS:
         with bar(f"{task}, steps") as report:
             rates = throughput(task, steps, rounds, report)
-        shares = [f"{rates[way] / rates['bare']:.2f}" for way in ("stab", "gymnasium", "sync", "async")]
+        shares = [
+            f"{rates[way] / rates['bare']:.2f}" for way in ("stab", "gymnasium", "sync", "async")
+        ]
         rows.append([task, f"{rates['bare']:,.0f}", *shares])
-    header = ["task", "bare steps / s", "stab", "one by one", "vector, sync", f"vector, async ({PROCESSES} processes)"]
+    header = [
+        "task",
+        "bare steps / s",
+        "stab",
+        "one by one",
+        "vector, sync",
+        f"vector, async ({PROCESSES} processes)",
+    ]
     print(table(header, rows))
     print("\nAs shares of the bare rate on one core: 1 is the limit of one core.")
 

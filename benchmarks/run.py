@@ -22,7 +22,7 @@ from measure import bar, demonstrations, table
 from scaling import STAB
 from straightforward import QUICK
 
-from stab import engine
+from stab.engines import local as engine
 
 HERE = Path(__file__).resolve().parent
 ROUNDS = 2  # of each command
@@ -78,10 +78,14 @@ def whole_run(task: str, quick: bool, folder: Path, reference: bool) -> str:
     settings = [f"{keys.get(name, f'eval.{name}')}={value}" for name, value in sizes.items()]
     compare = ["compare", "--task", task, "--all", "--seeds", "1", *settings]
     plan, _ = run([STAB, *compare, "--dry-run"])
-    predicted = next((line for line in plan.splitlines() if line.startswith("about ")), "nothing about the time")
+    predicted = next(
+        (line for line in plan.splitlines() if line.startswith("about ")), "nothing about the time"
+    )
     reference_arguments = ["--task", task, *(["--quick"] if quick else [])]
     ours, theirs, printed = [], [], ""
-    for n in range(1 if quick else ROUNDS):  # in turns, so that whatever else the machine does meets both
+    for n in range(
+        1 if quick else ROUNDS
+    ):  # in turns, so that whatever else the machine does meets both
         ours.append(run([STAB, *compare, "--out", str(folder / f"{task}{n}")])[1])
         if reference:
             printed, seconds = script("straightforward.py", *reference_arguments)
@@ -89,18 +93,31 @@ def whole_run(task: str, quick: bool, folder: Path, reference: bool) -> str:
     best = min(ours)
     commands = {f"`stab {shlex.join(compare)}`": ours}
     if reference:
-        commands[f"`{shlex.join(['python', 'benchmarks/straightforward.py', *reference_arguments])}`"] = theirs
-    floors, _ = script("limit.py", str(folder / f"{task}{ours.index(best)}"), "--wall", f"{best:.1f}")
+        commands[
+            f"`{shlex.join(['python', 'benchmarks/straightforward.py', *reference_arguments])}`"
+        ] = theirs
+    floors, _ = script(
+        "limit.py", str(folder / f"{task}{ours.index(best)}"), "--wall", f"{best:.1f}"
+    )
     return "\n\n".join(
         [
             f"## {task}: "
-            + ("against the straightforward program and the machine's limit" if reference else "the limit"),
+            + (
+                "against the straightforward program and the machine's limit"
+                if reference
+                else "the limit"
+            ),
             "Wall time of the commands, start-up included; one training seed, the same sizes. stab also measures the"
             " gradient's variance and the returns at 20 horizons, and draws figures.",
             table(
                 ["command", "wall s, in turns", "fastest", "ratio"],
                 [
-                    [command, ", ".join(f"{one:.1f}" for one in walls), f"{min(walls):.1f}", f"{min(walls) / best:.2f}"]
+                    [
+                        command,
+                        ", ".join(f"{one:.1f}" for one in walls),
+                        f"{min(walls):.1f}",
+                        f"{min(walls) / best:.2f}",
+                    ]
                     for command, walls in commands.items()
                 ],
             ),
@@ -113,14 +130,20 @@ def whole_run(task: str, quick: bool, folder: Path, reference: bool) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "performance.md")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     given = parser.parse_args()
     os.environ.setdefault("COLUMNS", "100")
     flags = ["--quick"] if given.quick else []
     command = shlex.join(["python", "benchmarks/run.py", *flags])
-    page = ["# Performance", f"Made by `{command}`; where times are compared, both were taken in this run.", machine()]
+    page = [
+        "# Performance",
+        f"Made by `{command}`; where times are compared, both were taken in this run.",
+        machine(),
+    ]
     if given.quick:
         page.append("**A smoke run: its numbers say nothing.**")
     with tempfile.TemporaryDirectory() as folder:
@@ -130,9 +153,16 @@ def main() -> None:
                 page.append(whole_run(task, given.quick, Path(folder), reference))
     for title, name in SECTIONS:
         print(title, file=sys.stderr)
-        arguments = [*flags, *(["--task", "hopper"] if given.quick and name == "rollouts.py" else [])]
+        arguments = [
+            *flags,
+            *(["--task", "hopper"] if given.quick and name == "rollouts.py" else []),
+        ]
         printed, _ = script(name, *arguments)
-        page += [f"## {title}", f"`{shlex.join(['python', f'benchmarks/{name}', *arguments])}`", printed]
+        page += [
+            f"## {title}",
+            f"`{shlex.join(['python', f'benchmarks/{name}', *arguments])}`",
+            printed,
+        ]
     given.out.write_text("\n\n".join(page) + "\n")
     print(f"wrote {given.out}")
 

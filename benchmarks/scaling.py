@@ -37,7 +37,12 @@ class Point:
 
 BASE = Point()
 # Of each setting the values that are tried, the others as in BASE.
-SERIES = {"seeds": [1, 2, 4], "starts": [8, 16, 64], "checkpoints": [6, 12, 24], "updates": [1200, 2400, 4800]}
+SERIES = {
+    "seeds": [1, 2, 4],
+    "starts": [8, 16, 64],
+    "checkpoints": [6, 12, 24],
+    "updates": [1200, 2400, 4800],
+}
 WORKERS = [replace(BASE, seeds=4, workers=count) for count in (1, 2, 4)]
 QUICK = [Point(1, 2, 4, 40, 20, 1), Point(2, 2, 4, 40, 20, 2)]
 
@@ -45,9 +50,26 @@ QUICK = [Point(1, 2, 4, 40, 20, 1), Point(2, 2, 4, 40, 20, 2)]
 def compare(point: Point) -> tuple[float, float]:
     """Return the wall seconds of a comparison and the peak memory in MB of its largest process."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [STAB, "compare", "--task", "hopper", "--stabilizers", "ema", "--out", str(Path(folder) / "run")]
-        command += ["--seeds", str(point.seeds), "--workers", str(point.workers), f"train.updates={point.updates}"]
-        command += [f"eval.{name}" for name in (f"starts={point.starts}", f"horizon={point.horizon}")]
+        command = [
+            STAB,
+            "compare",
+            "--task",
+            "hopper",
+            "--stabilizers",
+            "ema",
+            "--out",
+            str(Path(folder) / "run"),
+        ]
+        command += [
+            "--seeds",
+            str(point.seeds),
+            "--workers",
+            str(point.workers),
+            f"train.updates={point.updates}",
+        ]
+        command += [
+            f"eval.{name}" for name in (f"starts={point.starts}", f"horizon={point.horizon}")
+        ]
         # Two early ones for the curve, the others over the second half of training.
         command += [f"eval.checkpoint_every={point.updates // 2 // (point.checkpoints - 3)}"]
         began = time.perf_counter()
@@ -72,11 +94,17 @@ def answers(arguments: list[str], repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="two points, smaller still")
     given = parser.parse_args()
     series = {} if given.quick else SERIES
-    points = [BASE, *(replace(BASE, **{name: value}) for name, values in series.items() for value in values), *WORKERS]
+    points = [
+        BASE,
+        *(replace(BASE, **{name: value}) for name, values in series.items() for value in values),
+        *WORKERS,
+    ]
     points = QUICK if given.quick else list(dict.fromkeys(points))
     took: dict[Point, float] = {}
     rows = []

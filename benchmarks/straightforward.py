@@ -24,10 +24,19 @@ from torch.optim.swa_utils import AveragedModel
 from torch_ema import ExponentialMovingAverage
 
 from stab import gva
-from stab.tasks.base import Progress, no_progress
+from stab.tasks.references import Progress, no_progress
 from stab.tasks.transitions import Transitions
 
-STABILIZERS = ["none", "ema", "polyak", "swa", "accumulation", "lr_decay", "weight_decay", "dropout"]
+STABILIZERS = [
+    "none",
+    "ema",
+    "polyak",
+    "swa",
+    "accumulation",
+    "lr_decay",
+    "weight_decay",
+    "dropout",
+]
 BATCH, LR = 256, 1e-3
 START_SEED = 50_000
 QUICK = {"updates": 100, "checkpoint_every": 25, "starts": 2, "horizon": 50}
@@ -44,7 +53,9 @@ class Policy(nn.Module):
         self.register_buffer("size", torch.as_tensor(space.high - space.low))
         layers: list[nn.Module] = []
         for inputs in (len(mean), 256):
-            layers += [nn.Linear(inputs, 256), nn.ReLU()] + ([nn.Dropout(dropout)] if dropout else [])
+            layers += [nn.Linear(inputs, 256), nn.ReLU()] + (
+                [nn.Dropout(dropout)] if dropout else []
+            )
         self.layers = nn.Sequential(*layers, nn.Linear(256, space.shape[0]))
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -97,10 +108,15 @@ def train(
     policy = Policy(mean, std, env.action_space, dropout=0.1 if stabilizer == "dropout" else 0.0)
     weight_decay = 0.1 if stabilizer == "weight_decay" else 0.0
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LR, weight_decay=weight_decay, fused=True)
-    schedule = LambdaLR(optimizer, lambda step: 1 - step / updates) if stabilizer == "lr_decay" else None
+    schedule = (
+        LambdaLR(optimizer, lambda step: 1 - step / updates) if stabilizer == "lr_decay" else None
+    )
     accumulation = 4 if stabilizer == "accumulation" else 1
     burn_in, slowest = round(0.1 * updates), 1 - 2 ** (-1 / (0.05 * updates))  # of the EMA
-    tail, every = round(0.25 * updates), 100 if stabilizer == "swa" else 1  # of Polyak's mean and SWA
+    tail, every = (
+        round(0.25 * updates),
+        100 if stabilizer == "swa" else 1,
+    )  # of Polyak's mean and SWA
     ema, mean_policy = None, None
 
     batches = minibatches(len(observations), BATCH)
@@ -130,8 +146,14 @@ def train(
             policy.eval()
             with torch.inference_mode(), ema.average_parameters() if ema else nullcontext():
                 acting = mean_policy or policy
-                losses.append(nn.functional.mse_loss(acting(validation.observations), validation.actions).item())
-                returns.append([episode(env, acting, START_SEED + n, horizon) for n in range(starts)])
+                losses.append(
+                    nn.functional.mse_loss(
+                        acting(validation.observations), validation.actions
+                    ).item()
+                )
+                returns.append(
+                    [episode(env, acting, START_SEED + n, horizon) for n in range(starts)]
+                )
             policy.train()
             rollout_seconds += time.perf_counter() - paused
             progress(step / updates)
@@ -161,7 +183,16 @@ def run(
             progress((n + fraction) / len(STABILIZERS))
 
         raw, losses, train_seconds, rollout_seconds = train(
-            name, env, data.train, data.validation, seed, updates, checkpoints, starts, horizon, part
+            name,
+            env,
+            data.train,
+            data.validation,
+            seed,
+            updates,
+            checkpoints,
+            starts,
+            horizon,
+            part,
         )
         J = data.references.normalise(raw[..., None], [horizon])[..., 0]
         found[name] = {
@@ -175,7 +206,9 @@ def run(
     return found
 
 
-def open_loop(spec: gym.envs.registration.EnvSpec, seeds: list[int], actions: np.ndarray) -> np.ndarray:
+def open_loop(
+    spec: gym.envs.registration.EnvSpec, seeds: list[int], actions: np.ndarray
+) -> np.ndarray:
     """Return the summed rewards (episodes,) of actions (steps, episodes, act_dim), each episode up to its end."""
     env = gym.make(spec)
     returns = np.zeros(len(seeds))
@@ -191,7 +224,9 @@ def open_loop(spec: gym.envs.registration.EnvSpec, seeds: list[int], actions: np
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--task", default="hopper")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--updates", type=int, default=6000)
@@ -218,9 +253,17 @@ def main() -> None:
         ]
         for name, one in found.items()
     ]
-    totals = [sum(one[what] for one in found.values()) for what in ("train_seconds", "rollout_seconds")]
-    print(table(["stabilizer", "GVA", "return", "worst", "val loss", "training s", "rollouts s"], rows))
-    print(f"\n{given.task}: training {totals[0]:.1f} s, rollouts {totals[1]:.1f} s, one after the other.")
+    totals = [
+        sum(one[what] for one in found.values()) for what in ("train_seconds", "rollout_seconds")
+    ]
+    print(
+        table(
+            ["stabilizer", "GVA", "return", "worst", "val loss", "training s", "rollouts s"], rows
+        )
+    )
+    print(
+        f"\n{given.task}: training {totals[0]:.1f} s, rollouts {totals[1]:.1f} s, one after the other."
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from stab.config import Config
 from stab.recipe import Recipe
 from stab.stabilizers import parse
 from stab.tasks import Task
-from stab.tasks.base import Progress, no_progress
+from stab.tasks.references import Progress, no_progress
 from stab.train import gradient_noise, train
 
 AVERAGES = ["ema", "polyak", "swa"]
@@ -26,10 +26,22 @@ WARM_UP = 10
 PARTS = {  # what an update is made of -> how the names of its operations begin
     "products": ("mkldnn::", "aten::mm", "aten::addmm"),
     "elementwise: activations, loss, and their gradients": (
-        *("aten::clamp_min", "aten::relu", "aten::threshold_backward", "aten::sum", "aten::tanh", "aten::mse_loss"),
+        *(
+            "aten::clamp_min",
+            "aten::relu",
+            "aten::threshold_backward",
+            "aten::sum",
+            "aten::tanh",
+            "aten::mse_loss",
+        ),
         *("aten::add", "aten::sub", "aten::mul", "aten::div"),
     ),
-    "copies: gathering the minibatch, transposing": ("aten::copy_", "aten::index", "aten::contiguous", "aten::clone"),
+    "copies: gathering the minibatch, transposing": (
+        "aten::copy_",
+        "aten::index",
+        "aten::contiguous",
+        "aten::clone",
+    ),
     "AdamW (fused)": ("aten::_fused_adamw",),
 }
 
@@ -65,7 +77,10 @@ def made_of(updates: int) -> dict[str, float]:
     for event in profile.key_averages():
         if event.key.startswith("Optimizer.step"):
             continue  # no operation: what it has to itself is the Python of the step
-        part = next((part for part, names in PARTS.items() if event.key.startswith(names)), "other operations of torch")
+        part = next(
+            (part for part, names in PARTS.items() if event.key.startswith(names)),
+            "other operations of torch",
+        )
         found[part] += event.self_cpu_time_total / 1e6
     whole = last.train_seconds - first.train_seconds
     return {part: seconds / whole for part, seconds in found.items()} | {
@@ -91,26 +106,40 @@ def costs(
             report((n * len(variants) + k + 1) / (rounds * len(variants)))
     policy = task.policy(recipe)
     rates = product_rates(policy, recipe.batch_size)
-    floors = {name: update_operations(policy, recipe.batch_size) / rate for name, rate in rates.items()}
+    floors = {
+        name: update_operations(policy, recipe.batch_size) / rate for name, rate in rates.items()
+    }
     del averaging["none"]
     return fastest, floors, noise_seconds(task, recipe, 5 * rounds), averaging
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--updates", type=int, default=600, help="in a run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one round of 30 updates")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with bar("updates") as report:
-        update, floors, noise, averaging = costs(*(30, 1) if given.quick else (given.updates, given.rounds), report)
+        update, floors, noise, averaging = costs(
+            *(30, 1) if given.quick else (given.updates, given.rounds), report
+        )
     config = Config()
     measured = len(config.checkpoints) * noise / (config.train.updates * update)
     rows = [
-        ["floor: the products of a forward and backward pass", f"{1e3 * floors['fastest']:.3f} ms", ""],
+        [
+            "floor: the products of a forward and backward pass",
+            f"{1e3 * floors['fastest']:.3f} ms",
+            "",
+        ],
         ["the same products by `torch.mm`", f"{1e3 * floors['torch.mm']:.3f} ms", ""],
-        ["update of the base recipe", f"{1e3 * update:.3f} ms", f"{update / floors['fastest']:.2f} x the floor"],
+        [
+            "update of the base recipe",
+            f"{1e3 * update:.3f} ms",
+            f"{update / floors['fastest']:.2f} x the floor",
+        ],
         *(
             [f"average: {name}", f"{1e3 * own:.3f} ms", f"{100 * own / update:.1f} % of an update"]
             for name, own in averaging.items()
@@ -123,7 +152,13 @@ def main() -> None:
     ]
     print(table(["", "time", "share"], rows))
     parts = made_of(30 if given.quick else given.updates)
-    print("\n" + table(["an update is", "share"], [[part, f"{100 * share:.0f} %"] for part, share in parts.items()]))
+    print(
+        "\n"
+        + table(
+            ["an update is", "share"],
+            [[part, f"{100 * share:.0f} %"] for part, share in parts.items()],
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ from typing import Annotated
 
 import typer
 
-EXAMPLES = (
-    "Examples:\n\nstab check ema\n\nstab check lr_decay+ema:half_life=500 hopper\n\nstab check my_pkg:Lookahead -v"
-)
+EXAMPLES = "Examples:\n\nstab check ema\n\nstab check lr_decay+ema:half_life=500 hopper\n\nstab check my_pkg:Lookahead -v"
 
 
 def check(
@@ -25,7 +23,9 @@ def check(
             show_default=False,
         ),
     ],
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what each check asks for.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say what each check asks for.")
+    ] = False,
 ) -> None:
     """Check that stabilizers and tasks keep the rules a comparison relies on.
 
@@ -41,7 +41,9 @@ def check(
     failed = 0
 
     def say(line: str, indent: int = 8) -> None:
-        typer.echo(textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False))
+        typer.echo(
+            textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+        )
 
     for c in checks:
         try:
@@ -53,8 +55,15 @@ def check(
             say(f"ok      {c.object}  {c.name}")
         if verbose:
             typer.echo(
-                textwrap.fill(c.doc.replace("``", ""), width, initial_indent=" " * 10, subsequent_indent=" " * 10)
+                textwrap.fill(
+                    c.doc.replace("``", ""),
+                    width,
+                    initial_indent=" " * 10,
+                    subsequent_indent=" " * 10,
+                )
             )
-    typer.echo(f"{len(checks)} checks, {failed} failed" if failed else f"{len(checks)} checks, all passed")
+    typer.echo(
+        f"{len(checks)} checks, {failed} failed" if failed else f"{len(checks)} checks, all passed"
+    )
     if failed:
         raise typer.Exit(1)

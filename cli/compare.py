@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stab.comparison import Plan
-    from stab.engine import Engine
+    from stab.engines.local import Engine
 
 MOST = 4  # riders of a cell that are named one by one
 EXAMPLES = (
@@ -36,50 +36,83 @@ EXAMPLES = (
 
 def compare(
     task: Annotated[
-        list[str] | None, typer.Option("--task", "-t", help="Task; repeat for several. See: stab list tasks")
+        list[str] | None,
+        typer.Option("--task", "-t", help="Task; repeat for several. See: stab list tasks"),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every registered stabilizer, plug-ins included.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every registered stabilizer, plug-ins included.")
+    ] = False,
     stabilizers: Annotated[
-        str | None, typer.Option("--stabilizers", "-s", help="Comma-separated: ema,ema:half_life=500,lr_decay+ema")
+        str | None,
+        typer.Option(
+            "--stabilizers", "-s", help="Comma-separated: ema,ema:half_life=500,lr_decay+ema"
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Training seeds (default 3).")] = None,
     updates: Annotated[
-        int | None, typer.Option(help="Optimizer steps (default 6000; texts 2400); same as train.updates=N.")
+        int | None,
+        typer.Option(help="Optimizer steps (default 6000; texts 2400); same as train.updates=N."),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Minari dataset instead of the task's own; may stand without a task.")
+        str | None,
+        typer.Option(help="Minari dataset instead of the task's own; may stand without a task."),
     ] = None,
     policy: Annotated[
-        str | None, typer.Option(help="mlp:width=128,depth=3 or transformer:context=16; see: stab list policies -v")
+        str | None,
+        typer.Option(
+            help="mlp:width=128,depth=3 or transformer:context=16; see: stab list policies -v"
+        ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Where to train: cpu, cuda, cuda:N (default cpu). Rollouts run on the cores.")
+        str | None,
+        typer.Option(
+            help="Where to train: cpu, cuda, cuda:N (default cpu). Rollouts run on the cores."
+        ),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings by name: paper (long; look at --dry-run).")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Smoke run: the whole pipeline in about a minute.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Worker processes (default: as many as cores).")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings by name: paper (long; look at --dry-run).")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Smoke run: the whole pipeline in about a minute.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes (default: as many as cores).")
+    ] = None,
     engine: Annotated[
         str, typer.Option(help="Where cells run: local, or ray (pip install 'stab-gva\\[ray]').")
     ] = "local",
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster, auto or HOST:PORT (default: a Ray of its own, on this machine).")
+        str | None,
+        typer.Option(
+            help="Ray cluster, auto or HOST:PORT (default: a Ray of its own, on this machine)."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder (default: a dated folder under runs/).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder (default: a dated folder under runs/).")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in an existing run folder; keep finished cells.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an existing run folder first.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost; do nothing.")] = False,
-    config: Annotated[Path | None, typer.Option(help="YAML file of settings, such as a run's config.yaml.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete an existing run folder first.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and its cost; do nothing.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings, such as a run's config.yaml.")
+    ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings by dotted name: train.lr=3e-4 eval.starts=16")
+        list[str] | None,
+        typer.Argument(help="Settings by dotted name: train.lr=3e-4 eval.starts=16"),
     ] = None,
 ) -> None:
     """Compare stabilizers on tasks: train, roll out every checkpoint, score, and print the leaderboard."""
     from rich.console import Console
 
-    from stab import comparison, lock
+    from stab import comparison
     from stab.registry import StabError
+    from stab.run import lock
 
     if every and stabilizers:
         raise StabError("--all and --stabilizers exclude each other")
@@ -102,7 +135,9 @@ def compare(
     count = comparison.check_workers(workers)
     run = out or comparison.default_out(settings)
     with ExitStack() as stack:
-        if not dry_run:  # first of all: they take as long to import what they need as planning takes
+        if (
+            not dry_run
+        ):  # first of all: they take as long to import what they need as planning takes
             processes = stack.enter_context(comparison.make_engine(engine, address, workers))
             count = processes.count
         plan = comparison.make_plan(comparison.check_out(run, settings, resume, overwrite), broken)
@@ -117,7 +152,13 @@ def compare(
             comparison.check_unchanged(plan, run, settings, resume, overwrite)
             comparison.make_out(run, plan, overwrite)
             began = time.monotonic()
-            _execute(talk, plan, run, processes, dict(zip((cell.key for cell in todo), expected or [], strict=False)))
+            _execute(
+                talk,
+                plan,
+                run,
+                processes,
+                dict(zip((cell.key for cell in todo), expected or [], strict=False)),
+            )
             processes.close()
             comparison.about_run(run, sys.argv, time.monotonic() - began)
             _show_results(talk, run)
@@ -137,18 +178,28 @@ def compare(
 
 
 def _show_plan(
-    talk: Console, plan: Plan, run: Path, done: int, expected: list[tuple[float, float]] | None, workers: int
+    talk: Console,
+    plan: Plan,
+    run: Path,
+    done: int,
+    expected: list[tuple[float, float]] | None,
+    workers: int,
 ) -> None:
     from stab import comparison
-    from stab.cells import asking, make_task
     from stab.reports import sweep
+    from stab.run.cells import asking, make_task
     from stab.stabilizers.base import fold, method
 
     config = plan.config
     cells, entries = len(plan.cells), plan.entries
     if config.smoke:
-        talk.print("[bold]SMOKE RUN[/]: sizes are cut down to see the pipeline work; its numbers say nothing.")
-    talk.print(f"{entries} entries on {', '.join(config.tasks)}: {', '.join(fold(config.stabilizers))}", markup=False)
+        talk.print(
+            "[bold]SMOKE RUN[/]: sizes are cut down to see the pipeline work; its numbers say nothing."
+        )
+    talk.print(
+        f"{entries} entries on {', '.join(config.tasks)}: {', '.join(fold(config.stabilizers))}",
+        markup=False,
+    )
     tried = Counter(method(string) for string in config.stabilizers)
     if max(tried.values()) > 1:
         talk.print(f"tuning budget, settings a method: {sweep.budget(tried)}", markup=False)
@@ -171,7 +222,9 @@ def _show_plan(
         talk.print(f"about {_duration(wall)} with {workers} workers{collecting}")
     if config.snapshots.every and ready:
         megabytes = comparison.snapshot_bytes(plan) / 1e6
-        talk.print(f"snapshots of every {config.snapshots.every} updates: {megabytes:.0f} MB on disk")
+        talk.print(
+            f"snapshots of every {config.snapshots.every} updates: {megabytes:.0f} MB on disk"
+        )
     talk.print(f"run folder: {run}", markup=False, soft_wrap=True)
 
 
@@ -189,7 +242,9 @@ def _prepare(talk: Console, plan: Plan, resumed: Path | None) -> None:
         comparison.prepare(plan, resumed, report)
 
 
-def _execute(talk: Console, plan: Plan, run: Path, workers: Engine, expected: dict[str, tuple[float, float]]) -> None:
+def _execute(
+    talk: Console, plan: Plan, run: Path, workers: Engine, expected: dict[str, tuple[float, float]]
+) -> None:
     from stab import comparison
 
     todo = comparison.unfinished(plan, run)
@@ -228,9 +283,13 @@ def _execute(talk: Console, plan: Plan, run: Path, workers: Engine, expected: di
                     progress.remove_task(running.pop(cell.key))
                 if event.reason:
                     which = label if event.kind == "failed" else cell.task
-                    progress.console.print(f"failed: {which} seed {cell.seed}: {event.reason}", markup=False)
+                    progress.console.print(
+                        f"failed: {which} seed {cell.seed}: {event.reason}", markup=False
+                    )
                 elif not progress.console.is_terminal:
-                    progress.console.print(f"{finished}/{len(todo)} {label} seed {cell.seed}", markup=False)
+                    progress.console.print(
+                        f"{finished}/{len(todo)} {label} seed {cell.seed}", markup=False
+                    )
             progress.update(
                 total,
                 completed=spent + sum(sum(phases.values()) for phases in at.values()),
@@ -247,12 +306,20 @@ def _show_results(talk: Console, run: Path) -> None:
     with talk.status("Writing tables, figures and TensorBoard"):
         leaderboard = render(run)
     Console().print(board(leaderboard))
-    talk.print(f"Written to {run}; all of it on one page: {run / 'report.html'}", markup=False, soft_wrap=True)
+    talk.print(
+        f"Written to {run}; all of it on one page: {run / 'report.html'}",
+        markup=False,
+        soft_wrap=True,
+    )
     talk.print(f"tensorboard --logdir {run}", markup=False, soft_wrap=True)
 
 
 def _riders(strings: Sequence[str]) -> str:
-    return "/".join(strings) if len(strings) <= MOST else f"{strings[0]} and {len(strings) - 1} averages on it"
+    return (
+        "/".join(strings)
+        if len(strings) <= MOST
+        else f"{strings[0]} and {len(strings) - 1} averages on it"
+    )
 
 
 def _shorten(label: str, width: int = 24) -> str:

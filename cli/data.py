@@ -12,10 +12,16 @@ if TYPE_CHECKING:
     import minari
 
 app = typer.Typer(
-    help="Collect, inspect, check and delete demonstrations (ordinary Minari datasets).", no_args_is_help=True
+    help="Collect, inspect, check and delete demonstrations (ordinary Minari datasets).",
+    no_args_is_help=True,
 )
 
-Name = Annotated[str, typer.Argument(metavar="TASK|DATASET", help="A task (its own dataset), or a Minari dataset id.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="TASK|DATASET", help="A task (its own dataset), or a Minari dataset id."
+    ),
+]
 
 
 @app.command(
@@ -26,18 +32,25 @@ Name = Annotated[str, typer.Argument(metavar="TASK|DATASET", help="A task (its o
 def prepare(
     task: Annotated[str, typer.Argument(help="Task; see: stab list tasks")],
     episodes: Annotated[
-        int | None, typer.Option(min=2, help="Episodes to collect (default: as many as the task uses, 25).")
+        int | None,
+        typer.Option(min=2, help="Episodes to collect (default: as many as the task uses, 25)."),
     ] = None,
-    expert: Annotated[Path | None, typer.Option(help="Expert to collect from instead of the shipped one.")] = None,
+    expert: Annotated[
+        Path | None, typer.Option(help="Expert to collect from instead of the shipped one.")
+    ] = None,
     folder: Annotated[
         Path | None,
-        typer.Option(help="Folder of .txt or .parquet files, or a copy of the hub's repository (text tasks)."),
+        typer.Option(
+            help="Folder of .txt or .parquet files, or a copy of the hub's repository (text tasks)."
+        ),
     ] = None,
     vocabulary: Annotated[
-        int | None, typer.Option(help="Entries of the tokenizer trained on the texts (default 2048).")
+        int | None,
+        typer.Option(help="Entries of the tokenizer trained on the texts (default 2048)."),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="With --expert or --folder: Minari id of the dataset to write.")
+        str | None,
+        typer.Option(help="With --expert or --folder: Minari id of the dataset to write."),
     ] = None,
 ) -> None:
     """Collect a task's dataset from its expert or texts, if it is not there yet (or is smaller than asked for)."""
@@ -50,32 +63,47 @@ def prepare(
 
     text = isinstance(tasks.get(task), Prose)
     if (folder is not None or vocabulary is not None) and not text:
-        raise StabError(f"--folder and --vocabulary are for tasks of text, {task!r} is none; see: stab list tasks")
+        raise StabError(
+            f"--folder and --vocabulary are for tasks of text, {task!r} is none; see: stab list tasks"
+        )
     if (expert is None) != (dataset is None) and not text:
-        raise StabError("--expert and --dataset go together: the expert to collect from, and the id of what is written")
+        raise StabError(
+            "--expert and --dataset go together: the expert to collect from, and the id of what is written"
+        )
     settings: dict[str, Any] = {"name": task, "dataset_id": dataset}
     if expert:
         from stab.tasks.catalog import CATALOG
 
         if task not in [record.name for record in CATALOG]:
-            raise StabError(f"--expert: task {task!r} has none. Known: {', '.join(record.name for record in CATALOG)}")
+            raise StabError(
+                f"--expert: task {task!r} has none. Known: {', '.join(record.name for record in CATALOG)}"
+            )
         settings["expert"] = expert
     if text:
         given = {"folder": folder, "vocabulary": vocabulary}
         settings |= {key: value for key, value in given.items() if value is not None}
     made = tasks.get(task)(**settings)
     talk = Console(stderr=True, highlight=False)
-    there = datasets.load(made.demonstrations_id).total_episodes if datasets.exists(made.demonstrations_id) else 0
+    there = (
+        datasets.load(made.demonstrations_id).total_episodes
+        if datasets.exists(made.demonstrations_id)
+        else 0
+    )
     asked = folder is not None or vocabulary is not None
     if there and not asked and (there >= episodes if episodes else made.ready()):
-        talk.print(f"{made.demonstrations_id} is there already, {there} episodes: stab data show {dataset or task}")
+        talk.print(
+            f"{made.demonstrations_id} is there already, {there} episodes: stab data show {dataset or task}"
+        )
         return
     with bars(talk) as progress:
         bar = progress.add_task(f"Collecting {made.demonstrations_id}", total=1.0)
         made.collect(lambda fraction: progress.update(bar, completed=fraction), episodes=episodes)
     show(dataset or task)
     if text:
-        talk.print(f"Next, a judge: stab expert train {task} --dataset {made.demonstrations_id}", soft_wrap=True)
+        talk.print(
+            f"Next, a judge: stab expert train {task} --dataset {made.demonstrations_id}",
+            soft_wrap=True,
+        )
 
 
 @app.command("list", epilog="Example:\n\nstab data list")
@@ -87,12 +115,19 @@ def list_() -> None:
 
     from stab.registry import StabError
     from stab.tasks import datasets, tasks
-    from stab.tasks.recorded import task_for
+    from stab.tasks.control.recorded import task_for
 
-    table = Table(title=Text(f"Datasets in {datasets.root()}"), box=None, title_justify="left", padding=(0, 2, 0, 0))
+    table = Table(
+        title=Text(f"Datasets in {datasets.root()}"),
+        box=None,
+        title_justify="left",
+        padding=(0, 2, 0, 0),
+    )
     for column in ("dataset", "environment", "episodes", "steps", "MB", "task"):
         numbers = column in ("episodes", "steps", "MB")
-        table.add_column(column, justify="right" if numbers else "left", no_wrap=column == "dataset")
+        table.add_column(
+            column, justify="right" if numbers else "left", no_wrap=column == "dataset"
+        )
     there = datasets.local()
     for dataset_id in there:
         try:
@@ -102,17 +137,31 @@ def list_() -> None:
             continue
         environment = found.env_spec.id if found.env_spec else "–"
         task = task_for(dataset_id)
-        size = sum(p.stat().st_size for p in (datasets.root() / dataset_id).rglob("*") if p.is_file()) / 1e6
-        table.add_row(dataset_id, environment, str(found.total_episodes), str(found.total_steps), f"{size:.1f}", task)
+        size = (
+            sum(p.stat().st_size for p in (datasets.root() / dataset_id).rglob("*") if p.is_file())
+            / 1e6
+        )
+        table.add_row(
+            dataset_id,
+            environment,
+            str(found.total_episodes),
+            str(found.total_steps),
+            f"{size:.1f}",
+            task,
+        )
     for entry in tasks.listing(load=True):
         try:
             made = tasks.get(entry.name)(name=entry.name)
             own = made.demonstrations_id
-        except Exception:  # a broken plug-in (stab list -v says why), or a task without a dataset of its own
+        except (
+            Exception
+        ):  # a broken plug-in (stab list -v says why), or a task without a dataset of its own
             continue
         if own not in there:
             table.add_row(own, getattr(made, "environment", "–"), "–", "–", "–", entry.name)
-            table.caption = Text("–: collected on first use, or by stab data prepare TASK (texts by that alone)")
+            table.caption = Text(
+                "–: collected on first use, or by stab data prepare TASK (texts by that alone)"
+            )
     table.caption_justify = "left"
     Console().print(table)
 
@@ -134,7 +183,9 @@ def show(name: Name) -> None:
         bar = progress.add_task(f"Reading {found.id}", total=1.0)
         rewards = datasets.rewards(found, lambda fraction: progress.update(bar, completed=fraction))
     returns = [float(episode.sum()) for episode in rewards]
-    table = Table(title=found.id, show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0))
+    table = Table(
+        title=found.id, show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0)
+    )
     lines = {
         "folder": str(datasets.root() / found.id),
         "environment": found.env_spec.id if found.env_spec else "none recorded",
@@ -145,19 +196,25 @@ def show(name: Name) -> None:
         "algorithm": str(metadata.get("algorithm_name", "not said")),
     }
     if "references" in about:
-        references = datasets.references_from(about["references"])
+        from stab.tasks.references import references_from
+
+        references = references_from(about["references"])
         for policy, curve in (("random", references.random), ("expert", references.expert)):
             lines[f"{policy} reference"] = (
                 f"{curve.cumulative[-1]:.1f} +- {curve.std:.1f} over {curve.episodes} episodes of {curve.length:.0f} steps,"
                 f" reset seeds {curve.first_seed} to {curve.first_seed + curve.episodes - 1}"
             )
     elif metadata.get("ref_max_score") is not None:
-        lines["references"] = f"random {metadata.get('ref_min_score')}, expert {metadata['ref_max_score']} (metadata)"
+        lines["references"] = (
+            f"random {metadata.get('ref_min_score')}, expert {metadata['ref_max_score']} (metadata)"
+        )
     if "tokenizer" in about:
         lines |= _of_texts(found.id)
     if "expert_sha256" in about:
         lines["expert"] = f"sha256 {about['expert_sha256'][:16]}"
-        lines["made with"] = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
+        lines["made with"] = ", ".join(
+            f"{package} {version}" for package, version in about["versions"].items()
+        )
     for line, value in lines.items():
         table.add_row(line, Text(value))
     Console().print(table)
@@ -181,8 +238,13 @@ def verify(name: Name) -> None:
         replay = datasets.replay(found, lambda fraction: progress.update(bar, completed=fraction))
     said = "equal bit for bit" if replay.exact else "not equal"
     console = Console(highlight=False)
-    console.print(f"{found.id}: {said}; {replay.episodes} episodes, {replay.steps} steps replayed", soft_wrap=True)
-    console.print(f"  largest difference of observations {replay.observations:.3g}, of rewards {replay.rewards:.3g}")
+    console.print(
+        f"{found.id}: {said}; {replay.episodes} episodes, {replay.steps} steps replayed",
+        soft_wrap=True,
+    )
+    console.print(
+        f"  largest difference of observations {replay.observations:.3g}, of rewards {replay.rewards:.3g}"
+    )
     if replay.ends:
         console.print(f"  {replay.ends} episodes end differently")
     if replay.unseeded:
@@ -192,7 +254,9 @@ def verify(name: Name) -> None:
 
 
 @app.command(epilog="Examples:\n\nstab data remove hopper\n\nstab data remove my/pendulum-v0 --yes")
-def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+def remove(
+    name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+) -> None:
     """Delete a dataset from this machine, after asking."""
     from rich.console import Console
 
@@ -214,8 +278,8 @@ def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do
 def _of_texts(dataset_id: str) -> dict[str, str]:
     """Return what there is to say of a dataset of texts: its tokenizer and its judge."""
     from stab.registry import StabError
-    from stab.tasks import judges
-    from stab.tasks.text import tokenizer_of
+    from stab.tasks.language import scorer_model as judges
+    from stab.tasks.language.text import tokenizer_of
 
     lines = {"tokenizer": f"byte-level BPE, {tokenizer_of(dataset_id).get_vocab_size()} entries"}
     try:
@@ -243,5 +307,7 @@ def _find(name: str) -> minari.MinariDataset:
 
     dataset_id = _id(name)
     if dataset_id != name and not datasets.exists(dataset_id):
-        raise StabError(f"{dataset_id} is not in {datasets.root()}; collect it: stab data prepare {name}")
+        raise StabError(
+            f"{dataset_id} is not in {datasets.root()}; collect it: stab data prepare {name}"
+        )
     return datasets.load(dataset_id)

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from stab.tasks.base import Curve, References
     from stab.tasks.catalog import Record
+    from stab.tasks.references import Curve, References
 
 app = typer.Typer(
-    help="Train the expert of a task, or the judge of a dataset of texts; measure it again.", no_args_is_help=True
+    help="Train the expert of a task, or the judge of a dataset of texts; measure it again.",
+    no_args_is_help=True,
 )
 
-Name = Annotated[str, typer.Argument(metavar="TASK", help="Task with an expert: hopper, walker2d, ...")]
+Name = Annotated[
+    str, typer.Argument(metavar="TASK", help="Task with an expert: hopper, walker2d, ...")
+]
 
 
 @app.command(
@@ -27,14 +30,20 @@ Name = Annotated[str, typer.Argument(metavar="TASK", help="Task with an expert: 
 )
 def train(
     task: Name,
-    out: Annotated[Path, typer.Option(help="Folder of weights, card and checkpoint.")] = Path("experts"),
+    out: Annotated[Path, typer.Option(help="Folder of weights, card and checkpoint.")] = Path(
+        "experts"
+    ),
     steps: Annotated[
-        int | None, typer.Option(min=100, help="Environment steps (default: the task's); a judge's updates.")
+        int | None,
+        typer.Option(min=100, help="Environment steps (default: the task's); a judge's updates."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Training seed.")] = 0,
-    dataset: Annotated[str | None, typer.Option(help="Of a task of text: the dataset to train a judge for.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Of a task of text: the dataset to train a judge for.")
+    ] = None,
     policy: Annotated[
-        str | None, typer.Option(help="Of a judge: its size (gpt:width=128,depth=4), or huggingface:NAME.")
+        str | None,
+        typer.Option(help="Of a judge: its size (gpt:width=128,depth=4), or huggingface:NAME."),
     ] = None,
 ) -> None:
     """Train an expert (needs: pip install 'stab-gva\\[experts]'). The same command goes on after an interruption.
@@ -54,10 +63,12 @@ def train(
         _train_judge(task, dataset, policy, steps, seed)
         return
     if dataset is not None or policy is not None:
-        raise StabError(f"--dataset and --policy are for judges of texts, {task!r} is no task of text")
+        raise StabError(
+            f"--dataset and --policy are for judges of texts, {task!r} is no task of text"
+        )
     if steps is not None and steps < 1000:
         raise StabError(f"--steps {steps}: an expert takes 1000 environment steps at least")
-    from stab.tasks.experts import training
+    from stab.tasks.control.experts import training
 
     record = _record(task)
     talk = Console(stderr=True, highlight=False)
@@ -83,7 +94,9 @@ def train(
 
             card = training.train(record, out, steps=steps, seed=seed, report=report)
     except KeyboardInterrupt:
-        again = shlex.join(["stab", "expert", "train", task, "--out", str(out), "--seed", str(seed)])
+        again = shlex.join(
+            ["stab", "expert", "train", task, "--out", str(out), "--seed", str(seed)]
+        )
         again += f" --steps {steps}" if steps else ""
         kept = f"the best expert so far is {weights}" if weights.exists() else "nothing is kept yet"
         talk.print(f"Interrupted; {kept}. Go on with: {again}", markup=False, soft_wrap=True)
@@ -103,7 +116,8 @@ def train(
 def evaluate(
     task: Name,
     expert: Annotated[
-        Path | None, typer.Option(help="Weights of another expert than the shipped one (card beside them).")
+        Path | None,
+        typer.Option(help="Weights of another expert than the shipped one (card beside them)."),
     ] = None,
 ) -> None:
     """Measure an expert again over 100 episodes, and compare with its card.
@@ -114,14 +128,21 @@ def evaluate(
     from rich.table import Table
 
     from stab.cli.progress import bars
-    from stab.tasks import experts
+    from stab.tasks.control import experts
 
     record = _record(task)
     found = experts.load(record, expert)
     with bars(Console(stderr=True)) as progress:
         bar = progress.add_task(f"Measuring {record.name}", total=1.0)
-        measured = experts.measure(record, found.actor, lambda fraction: progress.update(bar, completed=fraction))
-    table = Table(title=str(expert or f"{record.name} expert"), box=None, title_justify="left", padding=(0, 2, 0, 0))
+        measured = experts.measure(
+            record, found.actor, lambda fraction: progress.update(bar, completed=fraction)
+        )
+    table = Table(
+        title=str(expert or f"{record.name} expert"),
+        box=None,
+        title_justify="left",
+        padding=(0, 2, 0, 0),
+    )
     for column in ("", "card", "measured"):
         table.add_column(column, justify="right" if column else "left")
     for policy in ("expert", "random"):
@@ -137,15 +158,18 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _train_judge(task: str, dataset: str | None, policy: str | None, steps: int | None, seed: int) -> None:
+def _train_judge(
+    task: str, dataset: str | None, policy: str | None, steps: int | None, seed: int
+) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from stab import judging
     from stab.cli.progress import bars
     from stab.registry import StabError
-    from stab.tasks import judges, tasks
+    from stab.tasks import tasks
+    from stab.tasks.language import scorer_model as judges
+    from stab.tasks.language import train_scorer as judging
 
     dataset_id = tasks.get(task)(name=task, dataset_id=dataset).demonstrations_id
     path = judges.folder(dataset_id) / judges.CARD
@@ -153,11 +177,17 @@ def _train_judge(task: str, dataset: str | None, policy: str | None, steps: int 
     card = judges.read_card(dataset_id) if path.exists() else None
     wanted = policy or (card["judge"] if card else judging.POLICY)
     if card and not (
-        str(card["judge"]) == wanted and not card.get("converged", True) and (steps or 0) > card["trained"]
+        str(card["judge"]) == wanted
+        and not card.get("converged", True)
+        and (steps or 0) > card["trained"]
     ):
         if str(card["judge"]) != wanted:
-            raise StabError(f"{path} is there already, of {card['judge']}: delete it to train another")
-        talk.print(f"{path} is there already; delete it to train another", markup=False, soft_wrap=True)
+            raise StabError(
+                f"{path} is there already, of {card['judge']}: delete it to train another"
+            )
+        talk.print(
+            f"{path} is there already; delete it to train another", markup=False, soft_wrap=True
+        )
     else:
         try:
             with bars(talk) as progress:
@@ -167,7 +197,9 @@ def _train_judge(task: str, dataset: str | None, policy: str | None, steps: int 
                     wanted,
                     steps or judging.UPDATES,
                     seed,
-                    lambda fraction, said: progress.update(running, completed=fraction, description=f"Judge: {said}"),
+                    lambda fraction, said: progress.update(
+                        running, completed=fraction, description=f"Judge: {said}"
+                    ),
                 )
         except KeyboardInterrupt:
             talk.print("Interrupted; the same command goes on.")
@@ -175,12 +207,22 @@ def _train_judge(task: str, dataset: str | None, policy: str | None, steps: int 
     references = card["references"]
     lines = {"judge": str(card["judge"]), "beside": dataset_id}
     if "updates" in card:
-        lines["validation loss"] = f"{card['validation_loss']:.3f} nats a token, lowest at update {card['updates']:,}"
-        lines["converged"] = "yes" if card["converged"] else f"no: more than --steps {card['trained']} go on from there"
+        lines["validation loss"] = (
+            f"{card['validation_loss']:.3f} nats a token, lowest at update {card['updates']:,}"
+        )
+        lines["converged"] = (
+            "yes"
+            if card["converged"]
+            else f"no: more than --steps {card['trained']} go on from there"
+        )
         lines["parameters"] = f"{card['parameters']:,}"
     for name, said in (("random", "uniform tokens"), ("expert", "texts held out")):
-        lines[said] = f"{references[name]['cumulative'][-1]:.1f} +- {references[name]['std']:.1f} nats"
-    table = Table(title="judge", show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0))
+        lines[said] = (
+            f"{references[name]['cumulative'][-1]:.1f} +- {references[name]['std']:.1f} nats"
+        )
+    table = Table(
+        title="judge", show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0)
+    )
     for line, value in lines.items():
         table.add_row(line, Text(value, overflow="fold"))
     Console(highlight=False).print(table)
@@ -200,7 +242,9 @@ def compare(card: References, measured: References) -> tuple[str, bool]:
         error = (said.std**2 / said.episodes + got.std**2 / got.episodes) ** 0.5
         gap = abs(got.cumulative[-1] - said.cumulative[-1])
         if not gap <= 3 * error:  # not a number agrees with nothing
-            differing.append(f"the {policy} policy's return by {gap:.1f}, three standard errors are {3 * error:.1f}")
+            differing.append(
+                f"the {policy} policy's return by {gap:.1f}, three standard errors are {3 * error:.1f}"
+            )
     if differing:
         return f"differs: {'; '.join(differing)}", False
     return "agrees with the card: returns within three standard errors", True
@@ -243,7 +287,11 @@ def _show(card: dict[str, Any], weights: Path) -> None:
         "command": card["command"],
     }
     table = Table(
-        title=f"{card['task']} expert", show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0)
+        title=f"{card['task']} expert",
+        show_header=False,
+        box=None,
+        title_justify="left",
+        padding=(0, 2, 0, 0),
     )
     for line, value in lines.items():
         table.add_row(line, Text(value, overflow="fold"))

@@ -14,7 +14,7 @@ from stab.cli.progress import bars
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stab.costs import Cost
+    from stab.checks.costs import Cost
     from stab.stabilizers.cards import Card
 
 EXAMPLES = (
@@ -32,7 +32,9 @@ class Family(StrEnum):
 
 
 def list_(
-    family: Annotated[Family | None, typer.Argument(help="Stabilizers and tasks by default.")] = None,
+    family: Annotated[
+        Family | None, typer.Argument(help="Stabilizers and tasks by default.")
+    ] = None,
     verbose: Annotated[
         bool,
         typer.Option(
@@ -43,7 +45,10 @@ def list_(
         ),
     ] = False,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="The stabilizers' cards as a page in Markdown (implies -v).")
+        bool,
+        typer.Option(
+            "--markdown", help="The stabilizers' cards as a page in Markdown (implies -v)."
+        ),
     ] = False,
 ) -> None:
     """List stabilizers and tasks, built in and found through entry points, or the built-in policies."""
@@ -91,7 +96,9 @@ def _about(obj: Any, origin: str, verbose: bool) -> str:
     """Return what the object says of itself, and with ``verbose`` its arguments: default, range, meaning."""
     if obj is None:
         return f"plug-in, not loaded ({origin}); -v loads it"
-    lines = [getattr(obj, "summary", None) or (inspect.getdoc(obj) or "undocumented").splitlines()[0]]
+    lines = [
+        getattr(obj, "summary", None) or (inspect.getdoc(obj) or "undocumented").splitlines()[0]
+    ]
     if verbose and isinstance(obj, type) and dataclasses.is_dataclass(obj):
         lines += [f"  {f.name}={f.default}  {_meaning(f)}" for f in dataclasses.fields(obj)]
         lines.append(f"  [{obj.__module__}:{obj.__qualname__}]")
@@ -107,7 +114,7 @@ def _cards(console: Console, markdown: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from stab.costs import SETTING, cached
+    from stab.checks.costs import SETTING, cached
     from stab.stabilizers import stabilizers
     from stab.stabilizers.cards import card
 
@@ -125,9 +132,14 @@ def _cards(console: Console, markdown: bool) -> None:
             continue
         cls = stabilizers.get(entry.name)
         found = card(cls)
-        lines = [("rule" if n == 0 else "", line) for n, line in enumerate(found.formula.splitlines())]
+        lines = [
+            ("rule" if n == 0 else "", line) for n, line in enumerate(found.formula.splitlines())
+        ]
         lines += [(f.name, f"{f.default}: {_meaning(f)}") for f in dataclasses.fields(cls)]
-        lines += [(label.lower(), text.replace("``", "")) for label, text in _labelled(found, costs[entry.name])]
+        lines += [
+            (label.lower(), text.replace("``", ""))
+            for label, text in _labelled(found, costs[entry.name])
+        ]
         lines.append(("defined in", f"{cls.__module__}:{cls.__qualname__}"))
         _card(console, entry.name, found.summary.replace("``", ""), lines)
     console.print(Text(f"Costs are measured on this machine: {SETTING}."))
@@ -160,7 +172,7 @@ def _labelled(card: Card, cost: Cost | str) -> list[tuple[str, str]]:
 
 def _page(entries: list[tuple[str, type, Cost | str]]) -> str:
     """Return the docs page of the stabilizers."""
-    from stab.costs import SETTING
+    from stab.checks.costs import SETTING
     from stab.stabilizers import Average
     from stab.stabilizers.cards import card
 
@@ -176,9 +188,23 @@ def _page(entries: list[tuple[str, type, Cost | str]]) -> str:
     body = []
     for name, cls, cost in entries:
         found, kind = card(cls), "average" if issubclass(cls, Average) else "intervention"
-        time, copies = ("–", "–") if isinstance(cost, str) else (f"x{cost.time:.2f}", f"{round(cost.memory, 1) + 0:g}")
+        time, copies = (
+            ("–", "–")
+            if isinstance(cost, str)
+            else (f"x{cost.time:.2f}", f"{round(cost.memory, 1) + 0:g}")
+        )
         head.append(f"| [{name}](#{name}) | {kind} | {_cell(found.summary)} | {time} | {copies} |")
-        body += ["", f"## {name}", "", found.summary, "", "```", *found.formula.splitlines(), "```", ""]
+        body += [
+            "",
+            f"## {name}",
+            "",
+            found.summary,
+            "",
+            "```",
+            *found.formula.splitlines(),
+            "```",
+            "",
+        ]
         body += [paragraph for text in found.prose for paragraph in (text.replace("``", "`"), "")]
         if dataclasses.fields(cls):
             body += ["| argument | default | meaning | range |", "| :-- | :-- | :-- | :-- |"]
@@ -188,7 +214,9 @@ def _page(entries: list[tuple[str, type, Cost | str]]) -> str:
                     f"| {f.name} | {f.default} | {_cell(meta.get('doc', ''))} | {_cell(meta.get('expected', ''))} |"
                 )
             body.append("")
-        body += [f"- **{label}:** {text.replace('``', '`')}" for label, text in _labelled(found, cost)]
+        body += [
+            f"- **{label}:** {text.replace('``', '`')}" for label, text in _labelled(found, cost)
+        ]
     return "\n".join([*head, *body, ""])
 
 

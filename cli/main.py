@@ -46,7 +46,9 @@ def _main(
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 some entries failed, 2 the request cannot be done, 130 interrupted."""
-    gc.set_threshold(100_000)  # importing torch makes a million objects that stay, and would look for garbage all along
+    gc.set_threshold(
+        100_000
+    )  # importing torch makes a million objects that stay, and would look for garbage all along
     try:
         app()
     except StabError as e:

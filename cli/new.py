@@ -15,10 +15,16 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Write a plug-in of your own to start from: a stabilizer or a task.", no_args_is_help=True)
+app = typer.Typer(
+    help="Write a plug-in of your own to start from: a stabilizer or a task.", no_args_is_help=True
+)
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="What it will be called in stab list: lower-case letters, digits and _.")
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="What it will be called in stab list: lower-case letters, digits and _.",
+    ),
 ]
 
 
@@ -29,12 +35,16 @@ class Kind(StrEnum):
     intervention = "intervention"
 
 
-@app.command(epilog="Examples:\n\nstab new stabilizer my_mean\n\nstab new stabilizer small_steps --kind intervention")
+@app.command(
+    epilog="Examples:\n\nstab new stabilizer my_mean\n\nstab new stabilizer small_steps --kind intervention"
+)
 def stabilizer(
     name: Name,
     kind: Annotated[
         Kind,
-        typer.Option(help="An average looks at the iterates and never changes them, an intervention edits the recipe."),
+        typer.Option(
+            help="An average looks at the iterates and never changes them, an intervention edits the recipe."
+        ),
     ] = Kind.average,
 ) -> None:
     """Write stab-NAME/ here: a stabilizer in one file, its tests, and what installs it."""
@@ -56,22 +66,32 @@ def _write(family: str, name: str, source: str, values: dict[str, str]) -> Path:
     from stab.tasks import tasks
 
     if not NAME.fullmatch(name):
-        raise StabError(f"{name!r} is no {family} name: expected lower-case letters, digits and _, a letter first")
+        raise StabError(
+            f"{name!r} is no {family} name: expected lower-case letters, digits and _, a letter first"
+        )
     for registry in (stabilizers, tasks):  # both: ``stab check NAME`` finds either
         for entry in registry.listing():
             if entry.name == name:
-                by = "built in" if registry.peek(name) is not None else entry.origin  # listing loads no plug-in
-                raise StabError(f"{registry.noun} {name!r} is registered already ({by}): choose another name")
+                by = (
+                    "built in" if registry.peek(name) is not None else entry.origin
+                )  # listing loads no plug-in
+                raise StabError(
+                    f"{registry.noun} {name!r} is registered already ({by}): choose another name"
+                )
     distribution = "stab-" + re.sub("_+", "-", name).strip("-")
     try:
         version = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         pass
     else:
-        raise StabError(f"a distribution {distribution} is installed already (version {version}): choose another name")
+        raise StabError(
+            f"a distribution {distribution} is installed already (version {version}): choose another name"
+        )
     folder = Path(distribution)
     if os.path.lexists(folder):
-        raise StabError(f"{folder.absolute()} exists already and is left as it is: choose another name or folder")
+        raise StabError(
+            f"{folder.absolute()} exists already and is left as it is: choose another name or folder"
+        )
 
     texts = {
         "pyproject.toml": _template("pyproject.toml"),
@@ -99,7 +119,9 @@ def _write(family: str, name: str, source: str, values: dict[str, str]) -> Path:
 
 
 def _template(file: str) -> Template:
-    return Template((resources.files("stab.cli") / "templates" / f"{file}.txt").read_text(encoding="utf-8"))
+    return Template(
+        (resources.files("stab.cli") / "templates" / f"{file}.txt").read_text(encoding="utf-8")
+    )
 
 
 def _class_name(name: str, family: str, source: str) -> str:

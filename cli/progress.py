@@ -11,7 +11,13 @@ if TYPE_CHECKING:
 
 def bars(talk: Console) -> Progress:
     """Return bars with the time left, on the console for talk (stderr); they vanish when done."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}"),

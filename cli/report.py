@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stab import files
 from stab.cli.progress import bars
 
 EXAMPLES = (
@@ -31,8 +32,12 @@ class Format(StrEnum):
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folder; several are merged.")],
-    format: Annotated[Format, typer.Option(help="What to print; the files are rebuilt in any case.")] = Format.table,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folder; several are merged.")
+    ],
+    format: Annotated[
+        Format, typer.Option(help="What to print; the files are rebuilt in any case.")
+    ] = Format.table,
     averages: Annotated[
         str | None,
         typer.Option(
@@ -44,14 +49,20 @@ def report(
     where: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=VALUE", help="Print these entries only: lr=0.001, method=none|ema; repeat for several."
+            metavar="KEY=VALUE",
+            help="Print these entries only: lr=0.001, method=none|ema; repeat for several.",
         ),
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="Print groups by this: method, lr, ema.half_life; commas for several."),
+        typer.Option(
+            metavar="KEY",
+            help="Print groups by this: method, lr, ema.half_life; commas for several.",
+        ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes (default: as many as cores).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes (default: as many as cores).")
+    ] = None,
 ) -> None:
     """Rebuild leaderboard files, figures and TensorBoard from the rows of a run, without training; print the leaderboard.
 
@@ -61,7 +72,7 @@ def report(
 
     from stab.registry import StabError
     from stab.reports import averages as chosen
-    from stab.reports import render, rows, statistics, sweep, table
+    from stab.reports import render, statistics, sweep, table
 
     if len(runs) > 1:
         if averages is not None or by:
@@ -92,7 +103,7 @@ def report(
     elif averages is None:
         Console().print(table.board(leaderboard, keys))
     elif (run / "averages.json").exists():
-        Console().print(chosen.table(rows.read_json(run / "averages.json")))
+        Console().print(chosen.table(files.read_json(run / "averages.json")))
     else:
         raise StabError("no average was read off on every seed")
 
@@ -109,15 +120,18 @@ def _merged(runs: list[Path], format: Format, conditions: Sequence[str]) -> None
     elif format is Format.json:
         typer.echo(json.dumps(merged, indent=1))
     else:
-        typer.echo((merge.markdown if format is Format.markdown else merge.csv_text)(merged), nl=False)
+        typer.echo(
+            (merge.markdown if format is Format.markdown else merge.csv_text)(merged), nl=False
+        )
 
 
 def _read_off(run: Path, averages: str, workers: int | None) -> None:
     """Read off and roll out what is not on disk yet, with a progress bar. Raises StabError when one fails."""
     from rich.console import Console
 
-    from stab import comparison, posthoc
+    from stab import comparison
     from stab.registry import StabError
+    from stab.run import posthoc
     from stab.stabilizers import expand
 
     todo = posthoc.unfinished(posthoc.make_jobs(run, expand(averages)))
@@ -136,7 +150,11 @@ def _read_off(run: Path, averages: str, workers: int | None) -> None:
                 if event.kind == "failed":
                     failed[job] = event.reason
                 finished += event.kind != "progress"
-                progress.update(total, completed=sum(done.values()), description=f"Averages {finished}/{len(todo)}")
+                progress.update(
+                    total,
+                    completed=sum(done.values()),
+                    description=f"Averages {finished}/{len(todo)}",
+                )
     except KeyboardInterrupt:
         talk.print("Interrupted. What was finished is kept; the same command goes on.")
         raise typer.Exit(130) from None

@@ -62,7 +62,9 @@ class StabHelp(Directive):
         from stab.cli.main import app
 
         command = self.arguments[0].split() if self.arguments else []
-        done = CliRunner().invoke(app, [*command, "--help"], prog_name="stab", terminal_width=80, env={"COLUMNS": "80"})
+        done = CliRunner().invoke(
+            app, [*command, "--help"], prog_name="stab", terminal_width=80, env={"COLUMNS": "80"}
+        )
         if done.exit_code:
             raise self.error(f"stab {' '.join(command)} --help: {done.output}")
         text = "\n".join(line.rstrip() for line in done.output.splitlines()).strip("\n")
@@ -81,7 +83,9 @@ def without_folder_links(_app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"(?<!!)\[([^\]]+)\]\((\.\./[^)#]+)\)", keep, source[0])
 
 
-def for_napoleon(_app: Sphinx, what: str, _name: str, _obj: object, _options: Any, lines: list[str]) -> None:
+def for_napoleon(
+    _app: Sphinx, what: str, _name: str, _obj: object, _options: Any, lines: list[str]
+) -> None:
     """Spell what napoleon would misread.
 
     Of a property it takes "Minari id of the dataset: ..." for a type and a description; an empty first line prevents that.
@@ -94,18 +98,28 @@ def for_napoleon(_app: Sphinx, what: str, _name: str, _obj: object, _options: An
         items = re.split(r"\n(?=    \w)", "\n".join(lines[first:]))
         for i, item in enumerate(items):
             if several := re.match(r"    (\w+(?:, \w+)+):", item):
-                items[i] = "\n".join(f"    {name}:{item[several.end() :]}" for name in several[1].split(", "))
+                items[i] = "\n".join(
+                    f"    {name}:{item[several.end() :]}" for name in several[1].split(", ")
+                )
         lines[first:] = "\n".join(items).split("\n")
 
 
 def defaults_that_parse(
-    _app: Sphinx, _what: str, _name: str, _obj: object, _options: Any, signature: str | None, returns: str | None
+    _app: Sphinx,
+    _what: str,
+    _name: str,
+    _obj: object,
+    _options: Any,
+    signature: str | None,
+    returns: str | None,
 ) -> tuple[str | None, str | None]:
     """Spell a dataclass's default factory so that Sphinx can read the signature it stands in."""
     return signature and signature.replace("<factory>", "..."), returns
 
 
-def cards_as_paragraphs(_app: Sphinx, what: str, _name: str, _obj: object, _options: Any, lines: list[str]) -> None:
+def cards_as_paragraphs(
+    _app: Sphinx, what: str, _name: str, _obj: object, _options: Any, lines: list[str]
+) -> None:
     """Set the labelled parts of a stabilizer's docstring (``Cost:`` ...) as paragraphs of their own."""
     spaced: list[str] = []
     for line in lines:

@@ -34,7 +34,9 @@ class Point(torch.nn.Module):
 
 
 def swa_utils(model):
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(DECAY))
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(DECAY)
+    )
     return lambda _: average.update_parameters(model), lambda: average.module.w
 
 
@@ -53,7 +55,9 @@ def timm(name, pass_step=False, **options):
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         average = getattr(module, name)(model, decay=DECAY, **options)
-        return lambda t: average.update(model, **({"step": t} if pass_step else {})), lambda: average.module.w
+        return lambda t: average.update(
+            model, **({"step": t} if pass_step else {})
+        ), lambda: average.module.w
 
     return make
 
@@ -74,7 +78,9 @@ def keras(**options):
         import keras
 
         variable = keras.Variable(model.w.detach().numpy(), dtype="float64")
-        optimizer = keras.optimizers.SGD(learning_rate=1.0, use_ema=True, ema_momentum=DECAY, **options)
+        optimizer = keras.optimizers.SGD(
+            learning_rate=1.0, use_ema=True, ema_momentum=DECAY, **options
+        )
         optimizer.build([variable])
 
         def update(t):
@@ -92,7 +98,9 @@ def stab(string):
     def make(model):
         average = parse(string).average
         state = average.init({"w": model.w.detach()}, max(MOMENTS))
-        return lambda t: average.update(state, {"w": model.w.detach()}, t), lambda: average.read(state)["w"]
+        return lambda t: average.update(state, {"w": model.w.detach()}, t), lambda: average.read(
+            state
+        )["w"]
 
     return make
 
@@ -100,7 +108,10 @@ def stab(string):
 # What a reader would write -> the distribution it needs, and how it is made: (update(t), read()).
 CALLS = {
     "get_ema_multi_avg_fn(0.999)": ("torch", swa_utils),
-    "ExponentialMovingAverage(p, 0.999, use_num_updates=False)": ("torch-ema", torch_ema(use_num_updates=False)),
+    "ExponentialMovingAverage(p, 0.999, use_num_updates=False)": (
+        "torch-ema",
+        torch_ema(use_num_updates=False),
+    ),
     "ExponentialMovingAverage(p, 0.999)": ("torch-ema", torch_ema()),
     "ModelEmaV2(m, 0.999)": ("timm", timm("ModelEmaV2")),
     "ModelEmaV3(m, 0.999), update(m)": ("timm", timm("ModelEmaV3")),
@@ -145,12 +156,17 @@ def main():
     print("| :-- | :-- |" + " --: |" * len(MOMENTS))
     for call, (distribution, make) in CALLS.items():
         try:
-            version = importlib.metadata.version(distribution).partition("+")[0]  # not that it is the CPU build
+            version = importlib.metadata.version(distribution).partition("+")[
+                0
+            ]  # not that it is the CPU build
         except importlib.metadata.PackageNotFoundError:
             print(f"{distribution} is not installed", file=sys.stderr)
             continue
         found = weights(make)
-        print(f"| `{call}` | {distribution} {version} | {' | '.join(map(cell, found.values()))} |", flush=True)
+        print(
+            f"| `{call}` | {distribution} {version} | {' | '.join(map(cell, found.values()))} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ def series():
     level = rng.normal(0, 0.08, STARTS)
     jumps = rng.normal(0, 0.15, (CHECKPOINTS, STARTS)) + rng.normal(0, 0.15, (CHECKPOINTS, 1))
     phase = np.linspace(-np.pi / 2, np.pi / 2, CHECKPOINTS)
-    drifts = np.sin(phase)[:, None] * rng.uniform(0.5, 1.5, STARTS) + rng.normal(0, 0.1, (CHECKPOINTS, STARTS))
+    drifts = np.sin(phase)[:, None] * rng.uniform(0.5, 1.5, STARTS) + rng.normal(
+        0, 0.1, (CHECKPOINTS, STARTS)
+    )
     drifts *= gva.gva(jumps) / gva.gva(drifts)
     steady = rng.normal(0, 0.02, (CHECKPOINTS, STARTS))
     kinds = {"jumps": jumps, "drifts": drifts, "steady": steady}
@@ -40,7 +42,10 @@ def series():
 
 def table(found):
     """Return what is reported of each, as a table in Markdown."""
-    lines = ["| | mean | GVA | gva_adjacent | lag 2 | lag 4 | lag 8 | gva_mean |", "| :-- |" + " --: |" * 7]
+    lines = [
+        "| | mean | GVA | gva_adjacent | lag 2 | lag 4 | lag 8 | gva_mean |",
+        "| :-- |" + " --: |" * 7,
+    ]
     for name, J in found.items():
         by_lag = gva.gva_by_lag(J)
         figures = [J.mean(), gva.gva(J), *by_lag.values(), gva.gva_mean(J)]
@@ -60,14 +65,21 @@ def draw(found, path):
         axis = axes[name]
         axis.plot(updates, J, color=COLOURS[name], alpha=0.35, linewidth=0.8)
         axis.plot(updates, J.mean(1), color=COLOURS[name], linewidth=2.2)
-        axis.set(title=f"{name}: mean {J.mean():.2f}, GVA {gva.gva(J):.2f}", xlabel="update", ylim=(-0.1, 1.5))
+        axis.set(
+            title=f"{name}: mean {J.mean():.2f}, GVA {gva.gva(J):.2f}",
+            xlabel="update",
+            ylim=(-0.1, 1.5),
+        )
         style = {"color": COLOURS[name], "marker": MARKERS[name], "label": name}
         axes["starts"].plot(np.arange(STARTS), J.std(0, ddof=1), linestyle="none", **style)
         axes["starts"].axhline(gva.gva(J), color=COLOURS[name], linewidth=0.8, linestyle="--")
         axes["lags"].plot(list(gva.gva_by_lag(J)), list(gva.gva_by_lag(J).values()), **style)
     axes["jumps"].set_ylabel("return")
     axes["starts"].set(
-        title="std over checkpoints; dashed: GVA", xlabel="start", ylabel="units of the expert-random gap", ylim=0
+        title="std over checkpoints; dashed: GVA",
+        xlabel="start",
+        ylabel="units of the expert-random gap",
+        ylim=0,
     )
     axes["lags"].set(title="GVA by lag", xlabel="checkpoints apart", xticks=gva.LAGS, ylim=0)
     axes["lags"].legend(frameon=False)
@@ -78,7 +90,9 @@ def draw(found, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("score.png"))
     given = parser.parse_args()
     found = series()

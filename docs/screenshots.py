@@ -20,16 +20,23 @@ COLOURS = 64  # of a palette: a third of the size
 
 def main() -> None:
     run, docs = Path(sys.argv[1]), Path(__file__).parent
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    )
     command = [Path(sys.executable).parent / "tensorboard", "--logdir", run, "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
-    address = next(found[0] for line in server.stderr if (found := re.search(r"http://localhost:\d+/", line)))
+    address = next(
+        found[0] for line in server.stderr if (found := re.search(r"http://localhost:\d+/", line))
+    )
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1280, "height": 760})
-            for tab, sign, name in (("", "GVA/", "tensorboard"), ("custom_scalars", "Matches (", "custom-scalars")):
+            for tab, sign, name in (
+                ("", "GVA/", "tensorboard"),
+                ("custom_scalars", "Matches (", "custom-scalars"),
+            ):
                 page.goto(f"{address}#{tab}")
                 page.reload()
                 page.get_by_text(sign).first.wait_for()

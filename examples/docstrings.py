@@ -19,7 +19,11 @@ from pathlib import Path
 def docstrings(source: str) -> list[str]:
     """Return the docstrings of a module and of everything in it, without their indentation."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = [ast.get_docstring(node) for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+    found = [
+        ast.get_docstring(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, documented)
+    ]
     return [inspect.cleandoc(text) for text in found if text]
 
 
@@ -39,7 +43,9 @@ def main(folder: Path) -> None:
         except (SyntaxError, UnicodeDecodeError):
             continue
         if text:
-            (folder / f"{'.'.join(name.with_suffix('').parts)}.txt").write_text(text + "\n", "utf-8")
+            (folder / f"{'.'.join(name.with_suffix('').parts)}.txt").write_text(
+                text + "\n", "utf-8"
+            )
             size += len(text)
     print(f"{len(list(folder.iterdir()))} files, {size / 1e6:.1f} million characters in {folder}")
 

@@ -41,7 +41,9 @@ class Noise:
     """Samples z, standard normal in every coordinate."""
 
     def __init__(self, count: int, seed: int) -> None:
-        self.z = torch.from_numpy(np.random.default_rng(seed).standard_normal((count, D), dtype=np.float32))
+        self.z = torch.from_numpy(
+            np.random.default_rng(seed).standard_normal((count, D), dtype=np.float32)
+        )
 
     def __len__(self) -> int:
         return len(self.z)
@@ -67,7 +69,9 @@ class Quadratic(Task):
 
     def dataset(self, *_: Any) -> Demonstrations:
         flat = Curve([0.0], 0.0, 1, 0, 1.0)
-        return Demonstrations(self.data, self.data, References(flat, flat), "none/quadratic-v0", "", None, "None-v0")
+        return Demonstrations(
+            self.data, self.data, References(flat, flat), "none/quadratic-v0", "", None, "None-v0"
+        )
 
     def ready(self) -> bool:
         return True
@@ -133,7 +137,10 @@ DECAYED = ("lr_decay", "lr_decay:final=0.1", "lr_decay:shape=cosine")
 def table() -> list[tuple[str, float, float]]:
     """Return stabilizer, predicted and measured variance."""
     found = measured(["none", *AVERAGES])
-    rows = [("none", V, found["none"]), *((s, predicted, found[s]) for s, predicted in AVERAGES.items())]
+    rows = [
+        ("none", V, found["none"]),
+        *((s, predicted, found[s]) for s, predicted in AVERAGES.items()),
+    ]
     for k in (2, 4):
         recipe = parse(f"accumulation:steps={k}").apply(SGD)
         rows.append((f"accumulation:steps={k}", V / k, measured(["none"], recipe, k)["none"]))
@@ -145,7 +152,9 @@ def table() -> list[tuple[str, float, float]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # threads would wait for each other on tensors as small as these
-    print("| stabilizer | predicted | measured | apart, standard errors |\n| :-- | --: | --: | --: |")
+    print(
+        "| stabilizer | predicted | measured | apart, standard errors |\n| :-- | --: | --: | --: |"
+    )
     for string, predicted, variance in table():
         apart = (variance / predicted - 1) / STANDARD_ERROR
         print(f"| {string} | {predicted / V:.4f} | {variance / V:.4f} | {apart:+.1f} |")

@@ -51,7 +51,9 @@ def record(dataset_id, environment, controller, episodes=30):
                 truncations=truncations,
             )
         )
-    minari.create_dataset_from_buffers(dataset_id, buffers, env=env, algorithm_name=controller.__name__)
+    minari.create_dataset_from_buffers(
+        dataset_id, buffers, env=env, algorithm_name=controller.__name__
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ def difference(first: str, second: str) -> str:
     return f"{between.mean:+.3f} [{between.low:+.3f}, {between.high:+.3f}]"
 
 
-print("recipe          half-life  none - ema               decay - ema              ema - (decay + ema)")
+print(
+    "recipe          half-life  none - ema               decay - ema              ema - (decay + ema)"
+)
 for recipe in ("", "recipe:lr=0.0003+", "recipe:lr=0.003+"):
     raw = recipe.rstrip("+") or "none"
     print(f"{raw:<16} none - decay: {difference(raw, f'{recipe}lr_decay')}")

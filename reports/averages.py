@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stab import gva
-from stab.reports import rows
 from stab.reports.statistics import Results, Series, plain
 from stab.reports.table import bullets, markdown_line, ruled
+from stab.run import rows
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -106,10 +106,14 @@ def csv_text(content: dict[str, Any]) -> str:
     """Return the same as CSV: one line an average, its scalar keys."""
     keys = [key for key in content["entries"][0] if key not in ("gva_per_seed", "half_life")]
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["task", "stabilizer", "half_life_end", *keys[2:]], lineterminator="\n")
+    writer = csv.DictWriter(
+        text, ["task", "stabilizer", "half_life_end", *keys[2:]], lineterminator="\n"
+    )
     writer.writeheader()
     for entry in content["entries"]:
-        writer.writerow({key: entry[key] for key in keys} | {"half_life_end": entry["half_life"][1]})
+        writer.writerow(
+            {key: entry[key] for key in keys} | {"half_life_end": entry["half_life"][1]}
+        )
     return text.getvalue()
 
 

@@ -67,7 +67,9 @@ def draw(results: Results, leaderboard: dict[str, Any]) -> dict[str, Figure]:
                 if string != "none" and (task, string) in results.series
             ]
             same = [s for s in listed if s.recipe == base.recipe]
-            drawn[f"{task}-curves"] = curves(results, task, [base, *_steadiest(same)], len(same) + 1)
+            drawn[f"{task}-curves"] = curves(
+                results, task, [base, *_steadiest(same)], len(same) + 1
+            )
             if len(same) < len(listed):
                 others = [s for s in listed if s.recipe != base.recipe]
                 drawn[f"{task}-recipes"] = curves(results, task, _steadiest(others), len(others))
@@ -77,7 +79,9 @@ def draw(results: Results, leaderboard: dict[str, Any]) -> dict[str, Figure]:
                 drawn[f"{task}-divergence"] = divergence(results, leaderboard, task, parted)
             if shown := texts.example(results, leaderboard, task):
                 drawn[f"{task}-texts"] = side_by_side(leaderboard, task, shown)
-        if any(e["stabilizer"] == "none" and e["gva"] is not None for e in entries(leaderboard, task)):
+        if any(
+            e["stabilizer"] == "none" and e["gva"] is not None for e in entries(leaderboard, task)
+        ):
             drawn[f"{task}-tradeoff"] = tradeoff(leaderboard, task)
             drawn[f"{task}-horizons"] = horizons(leaderboard, task)
             drawn[f"{task}-heat"] = heat(results, leaderboard, task)
@@ -90,7 +94,9 @@ def draw(results: Results, leaderboard: dict[str, Any]) -> dict[str, Figure]:
 
 def _steadiest(found: list[Series]) -> list[Series]:
     """Return them all or, of more than ``MOST``, those of lowest GVA, in their order; ``curves`` says so."""
-    score = {one.stabilizer: np.mean([gva.gva(J) for J in one.returns[:, one.window]]) for one in found}
+    score = {
+        one.stabilizer: np.mean([gva.gva(J) for J in one.returns[:, one.window]]) for one in found
+    }
     kept = sorted(score, key=lambda string: score[string])[:MOST]
     return [one for one in found if one.stabilizer in kept]
 
@@ -135,7 +141,14 @@ def curves(results: Results, task: str, rows: list[Series], of: int) -> Figure:
                 axes.plot(base.updates, behind.T, color=GREY, linewidth=0.7, alpha=0.7)
             colour = VERMILION if series is base else BLUE
             axes.plot(series.updates, values.T, color=colour, linewidth=0.8, alpha=0.8)
-            axes.plot(series.updates, values.mean(0), color=colour, linewidth=1.5, marker="o", markersize=2)
+            axes.plot(
+                series.updates,
+                values.mean(0),
+                color=colour,
+                linewidth=1.5,
+                marker="o",
+                markersize=2,
+            )
             axes.margins(x=0.02)
         label = f"{_name(series.stabilizer, 16)}\nGVA {score:.3f}"
         left.set_ylabel(label, fontsize=SIZE, rotation=0, ha="right", va="center")
@@ -147,7 +160,11 @@ def curves(results: Results, task: str, rows: list[Series], of: int) -> Figure:
     legend = "thin: each seed, mean over starts; bold: mean over seeds; grey: none; shaded: the window that is scored"
     figure.supxlabel(legend, fontsize=SIZE)
     cut = f" (the {len(rows)} steadiest of {of})" if len(rows) < of else ""
-    _title(figure, results.config.smoke, f"{task}: return and validation loss of the same checkpoints{cut}")
+    _title(
+        figure,
+        results.config.smoke,
+        f"{task}: return and validation loss of the same checkpoints{cut}",
+    )
     return figure
 
 
@@ -159,8 +176,13 @@ def scores(leaderboard: dict[str, Any], task: str) -> Figure:
     """
     every = entries(leaderboard, task)
     found = [e for n, e in enumerate(every) if n < ROWS or e["stabilizer"] == "none"]
-    labels = [_name(e["stabilizer"], 24) + ("" if e["status"] == "sound" else f"\n({e['status']})") for e in found]
-    edges = np.cumsum([0.0, *(0.12 + 0.12 * len(label.splitlines()) for label in labels)])  # inches from the top
+    labels = [
+        _name(e["stabilizer"], 24) + ("" if e["status"] == "sound" else f"\n({e['status']})")
+        for e in found
+    ]
+    edges = np.cumsum(
+        [0.0, *(0.12 + 0.12 * len(label.splitlines()) for label in labels)]
+    )  # inches from the top
     centres = ((edges[:-1] + edges[1:]) / 2).tolist()
     figure = _figure(1.1 + edges[-1])
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
@@ -178,7 +200,14 @@ def scores(leaderboard: dict[str, Any], task: str) -> Figure:
             left.axvspan(entry["gva"] - floor, entry["gva"] + floor, color=SHADE, zorder=0)
         per_seed = entry["gva_per_seed"]
         _dot(left, y, entry, "gva", colour)
-        left.plot(per_seed, [y] * len(per_seed), "o", color=colour, markerfacecolor="white", markersize=3.5)
+        left.plot(
+            per_seed,
+            [y] * len(per_seed),
+            "o",
+            color=colour,
+            markerfacecolor="white",
+            markersize=3.5,
+        )
         _dot(right, y, entry, "return", colour)
         right.plot(entry["worst"], y, "|", color=colour, markersize=7)
     left.set_yticks(centres, labels, fontsize=SIZE)
@@ -193,7 +222,11 @@ def scores(leaderboard: dict[str, Any], task: str) -> Figure:
     legend = "filled: mean and 95 % interval; hollow: each seed; band: none ± noise floor; tick: worst checkpoint"
     figure.supxlabel(legend, fontsize=SIZE)
     cut = f" ({len(found)} of {len(every)} entries)" if len(found) < len(every) else ""
-    _title(figure, leaderboard["run"]["smoke"], f"{task}: how much the return changes between checkpoints{cut}")
+    _title(
+        figure,
+        leaderboard["run"]["smoke"],
+        f"{task}: how much the return changes between checkpoints{cut}",
+    )
     return figure
 
 
@@ -217,16 +250,25 @@ def tradeoff(leaderboard: dict[str, Any], task: str) -> Figure:
     times = [entry["samples"] / base["samples"] for entry in found]
     unit = min(30.0, 500 / max(times))  # square points for the samples of none
     widths = [_diameter(unit * cost) for cost in times]
-    for entry, width in sorted(zip(found, widths, strict=True), key=lambda pair: -pair[1]):  # small ones on top
+    for entry, width in sorted(
+        zip(found, widths, strict=True), key=lambda pair: -pair[1]
+    ):  # small ones on top
         x, y = entry["gva"], entry["return"]
         colour = VERMILION if entry["stabilizer"] == "none" else BLUE
         if entry["gva_low"] is not None:
-            ends = [entry["gva_low"], entry["gva_high"]], [entry["return_low"], entry["return_high"]]
+            ends = (
+                [entry["gva_low"], entry["gva_high"]],
+                [entry["return_low"], entry["return_high"]],
+            )
             axes.plot(ends[0], [y, y], color=colour, linewidth=0.6, alpha=0.5)
             axes.plot([x, x], ends[1], color=colour, linewidth=0.6, alpha=0.5)
         face, edge = ("white", colour) if entry["rank"] is None else (colour, "white")
-        (dot,) = axes.plot(x, y, "o", color=face, markeredgecolor=edge, markersize=width, label=entry["stabilizer"])
-        dot.set(markeredgewidth=1.2 if entry["rank"] is None else 0.5, zorder=3 if entry is base else 2)
+        (dot,) = axes.plot(
+            x, y, "o", color=face, markeredgecolor=edge, markersize=width, label=entry["stabilizer"]
+        )
+        dot.set(
+            markeredgewidth=1.2 if entry["rank"] is None else 0.5, zorder=3 if entry is base else 2
+        )
     right = axes.get_xlim()[1]
     axes.set_xlim(-0.02 * right, 1.03 * right)  # intervals may reach below 0, a GVA cannot
     axes.set_xlabel("GVA (lower is steadier)", fontsize=SIZE)
@@ -235,7 +277,15 @@ def tradeoff(leaderboard: dict[str, Any], task: str) -> Figure:
     figure.legend(
         handles=[
             *(
-                Line2D([], [], color=GREY, marker="o", lw=0, markersize=sizes[cost], label=f"x{cost:.3g}")
+                Line2D(
+                    [],
+                    [],
+                    color=GREY,
+                    marker="o",
+                    lw=0,
+                    markersize=sizes[cost],
+                    label=f"x{cost:.3g}",
+                )
                 for cost in sizes
             ),
             *(Line2D([], [], lw=0, label=f"{mark}: {name}") for mark, name in key.items()),
@@ -247,9 +297,15 @@ def tradeoff(leaderboard: dict[str, Any], task: str) -> Figure:
         title="area: samples drawn, in those of none; hollow: not ranked; lines: 95 % intervals; band: none ± noise floor",
         title_fontsize=SIZE,
     )
-    _title(figure, leaderboard["run"]["smoke"], f"{task}: return against steadiness (best: top left)")
+    _title(
+        figure, leaderboard["run"]["smoke"], f"{task}: return against steadiness (best: top left)"
+    )
     _settle(figure)  # where there is room for a name is known afterwards
-    _write_names(axes, [(e["gva"], e["return"], width) for e, width in zip(found, widths, strict=True)], marks)
+    _write_names(
+        axes,
+        [(e["gva"], e["return"], width) for e, width in zip(found, widths, strict=True)],
+        marks,
+    )
     return figure
 
 
@@ -272,7 +328,9 @@ def _diameter(area: float) -> float:
     return math.sqrt(max(area, 4.0))
 
 
-def _write_names(axes: Axes, dots: Sequence[tuple[float, float, float]], names: dict[int, str]) -> None:
+def _write_names(
+    axes: Axes, dots: Sequence[tuple[float, float, float]], names: dict[int, str]
+) -> None:
     """Write names beside their dots (x, y, diameter in points): the nearest places where they cover little.
 
     A name that stands further off has a thread to its dot. The figure must have been laid out.
@@ -286,14 +344,18 @@ def _write_names(axes: Axes, dots: Sequence[tuple[float, float, float]], names: 
     covered = np.hstack([at - reach, at + reach])  # boxes: left, bottom, right, top
     written = np.empty((0, 4))
     drawn = [axes.transData.transform(np.asarray(line.get_xydata())) for line in axes.get_lines()]
-    thin = [[*ends.min(0) - point / 2, *ends.max(0) + point / 2] for ends in drawn if len(ends) == 2]
+    thin = [
+        [*ends.min(0) - point / 2, *ends.max(0) + point / 2] for ends in drawn if len(ends) == 2
+    ]
     bars = np.reshape(thin, (-1, 4))
     turns = np.pi / 8 * np.array([0, 8, 4, 12, 2, 6, 10, 14, 1, 7, 9, 15])
     sides = np.stack([np.cos(turns), np.sin(turns)], axis=1)
     gaps = point * np.repeat([1, 4, 8, 14, 22, 32, 44, 60], len(sides))[:, None]
     sides = np.tile(sides, (len(gaps) // len(sides), 1))
     for i, name in names.items():
-        text = axes.text(*dots[i][:2], name, fontsize=SIZE - 0.5, ha="center", va="center", zorder=4)
+        text = axes.text(
+            *dots[i][:2], name, fontsize=SIZE - 0.5, ha="center", va="center", zorder=4
+        )
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 0.2})
         extent = text.get_window_extent()
         half = np.array([extent.width, extent.height]) / 2 + point / 2
@@ -302,15 +364,24 @@ def _write_names(axes: Axes, dots: Sequence[tuple[float, float, float]], names: 
         nearest = np.clip(at, places[:, None, :2], places[:, None, 2:])
         away = np.linalg.norm(nearest - at, axis=2) - reach.T  # (places, dots)
         # How much nearer than its own dot another one is.
-        doubt = np.clip(away[:, i] - np.delete(away, i, axis=1).min(axis=1, initial=np.inf) + point, 0, None)
+        doubt = np.clip(
+            away[:, i] - np.delete(away, i, axis=1).min(axis=1, initial=np.inf) + point, 0, None
+        )
         cost = 100 * _common(places, written) + 20 * doubt + 4 * gaps[:, 0]
-        cost += 10 * (_common(places, covered) + 4 * half.prod() - _common(places, page)) + _common(places, bars) / 2
+        cost += (
+            10 * (_common(places, covered) + 4 * half.prod() - _common(places, page))
+            + _common(places, bars) / 2
+        )
         best = int(np.argmin(cost))
         written = np.vstack([written, places[best]])
-        (x, y), end = to_data.transform([centres[best], np.clip(at[i], places[best, :2], places[best, 2:])])
+        (x, y), end = to_data.transform(
+            [centres[best], np.clip(at[i], places[best, :2], places[best, 2:])]
+        )
         text.set_position((x, y))
         if gaps[best] > 8 * point:
-            axes.plot([dots[i][0], end[0]], [dots[i][1], end[1]], color="black", linewidth=0.4, zorder=1)
+            axes.plot(
+                [dots[i][0], end[0]], [dots[i][1], end[1]], color="black", linewidth=0.4, zorder=1
+            )
 
 
 def _common(places: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -324,11 +395,17 @@ def horizons(leaderboard: dict[str, Any], task: str) -> Figure:
     """Draw GVA against the horizon (left) and against the lag between checkpoints (right), a line an entry."""
     figure = _figure(3.1)
     left, right = figure.subplots(1, 2)
-    colours = [VERMILION, *(colour for colour in COLOURS if colour != VERMILION)]  # none has its own everywhere
+    colours = [
+        VERMILION,
+        *(colour for colour in COLOURS if colour != VERMILION),
+    ]  # none has its own everywhere
     shown = _chosen(leaderboard, task)
     for entry, colour, marker in zip(shown, colours, MARKERS, strict=False):
         for axes, key in ((left, "gva_by_horizon"), (right, "gva_by_lag")):
-            x, y = [int(n) for n in entry[key]], [math.nan if v is None else v for v in entry[key].values()]
+            x, y = (
+                [int(n) for n in entry[key]],
+                [math.nan if v is None else v for v in entry[key].values()],
+            )
             label = _name(entry["stabilizer"], 48, most=2) + _status(entry)
             axes.plot(x, y, color=colour, marker=marker, markersize=3.5, linewidth=1.2, label=label)
     for axes, name in ((left, "horizon (steps)"), (right, "lag (checkpoints)")):
@@ -343,8 +420,19 @@ def horizons(leaderboard: dict[str, Any], task: str) -> Figure:
     right.minorticks_off()
     handles, labels = left.get_legend_handles_labels()
     columns = 3 if max(map(len, labels), default=0) < 30 else 2
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=SIZE - 0.5, frameon=False)
-    _title(figure, leaderboard["run"]["smoke"], f"{task}: how GVA grows with the horizon and with the lag")
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=SIZE - 0.5,
+        frameon=False,
+    )
+    _title(
+        figure,
+        leaderboard["run"]["smoke"],
+        f"{task}: how GVA grows with the horizon and with the lag",
+    )
     return figure
 
 
@@ -353,7 +441,11 @@ def heat(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
 
     A white line divides seeds, and the window from the checkpoints before; one scale of colours, 0 to 1, serves all.
     """
-    shown = [entry for entry in _chosen(leaderboard, task) if (task, entry["stabilizer"]) in results.series]
+    shown = [
+        entry
+        for entry in _chosen(leaderboard, task)
+        if (task, entry["stabilizer"]) in results.series
+    ]
     columns = min(3, len(shown))
     figure = _figure(0.75 + 1.75 * math.ceil(len(shown) / columns))
     grid = figure.subplots(math.ceil(len(shown) / columns), columns, squeeze=False)
@@ -364,7 +456,9 @@ def heat(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
         series = results.series[task, shown[place]["stabilizer"]]
         seeds, checkpoints, starts = series.returns.shape
         values = series.returns.transpose(0, 2, 1).reshape(seeds * starts, checkpoints)
-        image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        image = axes.imshow(
+            values, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
+        )
         for seed in range(1, seeds):
             axes.axhline(seed * starts - 0.5, color="white", linewidth=1)
         if first := int(series.window.argmax()):
@@ -372,7 +466,9 @@ def heat(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
         axes.tick_params(labelsize=SIZE - 1, length=2)
         ticks = range(checkpoints - 1, -1, -math.ceil(checkpoints / 4))
         lowest = place + columns >= len(shown)
-        axes.set_xticks(ticks, [str(series.updates[k]) for k in ticks] if lowest else [""] * len(ticks))
+        axes.set_xticks(
+            ticks, [str(series.updates[k]) for k in ticks] if lowest else [""] * len(ticks)
+        )
         axes.set_yticks([])
         if place % columns == 0:
             every = math.ceil(seeds / 8)
@@ -385,20 +481,26 @@ def heat(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
     bar.ax.tick_params(labelsize=SIZE - 1, length=2)
     legend = "across: updates, right of the upright line scored; down: starts; return: random 0, expert 1"
     figure.supxlabel(legend, fontsize=SIZE)
-    _title(figure, leaderboard["run"]["smoke"], f"{task}: return of every checkpoint from every start")
+    _title(
+        figure, leaderboard["run"]["smoke"], f"{task}: return of every checkpoint from every start"
+    )
     return figure
 
 
 def _parted(results: Results, leaderboard: dict[str, Any], task: str) -> dict[str, np.ndarray]:
     """Return ``texts.times`` of ``none``, of an average of it and of others that are chosen, where there are texts."""
     average = texts.first_average(results, leaderboard, task)
-    order = dict.fromkeys(["none", *filter(None, [average]), *(e["stabilizer"] for e in _chosen(leaderboard, task))])
+    order = dict.fromkeys(
+        ["none", *filter(None, [average]), *(e["stabilizer"] for e in _chosen(leaderboard, task))]
+    )
     series = [results.series[task, string] for string in order if (task, string) in results.series]
     found = {one.stabilizer: texts.times(one) for one in series[:CHOSEN]}
     return {string: parted for string, parted in found.items() if not np.isnan(parted).all()}
 
 
-def divergence(results: Results, leaderboard: dict[str, Any], task: str, parted: dict[str, np.ndarray]) -> Figure:
+def divergence(
+    results: Results, leaderboard: dict[str, Any], task: str, parted: dict[str, np.ndarray]
+) -> Figure:
     """Draw the share of pairs of neighbouring checkpoints whose texts are the same in their first t tokens, against t.
 
     A pair is of one seed and one start; bold lines are of all pairs and, of few entries, thin ones of a seed. Pairs that
@@ -412,14 +514,28 @@ def divergence(results: Results, leaderboard: dict[str, Any], task: str, parted:
     _style(axes)
     last = max(texts.longest(results.series[task, string]) for string in parted)
     every = max(1, last // 8)
-    by_seed = len(parted) <= 3 and all(len(found) > 1 for found in parted.values())  # more lines cannot be told apart
-    colours = [VERMILION, *(colour for colour in COLOURS if colour != VERMILION)]  # none has its own everywhere
+    by_seed = len(parted) <= 3 and all(
+        len(found) > 1 for found in parted.values()
+    )  # more lines cannot be told apart
+    colours = [
+        VERMILION,
+        *(colour for colour in COLOURS if colour != VERMILION),
+    ]  # none has its own everywhere
     for n, (string, found) in enumerate(parted.items()):
         colour, style = colours[n], STYLES[n % len(STYLES)]
         for seed in found if by_seed else ():
             if not np.isnan(seed).all():
-                axes.step(range(last + 1), texts.survival(seed, last), where="post", color=colour, lw=0.5, alpha=0.35)
-        (line,) = axes.step(range(last + 1), texts.survival(found, last), style, where="post", color=colour, lw=1.4)
+                axes.step(
+                    range(last + 1),
+                    texts.survival(seed, last),
+                    where="post",
+                    color=colour,
+                    lw=0.5,
+                    alpha=0.35,
+                )
+        (line,) = axes.step(
+            range(last + 1), texts.survival(found, last), style, where="post", color=colour, lw=1.4
+        )
         line.set(marker=MARKERS[n], markersize=3.5, markevery=(n * every // len(parted), every))
         line.set_label(f"{_name(string, 48, most=2)}: {_summary(found)}")
     axes.set(ylim=(-0.02, 1.02), xlim=(0, max(1, 1.01 * last)))
@@ -435,7 +551,11 @@ def divergence(results: Results, leaderboard: dict[str, Any], task: str, parted:
         title_fontsize=SIZE - 0.5,
     )
     key.get_title().set_multialignment("center")
-    _title(figure, leaderboard["run"]["smoke"], f"{task}: how long neighbouring checkpoints write the same text")
+    _title(
+        figure,
+        leaderboard["run"]["smoke"],
+        f"{task}: how long neighbouring checkpoints write the same text",
+    )
     return figure
 
 
@@ -457,7 +577,9 @@ def side_by_side(leaderboard: dict[str, Any], task: str, shown: texts.Example) -
     """
     across = int((WIDTH - 0.3) / ADVANCE)  # characters
     column = (across - 4) // 2
-    parts: list[tuple[float, float, str, dict[str, Any]]] = []  # characters from the left, lines from the top
+    parts: list[
+        tuple[float, float, str, dict[str, Any]]
+    ] = []  # characters from the left, lines from the top
     prompt = _drawable(texts.ending(shown.prompt, LINES[0] * across))
     y = 0.0
     for begin, end in texts.wrapped(prompt, across):
@@ -465,7 +587,9 @@ def side_by_side(leaderboard: dict[str, Any], task: str, shown: texts.Example) -
         y += 1
     for pair in shown.pairs:
         name, room = _drawable(readable(pair.stabilizer)), across - len(pair.said) - 2
-        parts.append((0, y + 0.8, f"{texts.beginning(name, room)}: {pair.said}", {"weight": "bold"}))
+        parts.append(
+            (0, y + 0.8, f"{texts.beginning(name, room)}: {pair.said}", {"weight": "bold"})
+        )
         y += 2.1
         deepest = 0
         for x, text in zip((0, across - column), pair.texts, strict=True):
@@ -483,11 +607,22 @@ def side_by_side(leaderboard: dict[str, Any], task: str, shown: texts.Example) -
     figure.set_layout_engine(None)  # it would stretch what is placed by characters
     inches = figure.get_figheight()
     wide = across * ADVANCE
-    axes = figure.add_axes(((WIDTH - wide) / 2 / WIDTH, bottom / inches, wide / WIDTH, high / inches))
+    axes = figure.add_axes(
+        ((WIDTH - wide) / 2 / WIDTH, bottom / inches, wide / WIDTH, high / inches)
+    )
     axes.set_axis_off()
     axes.set(xlim=(0, across), ylim=(y, 0))
     for left, line, piece, look in parts:
-        axes.text(left, line + 0.8, piece, fontsize=TYPE, family=MONO, va="baseline", parse_math=False, **look)
+        axes.text(
+            left,
+            line + 0.8,
+            piece,
+            fontsize=TYPE,
+            family=MONO,
+            va="baseline",
+            parse_math=False,
+            **look,
+        )
     figure.supxlabel("\n".join(below), fontsize=SIZE)
     _title(figure, leaderboard["run"]["smoke"], title)
     return figure
@@ -495,7 +630,9 @@ def side_by_side(leaderboard: dict[str, Any], task: str, shown: texts.Example) -
 
 def _lines(text: texts.Text, column: int) -> list[list[tuple[int, str, dict[str, Any]]]]:
     """Return the lines of a text of ``column`` characters: pieces (first column, what it says, how it looks)."""
-    pieces = [_drawable(part) for part in texts.shortened(text, LINES[1] * column // 4, LINES[1] * column)]
+    pieces = [
+        _drawable(part) for part in texts.shortened(text, LINES[1] * column // 4, LINES[1] * column)
+    ]
     whole = "".join(pieces)
     ends = np.cumsum([0, *map(len, pieces)])
     looks: list[dict[str, Any]] = [{"color": QUIET}, {"color": VERMILION, "weight": "bold"}, {}]
@@ -503,11 +640,21 @@ def _lines(text: texts.Text, column: int) -> list[list[tuple[int, str, dict[str,
     lines = []
     for begin, end in found[: LINES[1]]:
         spans = [(max(begin, first), min(end, last)) for first, last in pairwise(ends)]
-        lines.append([(a - begin, whole[a:b], look) for (a, b), look in zip(spans, looks, strict=True) if a < b])
+        lines.append(
+            [
+                (a - begin, whole[a:b], look)
+                for (a, b), look in zip(spans, looks, strict=True)
+                if a < b
+            ]
+        )
     if len(found) > LINES[1]:
         begin, piece, look = lines[-1][-1]
         fits = begin + len(piece) + 2 <= column
-        lines[-1][-1] = begin, f"{piece} …" if fits else texts.beginning(f"{piece}  ", column - begin), look
+        lines[-1][-1] = (
+            begin,
+            f"{piece} …" if fits else texts.beginning(f"{piece}  ", column - begin),
+            look,
+        )
     return lines
 
 
@@ -526,14 +673,25 @@ def board(leaderboard: dict[str, Any], task: str) -> Figure:
     found = entries(leaderboard, task)
     shown = found[:LISTED]
     if not any(entry["stabilizer"] == "none" for entry in shown):
-        shown = [*found[: LISTED - 1], *(entry for entry in found if entry["stabilizer"] == "none")][:LISTED]
-    lines = [list(COLUMNS), *([" ".join(cell.split()) for cell in cells(leaderboard, entry)] for entry in shown)]
+        shown = [
+            *found[: LISTED - 1],
+            *(entry for entry in found if entry["stabilizer"] == "none"),
+        ][:LISTED]
+    lines = [
+        list(COLUMNS),
+        *([" ".join(cell.split()) for cell in cells(leaderboard, entry)] for entry in shown),
+    ]
     for line in lines:
         line[1] = _name(line[1], 48, most=4)
-    wide = [CHARACTER * max(len(part) for line in lines for part in line[n].split("\n")) for n in range(len(COLUMNS))]
+    wide = [
+        CHARACTER * max(len(part) for line in lines for part in line[n].split("\n"))
+        for n in range(len(COLUMNS))
+    ]
     gap = (WIDTH - 0.2 - sum(wide)) / (len(wide) - 1)
     begin = [gap * n + sum(wide[:n]) for n in range(len(wide))]
-    edges = np.cumsum([0.0, *(0.07 + 0.115 * len(line[1].splitlines()) for line in lines)])  # inches from the top
+    edges = np.cumsum(
+        [0.0, *(0.07 + 0.115 * len(line[1].splitlines()) for line in lines)]
+    )  # inches from the top
     figure = _figure(0.85 + edges[-1])
     axes = figure.subplots()
     axes.set_axis_off()
@@ -544,8 +702,16 @@ def board(leaderboard: dict[str, Any], task: str) -> Figure:
             axes.axhspan(top, bottom, color=SHADE, zorder=0)
         for n, cell in enumerate(line):
             name = COLUMNS[n] == "stabilizer"
-            text = axes.text(begin[n] + (0 if name else wide[n]), (top + bottom) / 2, cell, fontsize=SIZE, va="center")
-            text.set(ha="left" if name else "right", in_layout=False, color=VERMILION if raw else "black")
+            text = axes.text(
+                begin[n] + (0 if name else wide[n]),
+                (top + bottom) / 2,
+                cell,
+                fontsize=SIZE,
+                va="center",
+            )
+            text.set(
+                ha="left" if name else "right", in_layout=False, color=VERMILION if raw else "black"
+            )
             text.set(fontweight="bold" if entry is None else "normal")
     ranked = sum(entry["rank"] is not None for entry in shown)
     for row, width in ((1, 1.0), (len(lines), 1.0), (1 + ranked, 0.5)):
@@ -572,16 +738,25 @@ def matrix(leaderboard: dict[str, Any]) -> Figure:
     order = list(dict.fromkeys(leaderboard["run"]["settings"]["stabilizers"]))
     strings, tasks = order[: CROSSED[0]], list(leaderboard["run"]["tasks"])[: CROSSED[1]]
     at = {(entry["stabilizer"], entry["task"]): entry for entry in leaderboard["entries"]}
-    values = np.array([[math.nan if (e := at[s, t])["gva"] is None else e["gva"] for t in tasks] for s in strings])
+    values = np.array(
+        [[math.nan if (e := at[s, t])["gva"] is None else e["gva"] for t in tasks] for s in strings]
+    )
     labels = [_name(string, 28, most=3) for string in strings]
     lines = max((len(label.splitlines()) for label in labels), default=1)
     narrow = len(tasks) > 5
     between = "\n" if narrow else "   "
-    figure = _figure(max(2.1, 1.15 + len(strings) * max(0.1 + 0.12 * lines, 0.32 if narrow else 0.22)))
+    figure = _figure(
+        max(2.1, 1.15 + len(strings) * max(0.1 + 0.12 * lines, 0.32 if narrow else 0.22))
+    )
     axes = figure.subplots()
     # What is not ranked may be far off: it does not stretch the scale.
-    high = max((e["gva"] for e in at.values() if e["rank"] is not None and e["gva"] is not None), default=0.0)
-    cells = axes.pcolormesh(values, cmap="cividis", vmin=0, vmax=max(high, 1e-3), edgecolors="white", linewidth=0.8)
+    high = max(
+        (e["gva"] for e in at.values() if e["rank"] is not None and e["gva"] is not None),
+        default=0.0,
+    )
+    cells = axes.pcolormesh(
+        values, cmap="cividis", vmin=0, vmax=max(high, 1e-3), edgecolors="white", linewidth=0.8
+    )
     axes.set_facecolor("#d9d9d9")
     axes.invert_yaxis()
     for y, string in enumerate(strings):
@@ -592,13 +767,28 @@ def matrix(leaderboard: dict[str, Any]) -> Figure:
                 star = "*" if entry["rank"] is None else ""
                 said = f"{entry['gva']:.3f}{between}{entry['return']:.2f}{star}"
                 colour = _contrast(cells.cmap(cells.norm(entry["gva"])))
-            axes.text(x + 0.5, y + 0.5, said, color=colour, fontsize=SIZE - narrow, ha="center", va="center")
+            axes.text(
+                x + 0.5,
+                y + 0.5,
+                said,
+                color=colour,
+                fontsize=SIZE - narrow,
+                ha="center",
+                va="center",
+            )
     axes.set_yticks(np.arange(len(strings)) + 0.5, labels, fontsize=SIZE)
     learned = [leaderboard["run"]["tasks"][task]["learned"] is not False for task in tasks]
-    heads = [task if fine else f"{task}\n(not learned)" for task, fine in zip(tasks, learned, strict=True)]
+    heads = [
+        task if fine else f"{task}\n(not learned)"
+        for task, fine in zip(tasks, learned, strict=True)
+    ]
     turned = max(map(len, tasks)) * len(tasks) > 75
     axes.set_xticks(
-        np.arange(len(tasks)) + 0.5, heads, fontsize=SIZE, rotation=40 * turned, ha="left" if turned else "center"
+        np.arange(len(tasks)) + 0.5,
+        heads,
+        fontsize=SIZE,
+        rotation=40 * turned,
+        ha="left" if turned else "center",
     )
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)
@@ -606,7 +796,10 @@ def matrix(leaderboard: dict[str, Any]) -> Figure:
     bar.set_label("GVA (lower is steadier)", fontsize=SIZE)
     bar.ax.tick_params(labelsize=SIZE - 1, length=2)
     below = "GVA and return (random 0, expert 1); *: not ranked; –: no figures"
-    hidden = (len(order) - len(strings), "stabilizers"), (len(leaderboard["run"]["tasks"]) - len(tasks), "tasks")
+    hidden = (
+        (len(order) - len(strings), "stabilizers"),
+        (len(leaderboard["run"]["tasks"]) - len(tasks), "tasks"),
+    )
     below += "".join(f"; {count} more {what} not shown" for count, what in hidden if count)
     figure.supxlabel(below, fontsize=SIZE)
     _title(figure, leaderboard["run"]["smoke"], "GVA and return of every stabilizer on every task")
@@ -653,43 +846,74 @@ def averages(chosen: dict[str, Any], leaderboard: dict[str, Any], task: str) -> 
         families.setdefault(re.sub(r":[^+]*", "", entry["stabilizer"]), []).append(entry)
     base = next((e for e in entries(leaderboard, task) if e["stabilizer"] == "none"), None)
     for axes, key, name in zip(
-        panels, ("gva", "return"), ("GVA (lower is steadier)", "return (random 0, expert 1)"), strict=True
+        panels,
+        ("gva", "return"),
+        ("GVA (lower is steadier)", "return (random 0, expert 1)"),
+        strict=True,
     ):
         _style(axes)
         if base is not None and base[key] is not None:
             axes.axhline(base[key], color=GREY, linewidth=1, label="none")
-        for colour, marker, (family, points) in zip(COLOURS, MARKERS, families.items(), strict=False):
+        for colour, marker, (family, points) in zip(
+            COLOURS, MARKERS, families.items(), strict=False
+        ):
             x, y = [p["half_life"][1] for p in points], [p[key] for p in points]
-            axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.2, label=family)
+            axes.plot(
+                x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.2, label=family
+            )
             for p in points:
                 if p[f"{key}_low"] is not None:
-                    axes.plot([p["half_life"][1]] * 2, [p[f"{key}_low"], p[f"{key}_high"]], color=colour, linewidth=0.8)
+                    axes.plot(
+                        [p["half_life"][1]] * 2,
+                        [p[f"{key}_low"], p[f"{key}_high"]],
+                        color=colour,
+                        linewidth=0.8,
+                    )
                 if p["online_gva"] is not None:
                     value = p[f"online_{key}"]
-                    axes.plot(p["half_life"][1], value, "s", color=colour, markerfacecolor="none", markersize=9)
+                    axes.plot(
+                        p["half_life"][1],
+                        value,
+                        "s",
+                        color=colour,
+                        markerfacecolor="none",
+                        markersize=9,
+                    )
         axes.set_title(name, fontsize=SIZE + 0.5)
         _half_life_axis(axes, [p["half_life"][1] for p in found])
-    panels[0].set_ylim(bottom=-0.02 * panels[0].get_ylim()[1])  # intervals may reach below 0, a GVA cannot
+    panels[0].set_ylim(
+        bottom=-0.02 * panels[0].get_ylim()[1]
+    )  # intervals may reach below 0, a GVA cannot
     panels[1].legend(fontsize=SIZE - 0.5, frameon=False)
     figure.supxlabel(
-        "filled: read off afterwards, with 95 % interval; hollow square: the same average online", fontsize=SIZE
+        "filled: read off afterwards, with 95 % interval; hollow square: the same average online",
+        fontsize=SIZE,
     )
     _title(figure, leaderboard["run"]["smoke"], f"{task}: averages chosen after training")
     return figure
 
 
-def _families(leaderboard: dict[str, Any], task: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def _families(
+    leaderboard: dict[str, Any], task: str
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """Return averages of one kind on one trajectory, by (raw string, name of the average), shortest half-life first."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     order = {string: n for n, string in enumerate(leaderboard["run"]["settings"]["stabilizers"])}
-    for entry in sorted(entries(leaderboard, task), key=lambda entry: order.get(entry["stabilizer"], 0)):
+    for entry in sorted(
+        entries(leaderboard, task), key=lambda entry: order.get(entry["stabilizer"], 0)
+    ):
         if entry["half_life"] and entry["gva"] is not None:
             raw, _, average = entry["stabilizer"].rpartition("+")
             found.setdefault((raw or "none", method(average)), []).append(entry)
-    return {key: sorted(points, key=lambda entry: int(entry["half_life"][-1])) for key, points in found.items()}
+    return {
+        key: sorted(points, key=lambda entry: int(entry["half_life"][-1]))
+        for key, points in found.items()
+    }
 
 
-def half_lives(leaderboard: dict[str, Any], task: str, families: dict[tuple[str, str], list[dict[str, Any]]]) -> Figure:
+def half_lives(
+    leaderboard: dict[str, Any], task: str, families: dict[tuple[str, str], list[dict[str, Any]]]
+) -> Figure:
     """Draw GVA and return against the effective half-life at the end of training, a line a trajectory and kind of average.
 
     A line begins at 1, with the raw iterates, of which the latest holds all the weight. A colour is a recipe, a style a
@@ -698,7 +922,9 @@ def half_lives(leaderboard: dict[str, Any], task: str, families: dict[tuple[str,
     at = {entry["stabilizer"]: entry for entry in entries(leaderboard, task)}
     labels = {key: "+".join(part for part in key if part != "none") for key in families}
     parts = {key: _apart(label) for key, label in labels.items()}
-    recipes, kinds = (list(dict.fromkeys(part[which] for part in parts.values())) for which in (0, 1))
+    recipes, kinds = (
+        list(dict.fromkeys(part[which] for part in parts.values())) for which in (0, 1)
+    )
     shown = {
         key: (COLOURS[recipes.index(recipe)], STYLES[kinds.index(kind)])
         for key, (recipe, kind) in parts.items()
@@ -706,11 +932,16 @@ def half_lives(leaderboard: dict[str, Any], task: str, families: dict[tuple[str,
     }
     width = max(len(line) for key in shown for line in _name(labels[key], 40).splitlines())
     columns = max(1, min(3, int(WIDTH / (CHARACTER * (width + 8)))))
-    lines_high = -(-len(shown) // columns) * max(len(_name(labels[key], 40).splitlines()) for key in shown)
+    lines_high = -(-len(shown) // columns) * max(
+        len(_name(labels[key], 40).splitlines()) for key in shown
+    )
     figure = _figure(2.9 + 0.14 * lines_high)
     panels = figure.subplots(1, 2)
     for axes, key, name in zip(
-        panels, ("gva", "return"), ("GVA (lower is steadier)", "return (random 0, expert 1)"), strict=True
+        panels,
+        ("gva", "return"),
+        ("GVA (lower is steadier)", "return (random 0, expert 1)"),
+        strict=True,
     ):
         _style(axes)
         ticks = [1]
@@ -735,7 +966,8 @@ def half_lives(leaderboard: dict[str, Any], task: str, families: dict[tuple[str,
         ncols=columns,
         fontsize=SIZE - 0.5,
         frameon=False,
-        title="at 1 the raw iterates; hollow: not ranked" + (f"; {left_out} more lines not shown" if left_out else ""),
+        title="at 1 the raw iterates; hollow: not ranked"
+        + (f"; {left_out} more lines not shown" if left_out else ""),
         title_fontsize=SIZE,
     )
     _title(figure, leaderboard["run"]["smoke"], f"{task}: how long averages remember")
@@ -769,7 +1001,9 @@ def _figure(height: float) -> Figure:
 
 def _name(string: str, width: int, most: int = 8) -> str:
     """Return a stabilizer string in ``most`` lines of about ``width`` characters, its dollars no mathematics."""
-    lines = re.findall(".{1,48}", fold(string, width))  # a name without punctuation leaves room for the axes, too
+    lines = re.findall(
+        ".{1,48}", fold(string, width)
+    )  # a name without punctuation leaves room for the axes, too
     return "\n".join([*lines[:most], *(["..."] if len(lines) > most else [])]).replace("$", r"\$")
 
 

@@ -69,7 +69,9 @@ def rank_intervals(scores: ArrayLike) -> list[tuple[int, int]]:
         return [(1, n)] * n
     pairs = [(i, j) for i in range(n) for j in range(i)]
     better, worse = np.zeros(n, dtype=int), np.zeros(n, dtype=int)
-    for (i, j), p in zip(pairs, holm([paired_p(scores[i], scores[j]) for i, j in pairs]), strict=True):
+    for (i, j), p in zip(
+        pairs, holm([paired_p(scores[i], scores[j]) for i, j in pairs]), strict=True
+    ):
         if p < LEVEL:
             low, high = (i, j) if mean[i] < mean[j] else (j, i)
             worse[low] += 1
@@ -78,7 +80,11 @@ def rank_intervals(scores: ArrayLike) -> list[tuple[int, int]]:
 
 
 def verdict(
-    names: Sequence[str], scores: Sequence[Sequence[float]], none: Sequence[float], p: Sequence[float], of: int
+    names: Sequence[str],
+    scores: Sequence[Sequence[float]],
+    none: Sequence[float],
+    p: Sequence[float],
+    of: int,
 ) -> str:
     """Return in a sentence what can be said of entries against ``none``; ``p`` are adjusted for ``of`` comparisons."""
     seeds = len(none)

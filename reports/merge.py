@@ -16,8 +16,9 @@ import numpy as np
 from stab import gva
 from stab.config import flat
 from stab.registry import StabError
-from stab.reports import inference, rows, statistics, sweep
+from stab.reports import inference, statistics, sweep
 from stab.reports.table import NESTED, bullets, escape, markdown_line, ruled
+from stab.run import rows
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -63,7 +64,9 @@ def read(runs: Sequence[Path]) -> list[Origin]:
         found.append(Origin(label, run, results, statistics.leaderboard(results)))
     if len({origin.results.config.smoke for origin in found}) > 1:
         smoke = next(origin.run for origin in found if origin.results.config.smoke)
-        raise StabError(f"cannot mix runs: {smoke} is a smoke run (--quick), whose numbers say nothing")
+        raise StabError(
+            f"cannot mix runs: {smoke} is a smoke run (--quick), whose numbers say nothing"
+        )
     for origin in found[1:]:
         for other in found[: found.index(origin)]:
             _check(other, origin)
@@ -73,7 +76,12 @@ def read(runs: Sequence[Path]) -> list[Origin]:
 def _check(one: Origin, other: Origin) -> None:
     for task in _shared(one, other):
         cells = [
-            [cell for (name, _), series in origin.results.series.items() if name == task for cell in series.cells]
+            [
+                cell
+                for (name, _), series in origin.results.series.items()
+                if name == task
+                for cell in series.cells
+            ]
             for origin in (one, other)
         ]
         every = cells[0] + cells[1]
@@ -84,14 +92,20 @@ def _check(one: Origin, other: Origin) -> None:
                     f"cannot mix {one.run} and {other.run}: {task} has other {name} ({' and '.join(map(_short, values))})"
                 )
         for library in _libraries(every):
-            versions = {version: None for cell in every if (version := cell["versions"].get(library))}
+            versions = {
+                version: None for cell in every if (version := cell["versions"].get(library))
+            }
             if len(versions) > 1:
                 raise StabError(
                     f"cannot mix {one.run} and {other.run}: {task} ran on {library} {' and '.join(versions)}"
                 )
         for which in ("random", "expert"):
             returns = np.array([cell["references"][which] for cell in every])
-            apart = np.ptp(returns, axis=0) > CLOSE * np.abs(returns).max(axis=0) if len(returns) else np.array([])
+            apart = (
+                np.ptp(returns, axis=0) > CLOSE * np.abs(returns).max(axis=0)
+                if len(returns)
+                else np.array([])
+            )
             if apart.any():
                 at = int(np.argmax(apart))
                 raise StabError(
@@ -105,7 +119,11 @@ def _libraries(cells: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     import gymnasium as gym
 
     try:
-        return LIBRARIES if "mujoco" in str(gym.spec(cells[0]["environment"]).entry_point) else LIBRARIES[1:]
+        return (
+            LIBRARIES
+            if "mujoco" in str(gym.spec(cells[0]["environment"]).entry_point)
+            else LIBRARIES[1:]
+        )
     except (gym.error.Error, IndexError):  # of a plug-in that is not here, or nothing has finished
         return LIBRARIES
 
@@ -149,12 +167,17 @@ def merge(origins: Sequence[Origin], conditions: Sequence[str] = ()) -> dict[str
         "warnings": _warnings(origins),
         "entries": entries,
     }
-    return merged | ({"changes": changes(origins[0], origins[1], kept)} if len(origins) == 2 else {})
+    return merged | (
+        {"changes": changes(origins[0], origins[1], kept)} if len(origins) == 2 else {}
+    )
 
 
 def _about(origin: Origin) -> dict[str, Any]:
     run = origin.leaderboard["run"]
-    about = {key: run.get(key) for key in ("command", "created", "machine", "cores", "seconds", "settings")}
+    about = {
+        key: run.get(key)
+        for key in ("command", "created", "machine", "cores", "seconds", "settings")
+    }
     return {"path": str(origin.run), **about, "versions": _versions(origin)}
 
 
@@ -177,7 +200,10 @@ def _warnings(origins: Sequence[Origin]) -> list[str]:
     for other in origins[1:]:
         for task in _shared(first, other):
             pair = [origin.leaderboard["run"]["tasks"][task] for origin in (first, other)]
-            for key, name in (("dataset", "datasets"), ("dataset_sha256", "contents of the dataset")):
+            for key, name in (
+                ("dataset", "datasets"),
+                ("dataset_sha256", "contents of the dataset"),
+            ):
                 values = [about.get(key) for about in pair]
                 if None not in values and values[0] != values[1]:
                     found.append(f"{task}: {first.label} and {other.label} have different {name}.")
@@ -204,13 +230,18 @@ def changes(one: Origin, other: Origin, kept: Container[tuple[str, str]]) -> dic
     seeds. ``same`` says that every return and length of these seeds is the same to the last bit. Of ``kept`` entries only.
     """
     old, new = _versions(one), _versions(other)
-    there = [{(e["task"], e["stabilizer"]) for e in origin.leaderboard["entries"]} for origin in (one, other)]
+    there = [
+        {(e["task"], e["stabilizer"]) for e in origin.leaderboard["entries"]}
+        for origin in (one, other)
+    ]
     scores = []
     for key, before in one.results.series.items():
         after = other.results.series.get(key)
         if after is not None and key in kept:
             scores.append(_score(before, after))
-    raw = [math.nan if score["same"] else score["p_value"] for score in scores]  # what is the same needs no test
+    raw = [
+        math.nan if score["same"] else score["p_value"] for score in scores
+    ]  # what is the same needs no test
     for score, p in zip(scores, inference.holm(raw), strict=True):
         score["p_value"] = p
     machines = [origin.leaderboard["run"].get("machine") for origin in (one, other)]
@@ -238,9 +269,14 @@ def _only(here: set[tuple[str, str]], there: set[tuple[str, str]]) -> list[str]:
 
 def _score(before: statistics.Series, after: statistics.Series) -> dict[str, Any]:
     count = min(len(before.seeds), len(after.seeds))  # seeds are 0, 1, ...
-    old, new = ([gva.gva(J) for J in series.returns[:count, series.window]] for series in (before, after))
+    old, new = (
+        [gva.gva(J) for J in series.returns[:count, series.window]] for series in (before, after)
+    )
     difference = gva.interval(np.subtract(new, old))
-    same = [np.array_equal(getattr(before, key)[:count], getattr(after, key)[:count]) for key in ("returns", "lengths")]
+    same = [
+        np.array_equal(getattr(before, key)[:count], getattr(after, key)[:count])
+        for key in ("returns", "lengths")
+    ]
     return {
         "task": before.task,
         "stabilizer": before.stabilizer,
@@ -282,7 +318,14 @@ def _change(score: dict[str, Any]) -> list[str]:
         interval = f"{score['difference']:+.3f} [{score['difference_low']:+.3f}, {score['difference_high']:+.3f}]"
     p = "–" if score["p_value"] is None else f"{score['p_value']:.2g}"
     returns = f"{score['return_before']:.2f} {score['return_after']:.2f}"
-    return [score["stabilizer"], f"{score['gva_before']:.3f}", f"{score['gva_after']:.3f}", interval, p, returns]
+    return [
+        score["stabilizer"],
+        f"{score['gva_before']:.3f}",
+        f"{score['gva_after']:.3f}",
+        interval,
+        p,
+        returns,
+    ]
 
 
 def _sections(merged: dict[str, Any]) -> list[tuple[str, Sequence[str], list[list[str]]]]:
@@ -315,13 +358,20 @@ def notes(merged: dict[str, Any]) -> list[str]:
     changed = merged.get("changes")
     if changed:
         for what in ("settings", "versions"):
-            said = "; ".join(f"{c['key']} was {_short(c['before'])}, is {_short(c['after'])}" for c in changed[what])
+            said = "; ".join(
+                f"{c['key']} was {_short(c['before'])}, is {_short(c['after'])}"
+                for c in changed[what]
+            )
             lines.append(f"{what.capitalize()} that changed from A to B: {said or 'none'}.")
         if changed["machine"]:
             lines.append(f"Machine: was {changed['machine'][0]}, is {changed['machine'][1]}.")
         for label, which in (("A", "only_before"), ("B", "only_after")):
             if changed[which]:
-                more = f" and {len(changed[which]) - NAMED} more" if len(changed[which]) > NAMED else ""
+                more = (
+                    f" and {len(changed[which]) - NAMED} more"
+                    if len(changed[which]) > NAMED
+                    else ""
+                )
                 lines.append(f"Only in {label}: {', '.join(changed[which][:NAMED])}{more}.")
         lines.append(
             "From A to B: seeds that both have; p: paired t-test over these seeds, Holm's correction for the number of"
@@ -346,7 +396,14 @@ def markdown(merged: dict[str, Any]) -> str:
     lines: list[str] = []
     for title, heads, body in _sections(merged):
         aligned = [":--" if head == "stabilizer" else "--:" for head in heads]
-        lines += [f"## {title}", "", markdown_line(heads), markdown_line(aligned), *map(markdown_line, body), ""]
+        lines += [
+            f"## {title}",
+            "",
+            markdown_line(heads),
+            markdown_line(aligned),
+            *map(markdown_line, body),
+            "",
+        ]
     return "\n".join([*lines, *(f"- {escape(note)}" for note in notes(merged)), ""])
 
 

@@ -16,12 +16,30 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from stab.reports import inference, rows, sweep, table, texts
+from stab import files
+from stab.reports import inference, sweep, table, texts
 from stab.reports.statistics import Results
 
-EXTRA = {"adjacent": "gva_adjacent", "late": "gva_late", "final": "final"}  # columns that a terminal has no room for
+EXTRA = {
+    "adjacent": "gva_adjacent",
+    "late": "gva_late",
+    "final": "final",
+}  # columns that a terminal has no room for
 COLUMNS = (
-    *("#", "stabilizer", "GVA", "ranks", "better", "adjacent", "late", "return", "worst", "final", "val loss", "cost"),
+    *(
+        "#",
+        "stabilizer",
+        "GVA",
+        "ranks",
+        "better",
+        "adjacent",
+        "late",
+        "return",
+        "worst",
+        "final",
+        "val loss",
+        "cost",
+    ),
 )
 STATISTICS = (
     "ranks: those that the seeds leave open (paired t-tests of all pairs, Holm's correction, 5 %). better: probability of"
@@ -70,26 +88,39 @@ def write(results: Results, leaderboard: dict[str, Any], figures: Path, path: Pa
 
     Names, reasons, commands and versions are escaped. Raises StabError when the file cannot be written.
     """
-    rows.write_text(path, _render(results, leaderboard, figures))
+    files.write_text(path, _render(results, leaderboard, figures))
 
 
 def _render(results: Results, leaderboard: dict[str, Any], figures: Path) -> str:
     run = leaderboard["run"]
     tasks = list(run["tasks"])
     drawn = list(_figures(figures, tasks))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"breakable": _breakable, "sha256": _sha256, "parts": _parts, "ending": _ending}
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "breakable": _breakable,
+        "sha256": _sha256,
+        "parts": _parts,
+        "ending": _ending,
+    }
     source = resources.files("stab.reports").joinpath("report.html.j2").read_text(encoding="utf-8")
     versions = {task: run["tasks"][task].get("versions") or {} for task in tasks}
     shared = all(found == versions[tasks[0]] for found in versions.values())
     text = environment.from_string(source).render(
         smoke=table.SMOKE if run["smoke"] else "",
         protocol=leaderboard["protocol"],
-        tasks=[_task(results, leaderboard, task, drawn, {} if shared else versions[task]) for task in tasks],
+        tasks=[
+            _task(results, leaderboard, task, drawn, {} if shared else versions[task])
+            for task in tasks
+        ],
         overview=_overview(leaderboard) if len(tasks) > 1 and "shown" not in run else None,
         figures=[figure for figure in drawn if figure.task is None],
         columns=COLUMNS,
-        general=[*table.generalbullets(leaderboard, tasks[0] if len(tasks) == 1 else None), STATISTICS],
+        general=[
+            *table.generalbullets(leaderboard, tasks[0] if len(tasks) == 1 else None),
+            STATISTICS,
+        ],
         written=CAPTIONS["texts"],
         settings=list(_settings(run["settings"])),
         versions=versions[tasks[0]] if shared else {},
@@ -97,11 +128,19 @@ def _render(results: Results, leaderboard: dict[str, Any], figures: Path) -> str
         made=list(_made(results.about)),
     )
     # Plain ASCII: right whatever the locale's encoding is, and whatever a name holds.
-    return HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text).encode("ascii", "xmlcharrefreplace").decode("ascii")
+    return (
+        HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)
+        .encode("ascii", "xmlcharrefreplace")
+        .decode("ascii")
+    )
 
 
 def _task(
-    results: Results, leaderboard: dict[str, Any], task: str, drawn: Iterable[Figure], versions: Mapping[str, str]
+    results: Results,
+    leaderboard: dict[str, Any],
+    task: str,
+    drawn: Iterable[Figure],
+    versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return what the section of a task shows."""
     found = table.entries(leaderboard, task)
@@ -146,14 +185,22 @@ def _result(leaderboard: dict[str, Any], task: str) -> tuple[str, str]:
     if base is None:
         return "", "none has not finished, so nothing can be compared."
     if not about["learned"]:
-        return "", f"the raw policy has not learned (return {base['return']:.2f}), so the ranking says nothing."
+        return (
+            "",
+            f"the raw policy has not learned (return {base['return']:.2f}), so the ranking says nothing.",
+        )
     ranked = [e for e in found if e["rank"] is not None]
     if not ranked:
         return "", "no entry could be ranked."
     best = min(ranked, key=lambda e: int(e["rank"]))
     if best is base:
-        others = f" of {len(ranked)} ranked entries" if len(ranked) > 1 else "; nothing else is ranked"
-        return "none", f"has the lowest GVA{others}: {base['gva']:.3f}, with a return of {base['return']:.2f}."
+        others = (
+            f" of {len(ranked)} ranked entries" if len(ranked) > 1 else "; nothing else is ranked"
+        )
+        return (
+            "none",
+            f"has the lowest GVA{others}: {base['gva']:.3f}, with a return of {base['return']:.2f}.",
+        )
     floor = about["noise_floor"]
     doubt = ""
     if floor is not None and base["gva"] - best["gva"] < floor:
@@ -176,7 +223,9 @@ def _line(leaderboard: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
         name: "–" if entry[key] is None else f"{entry[key]:.{2 if key == 'final' else 3}f}"
         for name, key in EXTRA.items()
     }
-    text["ranks"] = "–" if entry["rank_low"] is None else f"{entry['rank_low']}–{entry['rank_high']}"
+    text["ranks"] = (
+        "–" if entry["rank_low"] is None else f"{entry['rank_low']}–{entry['rank_high']}"
+    )
     text["better"] = "–" if entry["improvement"] is None else f"{entry['improvement']:.2f}"
     keys = KEYS | EXTRA
     return {
@@ -217,8 +266,14 @@ def _figures(folder: Path, tasks: Iterable[str]) -> Iterator[Figure]:
     """Yield the figures of a folder, those that are known first."""
     owner: dict[str, str | None] = {"tasks": None, **{task: task for task in tasks}}
     order = list(CAPTIONS)
-    found = {path.stem.partition("-")[::2] for path in folder.glob("*-*") if path.suffix in (".png", ".svg")}
-    for task, name in sorted(found, key=lambda one: (order.index(one[1]) if one[1] in order else len(order), one)):
+    found = {
+        path.stem.partition("-")[::2]
+        for path in folder.glob("*-*")
+        if path.suffix in (".png", ".svg")
+    }
+    for task, name in sorted(
+        found, key=lambda one: (order.index(one[1]) if one[1] in order else len(order), one)
+    ):
         if task in owner and name not in LEFT_OUT:
             caption = CAPTIONS.get(name) or re.sub(r"[-_]+", " ", name).capitalize()
             yield Figure(owner[task], caption, _inlined(folder / f"{task}-{name}"))
@@ -230,7 +285,10 @@ def _inlined(stem: Path) -> str:
     found = []
     if svg.exists():
         text = re.sub(
-            r"<metadata>.*?</metadata>|<!--.*?-->|^<\?xml.*?\?>|<!DOCTYPE.*?>", "", svg.read_text("utf-8"), flags=re.S
+            r"<metadata>.*?</metadata>|<!--.*?-->|^<\?xml.*?\?>|<!DOCTYPE.*?>",
+            "",
+            svg.read_text("utf-8"),
+            flags=re.S,
         )
         found.append("data:image/svg+xml," + quote(" ".join(text.split()), safe=UNQUOTED))
     if png.exists():
@@ -245,7 +303,10 @@ def _settings(settings: Mapping[str, Any], within: str = "") -> Iterator[tuple[s
         if isinstance(value, dict) and value and not within:
             yield from _settings(value, f"{name}.")
         else:
-            yield f"{within}{name}", f"{len(value)}, listed above" if name == "stabilizers" else _shown(value)
+            yield (
+                f"{within}{name}",
+                f"{len(value)}, listed above" if name == "stabilizers" else _shown(value),
+            )
 
 
 def _shown(value: Any) -> str:
@@ -258,7 +319,9 @@ def _shown(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def _facts(about: Mapping[str, Any], seeds: int, versions: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _facts(
+    about: Mapping[str, Any], seeds: int, versions: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
     """Yield what decides a task's numbers besides the recipe."""
     yield "training seeds", "0" if seeds == 1 else f"0 to {seeds - 1}"
     names = {
@@ -272,13 +335,19 @@ def _facts(about: Mapping[str, Any], seeds: int, versions: Mapping[str, str]) ->
             yield name, str(about[key])
     if references := about.get("references"):
         low, high = references["random"][-1], references["expert"][-1]
-        yield "return of 0 and 1", f"{low:.4g} (random) and {high:.4g} (expert): {about['references_source']}"
+        yield (
+            "return of 0 and 1",
+            f"{low:.4g} (random) and {high:.4g} (expert): {about['references_source']}",
+        )
     if window := about.get("window"):
         yield "window", f"{len(window)} checkpoints, updates {window[0]:,} to {window[-1]:,}"
     if starts := about.get("starts"):
         yield "starts (reset seeds)", ", ".join(map(str, starts))
     if about.get("worker_seconds") is not None:
-        yield "training and rollouts", f"{_duration(about['worker_seconds'])}, summed over the workers"
+        yield (
+            "training and rollouts",
+            f"{_duration(about['worker_seconds'])}, summed over the workers",
+        )
     if versions:
         yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
 
@@ -299,7 +368,9 @@ def _duration(seconds: float) -> str:
 
 def _breakable(text: str) -> Markup:
     """Return the text, escaped, with places to break a line behind its punctuation."""
-    return Markup("<wbr>").join(escape(piece) for piece in re.split(r"(?<=[+:,/])(?=\S)", str(text)))
+    return Markup("<wbr>").join(
+        escape(piece) for piece in re.split(r"(?<=[+:,/])(?=\S)", str(text))
+    )
 
 
 def _parts(text: texts.Text) -> tuple[str, str, str]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from stab import gva
+from stab import files, gva
 from stab.config import Config, load
 from stab.recipe import Recipe
 from stab.registry import NAME, StabError
-from stab.reports import inference, rows, sweep
+from stab.reports import inference, sweep
+from stab.run import rows
 from stab.stabilizers import parse
 from stab.stabilizers.base import method
 
@@ -89,7 +90,9 @@ def settings(run: Path) -> Config:
         raise StabError(f"{run} is no run folder: it has no config.yaml")
     config = load(run / "config.yaml")
     if not config.tasks or "none" not in config.stabilizers:
-        raise StabError(f"{run / 'config.yaml'} names no tasks, or not the stabilizer none: it is not as stab wrote it")
+        raise StabError(
+            f"{run / 'config.yaml'} names no tasks, or not the stabilizer none: it is not as stab wrote it"
+        )
     for task in config.tasks:
         if not NAME.fullmatch(task):  # it becomes a part of file names
             raise StabError(f"{run / 'config.yaml'}: {task!r} is no name of a task")
@@ -121,24 +124,35 @@ def read(run: Path) -> Results:
             same.append(cell)
         key = cell_key(cell)
         path = run / "timings" / f"{key}.json"
-        timings[key] = rows.read_as(path, rows.TIMES, "timings") if path.exists() else {}
+        timings[key] = files.read_as(path, rows.TIMES, "timings") if path.exists() else {}
     failures: dict[tuple[str, str], str] = {}
     for path in sorted((run / "failures").glob("*.json")):
-        failed = rows.read_as(path, rows.FAILURE, "failure")
+        failed = files.read_as(path, rows.FAILURE, "failure")
         for string in failed["stabilizers"]:
-            failures.setdefault((failed["task"], string), f"seed {failed['seed']}: {failed['reason']}")
+            failures.setdefault(
+                (failed["task"], string), f"seed {failed['seed']}: {failed['reason']}"
+            )
     skipped = {}
     if (run / "skipped.json").exists():
         skipped = {
-            (s["task"], s["stabilizer"]): s["reason"] for s in rows.read_as(run / "skipped.json", rows.SKIPPED, "list")
+            (s["task"], s["stabilizer"]): s["reason"]
+            for s in files.read_as(run / "skipped.json", rows.SKIPPED, "list")
         }
     for task in config.tasks:
         for string in config.stabilizers:
             there = len(grouped.get((task, string), []))
-            if there < config.seeds and (task, string) not in failures and (task, string) not in skipped:
-                failures[task, string] = f"{there} of {config.seeds} seeds have finished; go on with --resume"
-    about = rows.read_as(run / "run.json", rows.ABOUT, "record") if (run / "run.json").exists() else {}
-    about = {key: value for key, value in about.items() if rows.fits(value, (str, int, float))}
+            if (
+                there < config.seeds
+                and (task, string) not in failures
+                and (task, string) not in skipped
+            ):
+                failures[task, string] = (
+                    f"{there} of {config.seeds} seeds have finished; go on with --resume"
+                )
+    about = (
+        files.read_as(run / "run.json", rows.ABOUT, "record") if (run / "run.json").exists() else {}
+    )
+    about = {key: value for key, value in about.items() if files.fits(value, (str, int, float))}
     series = {
         (task, string): _series(task, string, found)
         for (task, string), found in grouped.items()
@@ -147,13 +161,17 @@ def read(run: Path) -> Results:
     for task, string in list(series):
         raw = series[task, string].cells[0]["raw"]
         if (task, raw) not in series:
-            failures[task, string] = f"{raw}, its raw iterates: {failures.get((task, raw), 'missing')}"
+            failures[task, string] = (
+                f"{raw}, its raw iterates: {failures.get((task, raw), 'missing')}"
+            )
     series = {key: one for key, one in series.items() if key not in failures}
     chosen: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in rows.cells(run, "averages"):
         if cell["task"] in config.tasks and cell["seed"] < config.seeds:
             chosen.setdefault((cell["task"], cell["stabilizers"][0]), []).append(cell)
-    afterwards = {key: _series(*key, found) for key, found in chosen.items() if len(found) == config.seeds}
+    afterwards = {
+        key: _series(*key, found) for key, found in chosen.items() if len(found) == config.seeds
+    }
     return Results(run, config, about, series, timings, failures, skipped, afterwards)
 
 
@@ -164,8 +182,18 @@ def cell_key(cell: dict[str, Any]) -> str:
 
 def _shape(cell: dict[str, Any], string: str) -> tuple[Any, ...]:
     """Return what the cells of an entry share, whatever their seeds."""
-    updates = [[p["update"] for p in points] for points in (cell["checkpoints"][string], cell["trajectory"])]
-    return Recipe.from_dict(cell["recipe"]).key, cell["starts"], cell["horizons"], cell["window"], cell["raw"], updates
+    updates = [
+        [p["update"] for p in points]
+        for points in (cell["checkpoints"][string], cell["trajectory"])
+    ]
+    return (
+        Recipe.from_dict(cell["recipe"]).key,
+        cell["starts"],
+        cell["horizons"],
+        cell["window"],
+        cell["raw"],
+        updates,
+    )
 
 
 def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
@@ -173,7 +201,9 @@ def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
     first = cells[0]
     for cell in cells:
         if _shape(cell, string) != _shape(first, string):
-            raise StabError(f"cells {cell_key(first)} and {cell_key(cell)} do not belong to one run: move one away")
+            raise StabError(
+                f"cells {cell_key(first)} and {cell_key(cell)} do not belong to one run: move one away"
+            )
     points = [p["update"] for p in first["checkpoints"][string]]
     column = {update: k for k, update in enumerate(points)}
     row = {start: n for n, start in enumerate(first["starts"])}
@@ -200,7 +230,9 @@ def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
             measures = {"perplexity": np.exp(val_loss)[..., None]} | measures
     window = np.isin(points, first["window"])
     digests = [[p["weights"] for p in cell["checkpoints"][string]] for cell in cells]
-    static = np.array([len({sha for sha, scored in zip(d, window, strict=True) if scored}) == 1 for d in digests])
+    static = np.array(
+        [len({sha for sha, scored in zip(d, window, strict=True) if scored}) == 1 for d in digests]
+    )
     return Series(
         task=task,
         stabilizer=string,
@@ -227,15 +259,23 @@ def leaderboard(results: Results) -> dict[str, Any]:
     about: dict[str, Any] = {}
     for task in config.tasks:
         found = [_entry(results, task, string) for string in config.stabilizers]
-        ranked = sorted((e for e in found if e["status"] in ("sound", "undecided")), key=lambda e: e["gva"])
+        ranked = sorted(
+            (e for e in found if e["status"] in ("sound", "undecided")), key=lambda e: e["gva"]
+        )
         open_ranks = inference.rank_intervals([e["gva_per_seed"] for e in ranked]) if ranked else []
         for rank, (entry, (low, high)) in enumerate(zip(ranked, open_ranks, strict=True), 1):
             entry |= {"rank": rank, "rank_low": low, "rank_high": high}
         order = ["static", "unsound", "failed", "skipped"]
-        others = sorted((e for e in found if e not in ranked), key=lambda e: (order.index(e["status"]), e["gva"] or 0))
+        others = sorted(
+            (e for e in found if e not in ranked),
+            key=lambda e: (order.index(e["status"]), e["gva"] or 0),
+        )
         entries += ranked + others
         none = next((e["gva"] for e in found if e["stabilizer"] == "none"), None)
-        about[task] = _about_task(results, task) | {"verdict": _compare_with_none(found), "none": none}
+        about[task] = _about_task(results, task) | {
+            "verdict": _compare_with_none(found),
+            "none": none,
+        }
     return {
         "schema": rows.SCHEMA,
         "protocol": gva.PROTOCOL,
@@ -310,8 +350,18 @@ FIGURES = [
 def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
     """Return one entry of the leaderboard; figures are null where there are none."""
     config = results.config
-    recipe = results.series[task, string].recipe if (task, string) in results.series else _recipe(config, string)
-    entry: dict[str, Any] = {"task": task, "stabilizer": string, "rank": None, "status": "failed", "reason": None}
+    recipe = (
+        results.series[task, string].recipe
+        if (task, string) in results.series
+        else _recipe(config, string)
+    )
+    entry: dict[str, Any] = {
+        "task": task,
+        "stabilizer": string,
+        "rank": None,
+        "status": "failed",
+        "reason": None,
+    }
     entry |= dict.fromkeys(FIGURES)
     entry |= {
         "method": method(string),
@@ -344,7 +394,10 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
     by_horizon = [gva.gva_by_horizon(J) for J in series.by_horizon[:, series.window]]
     raw = results.series[task, series.cells[0]["raw"]]
     raw_returns, raw_loss = raw.returns[:, raw.window], raw.val_loss[:, raw.window]
-    noise = [[p for p in cell["trajectory"] if p["update"] in set(cell["window"])] for cell in series.cells]
+    noise = [
+        [p for p in cell["trajectory"] if p["update"] in set(cell["window"])]
+        for cell in series.cells
+    ]
     timings = [results.timings[f"{task}-{series.recipe.key}-seed{seed}"] for seed in series.seeds]
     figures = {
         "gva": score.mean,
@@ -356,7 +409,9 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
         "gva_mean": np.mean([gva.gva_mean(J) for J in scored]),
         "checkpoint_variance": np.mean([gva.checkpoint_variance(J) for J in scored]),
         "gva_late": np.mean([gva.gva_late(J, updates.tolist(), recipe.updates) for J in scored]),
-        "gva_by_horizon": dict(zip(map(str, series.horizons), np.mean(by_horizon, axis=0), strict=True)),
+        "gva_by_horizon": dict(
+            zip(map(str, series.horizons), np.mean(by_horizon, axis=0), strict=True)
+        ),
         "return": mean.mean,
         "return_low": mean.low,
         "return_high": mean.high,
@@ -367,11 +422,17 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
         "final": final.mean(),
         "final_spread": final.std(ddof=1) if len(final) > 1 else math.nan,
         "val_loss": series.val_loss[:, series.window].mean(),
-        "amplification": np.mean([gva.amplification(*pair) for pair in zip(raw_returns, raw_loss, strict=True)]),
-        "correlation": np.mean([gva.correlation(*pair) for pair in zip(raw_returns, raw_loss, strict=True)]),
+        "amplification": np.mean(
+            [gva.amplification(*pair) for pair in zip(raw_returns, raw_loss, strict=True)]
+        ),
+        "correlation": np.mean(
+            [gva.correlation(*pair) for pair in zip(raw_returns, raw_loss, strict=True)]
+        ),
         "gradient_variance": np.mean([[p["gradient_variance"] for p in seed] for seed in noise]),
         "gradient_norm2": np.mean([[p["gradient_norm2"] for p in seed] for seed in noise]),
-        "measures": {name: _nanmean(values[:, series.window]) for name, values in series.measures.items()},
+        "measures": {
+            name: _nanmean(values[:, series.window]) for name, values in series.measures.items()
+        },
         "half_life": series.rider["half_life"],
         "notes": [*series.rider["notes"], *_idle(series, base)],
         "train_seconds": _mean([t.get("train_seconds") for t in timings]),
@@ -387,7 +448,10 @@ def _idle(series: Series, base: Series | None) -> list[str]:
     """Return a note where the entry's weights are those of ``none`` at every checkpoint of every seed."""
     if base is None or base is series:
         return []
-    own, raw = ([[p["weights"] for p in c["checkpoints"][s.stabilizer]] for c in s.cells] for s in (series, base))
+    own, raw = (
+        [[p["weights"] for p in c["checkpoints"][s.stabilizer]] for c in s.cells]
+        for s in (series, base)
+    )
     return ["it had no effect: its weights are those of none, bit for bit"] if own == raw else []
 
 
@@ -403,9 +467,15 @@ def _about_task(results: Results, task: str) -> dict[str, Any]:
     """Return what the report says of a task besides its entries."""
     base = results.series.get((task, "none"))
     if base is None:
-        return {"learned": None, "noise_floor": None, "warnings": ["none has not finished: nothing can be compared"]}
+        return {
+            "learned": None,
+            "noise_floor": None,
+            "warnings": ["none has not finished: nothing can be compared"],
+        }
     scored = base.returns[:, base.window]
-    cells = [cell for (t, _), series in results.series.items() if t == task for cell in series.cells]
+    cells = [
+        cell for (t, _), series in results.series.items() if t == task for cell in series.cells
+    ]
     warnings = []
     learned = float(scored.mean()) >= gva.NOT_LEARNED
     if not learned:
@@ -414,7 +484,9 @@ def _about_task(results: Results, task: str) -> dict[str, Any]:
             " says nothing."
         )
     if len(base.seeds) < 3:
-        warnings.append(f"{len(base.seeds)} seed{'s' * (len(base.seeds) > 1)}: no intervals (3 are needed).")
+        warnings.append(
+            f"{len(base.seeds)} seed{'s' * (len(base.seeds) > 1)}: no intervals (3 are needed)."
+        )
     if len({cell["dataset_sha256"] for cell in cells}) > 1:
         warnings.append("The dataset's content differs between cells of this run.")
     if len({str(cell["versions"]) for cell in cells}) > 1:

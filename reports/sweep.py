@@ -14,7 +14,12 @@ from stab.registry import StabError, suggest
 from stab.stabilizers.base import parse
 from stab.stabilizers.recipe import SETTINGS
 
-OWN = ("task", "stabilizer", "method", "status")  # keys of an entry that filters and groups know beside its settings
+OWN = (
+    "task",
+    "stabilizer",
+    "method",
+    "status",
+)  # keys of an entry that filters and groups know beside its settings
 
 
 def settings(string: str, recipe: Recipe) -> dict[str, Any]:
@@ -26,7 +31,9 @@ def settings(string: str, recipe: Recipe) -> dict[str, Any]:
     except StabError:  # a plug-in that is gone
         pass
     kept = (str, int, type(None))
-    return {name: v if isinstance(v, kept) or _is_finite(v) else str(v) for name, v in found.items()}
+    return {
+        name: v if isinstance(v, kept) or _is_finite(v) else str(v) for name, v in found.items()
+    }
 
 
 def _is_finite(value: object) -> bool:
@@ -57,9 +64,16 @@ def select(leaderboard: dict[str, Any], conditions: Sequence[str]) -> dict[str, 
     an unknown key, and where no entry is left.
     """
     found = matching(leaderboard["entries"], conditions)
-    tasks = {name: about for name, about in leaderboard["run"]["tasks"].items() if name in {e["task"] for e in found}}
+    tasks = {
+        name: about
+        for name, about in leaderboard["run"]["tasks"].items()
+        if name in {e["task"] for e in found}
+    }
     shown = f"Shown: {len(found)} of {len(leaderboard['entries'])} entries, those with {' and '.join(conditions)}."
-    return leaderboard | {"run": leaderboard["run"] | {"tasks": tasks, "shown": shown}, "entries": found}
+    return leaderboard | {
+        "run": leaderboard["run"] | {"tasks": tasks, "shown": shown},
+        "entries": found,
+    }
 
 
 def matching(entries: Sequence[dict[str, Any]], conditions: Sequence[str]) -> list[dict[str, Any]]:
@@ -68,12 +82,20 @@ def matching(entries: Sequence[dict[str, Any]], conditions: Sequence[str]) -> li
     for condition in conditions:
         key, equals, values = (part.strip() for part in condition.partition("="))
         if not equals or not values:
-            raise StabError(f"{condition!r} is no condition: expected key=value, such as lr=0.001 or method=none|ema")
+            raise StabError(
+                f"{condition!r} is no condition: expected key=value, such as lr=0.001 or method=none|ema"
+            )
         _check(key, entries)
         wanted = [value.strip() for value in values.split("|")]
-        found = [e for e in found if _value(e, key) is not None and any(_same(_value(e, key), one) for one in wanted)]
+        found = [
+            e
+            for e in found
+            if _value(e, key) is not None and any(_same(_value(e, key), one) for one in wanted)
+        ]
     if not found:
-        raise StabError(f"no entry has {' and '.join(' '.join(condition.split()) for condition in conditions)}")
+        raise StabError(
+            f"no entry has {' and '.join(' '.join(condition.split()) for condition in conditions)}"
+        )
     return found
 
 
@@ -136,7 +158,9 @@ def groups(leaderboard: dict[str, Any], task: str, by: Sequence[str] = ("method"
                 for key, value in values.items()
             )
             grouped.setdefault(name, []).append(entry)
-    ranked = {name: [e for e in members if e["rank"] is not None] for name, members in grouped.items()}
+    ranked = {
+        name: [e for e in members if e["rank"] is not None] for name, members in grouped.items()
+    }
     budget = min(map(len, grouped.values()), default=0)
     fallback = leaderboard["run"]["tasks"][task]["none"]
     found = []
@@ -188,7 +212,15 @@ def expected_lowest(scores: Sequence[float], tried: int, budget: int, fallback: 
 
 def heads(found: Sequence[Group], by: Sequence[str]) -> list[str]:
     """Return the heads of the table of groups."""
-    return [", ".join(by), "ranked", f"best of {found[0].budget}", "best of all", "held out", "return", "#"]
+    return [
+        ", ".join(by),
+        "ranked",
+        f"best of {found[0].budget}",
+        "best of all",
+        "held out",
+        "return",
+        "#",
+    ]
 
 
 def cells(group: Group) -> list[str]:

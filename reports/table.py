@@ -76,9 +76,17 @@ def _overview(leaderboard: dict[str, Any]) -> list[RenderableType]:
     found: list[RenderableType] = []
     for first in range(1, len(heads), 5):  # as many tasks side by side as fit
         columns = [0, *range(first, min(first + 5, len(heads)))]
-        drawn = Table(title="GVA and return", box=box.HORIZONTALS, show_edge=False, title_style="bold", padding=0)
+        drawn = Table(
+            title="GVA and return",
+            box=box.HORIZONTALS,
+            show_edge=False,
+            title_style="bold",
+            padding=0,
+        )
         for column in columns:
-            drawn.add_column(heads[column], justify="right" if column else "left", overflow="fold", min_width=12)
+            drawn.add_column(
+                heads[column], justify="right" if column else "left", overflow="fold", min_width=12
+            )
         for line in body:
             drawn.add_row(*(Text(line[column]) for column in columns), end_section=line is body[-3])
         found.append(drawn)
@@ -99,14 +107,25 @@ def overview(leaderboard: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for string in sorted(strings, key=lambda name: order.get(name, len(order))):
         found = [at.get((task, string), {"gva": None, "rank": None}) for task in tasks]
         cells = ["– " if e["gva"] is None else f"{e['gva']:.3f} {e['return']:.2f}" for e in found]
-        body.append([string, *(f"{c}*" if e["rank"] is None else f"{c} " for c, e in zip(cells, found, strict=True))])
+        body.append(
+            [
+                string,
+                *(
+                    f"{c}*" if e["rank"] is None else f"{c} "
+                    for c, e in zip(cells, found, strict=True)
+                ),
+            ]
+        )
     raw = [at[task, "none"]["amplification"] if (task, "none") in at else None for task in tasks]
     body.append(["amplification", *("– " if value is None else f"{value:.1f} " for value in raw)])
     spent = [leaderboard["run"]["tasks"][task].get("worker_seconds") for task in tasks]
     body.append(
         [
             "worker min",
-            *("– " if seconds is None else f"{seconds / 60:.{1 if seconds < 600 else 0}f} " for seconds in spent),
+            *(
+                "– " if seconds is None else f"{seconds / 60:.{1 if seconds < 600 else 0}f} "
+                for seconds in spent
+            ),
         ]
     )
     return ["", *tasks], body
@@ -149,16 +168,26 @@ def beside(leaderboard: dict[str, Any], task: str) -> list[RenderableType]:
     drawn: list[RenderableType] = []
     for part in parts:
         cut = [[line[n] for n in part] for line in (names, *lines)]
-        drawn.append(ruled(f"{task}, beside the score" + " (continued)" * bool(drawn), cut[0], cut[1:]))
+        drawn.append(
+            ruled(f"{task}, beside the score" + " (continued)" * bool(drawn), cut[0], cut[1:])
+        )
     return [*drawn, bullets(said)] if (said := meanings(names)) else drawn
 
 
 def measured(leaderboard: dict[str, Any], task: str) -> tuple[list[str], list[list[str]]]:
     """Return what a task measures beside the score as text: heads, and a line an entry that has figures; or nothing."""
     found = [entry for entry in entries(leaderboard, task) if entry.get("measures")]
-    names = sorted({name for entry in found for name in entry["measures"]}, key=lambda n: (n != "perplexity", n))
-    lines = [[entry["stabilizer"], *(_measure(name, entry["measures"].get(name)) for name in names)] for entry in found]
-    return (["stabilizer", *(readable(name)[:HEAD] for name in names)], lines) if found else ([], [])
+    names = sorted(
+        {name for entry in found for name in entry["measures"]},
+        key=lambda n: (n != "perplexity", n),
+    )
+    lines = [
+        [entry["stabilizer"], *(_measure(name, entry["measures"].get(name)) for name in names)]
+        for entry in found
+    ]
+    return (
+        (["stabilizer", *(readable(name)[:HEAD] for name in names)], lines) if found else ([], [])
+    )
 
 
 def _measure(name: str, value: float | None) -> str:
@@ -184,11 +213,18 @@ def tuned(leaderboard: dict[str, Any], task: str, by: Sequence[str]) -> Renderab
     found = sweep.groups(leaderboard, task, by)
     if not found:
         return Text()
-    drawn = ruled(f"{task}, tuned", sweep.heads(found, by), [sweep.cells(group) for group in found], ", ".join(by))
+    drawn = ruled(
+        f"{task}, tuned",
+        sweep.heads(found, by),
+        [sweep.cells(group) for group in found],
+        ", ".join(by),
+    )
     return Group(drawn, Text(), bullets(sweep.notes(found)))
 
 
-def ruled(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]], name: str = "stabilizer") -> Table:
+def ruled(
+    title: str, heads: Sequence[str], lines: Sequence[Sequence[str]], name: str = "stabilizer"
+) -> Table:
     """Return a table for a terminal: the column ``name`` on the left and broken where need be, all others on the right."""
     from rich import box
     from rich.table import Table
@@ -197,9 +233,16 @@ def ruled(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]], name
     # Text everywhere, never markup: a name or a reason may hold square brackets.
     drawn = Table(title=Text(title), box=box.HORIZONTALS, show_edge=False, title_style="bold")
     for head in heads:
-        drawn.add_column(Text(head), justify="left" if head == name else "right", no_wrap=head != name)
+        drawn.add_column(
+            Text(head), justify="left" if head == name else "right", no_wrap=head != name
+        )
     for line in lines:
-        drawn.add_row(*(Name(cell) if head == name else Text(cell) for head, cell in zip(heads, line, strict=True)))
+        drawn.add_row(
+            *(
+                Name(cell) if head == name else Text(cell)
+                for head, cell in zip(heads, line, strict=True)
+            )
+        )
     return drawn
 
 
@@ -209,7 +252,9 @@ class Name:
 
     text: str
 
-    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+    def __rich_console__(
+        self, _console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
         from rich.text import Text
 
         yield Text(fold(self.text, options.max_width), overflow="fold")
@@ -264,18 +309,30 @@ def markdown_task(leaderboard: dict[str, Any], task: str, by: Sequence[str] | No
     lines = [f"## {title(leaderboard, task)}", ""]
     if leaderboard["run"]["smoke"]:
         lines += [f"**{SMOKE}**", ""]
-    lines += [markdown_line(COLUMNS), markdown_line("--:" if name != "stabilizer" else ":--" for name in COLUMNS)]
+    lines += [
+        markdown_line(COLUMNS),
+        markdown_line("--:" if name != "stabilizer" else ":--" for name in COLUMNS),
+    ]
     lines += [markdown_line(cells(leaderboard, entry)) for entry in entries(leaderboard, task)]
     lines += ["", *(f"- {escape(note)}" for note in notes(leaderboard, task)), ""]
     names, measures = measured(leaderboard, task)
     if names:
         lines += [f"### {task}, beside the score", "", markdown_line(names)]
-        lines += [markdown_line([":--", *["--:"] * (len(names) - 1)]), *map(markdown_line, measures), ""]
+        lines += [
+            markdown_line([":--", *["--:"] * (len(names) - 1)]),
+            *map(markdown_line, measures),
+            "",
+        ]
         lines += [*(f"- {escape(said)}" for said in meanings(names)), ""]
     by = sweep.keys(leaderboard["entries"], by)
     if by and (found := sweep.groups(leaderboard, task, by)):
         heads = sweep.heads(found, by)
-        lines += [f"### {task}, tuned", "", markdown_line(heads), markdown_line([":--", *["--:"] * (len(heads) - 1)])]
+        lines += [
+            f"### {task}, tuned",
+            "",
+            markdown_line(heads),
+            markdown_line([":--", *["--:"] * (len(heads) - 1)]),
+        ]
         lines += [*(markdown_line(sweep.cells(group)) for group in found), ""]
         lines += [*(f"- {escape(note)}" for note in sweep.notes(found)), ""]
     return "\n".join(lines)
@@ -286,14 +343,23 @@ def csv_text(leaderboard: dict[str, Any]) -> str:
     found = leaderboard["entries"]
     every = dict.fromkeys(next(iter(found), {}))
     own = dict.fromkeys(name for entry in found for name in entry["settings"])
-    measures = [{readable(name): value for name, value in (entry.get("measures") or {}).items()} for entry in found]
+    measures = [
+        {readable(name): value for name, value in (entry.get("measures") or {}).items()}
+        for entry in found
+    ]
     # A measure of the name of another column stands in the JSON alone.
-    names = [name for name in dict.fromkeys(name for one in measures for name in one) if name not in every | own]
+    names = [
+        name
+        for name in dict.fromkeys(name for one in measures for name in one)
+        if name not in every | own
+    ]
     text = io.StringIO()
     keys = [key for key in every if key not in NESTED]
     writer = csv.DictWriter(text, [*keys, *own, *names], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(one | entry | entry["settings"] for one, entry in zip(measures, found, strict=True))
+    writer.writerows(
+        one | entry | entry["settings"] for one, entry in zip(measures, found, strict=True)
+    )
     return text.getvalue()
 
 
@@ -324,8 +390,12 @@ def taskbullets(leaderboard: dict[str, Any], task: str) -> list[str]:
     lines = [leaderboard["run"]["shown"]] if "shown" in leaderboard["run"] else []
     lines += [f"Warning: {warning}" for warning in about["warnings"]]
     base = leaderboard["run"]["settings"]["train"]
-    atoms = [atom for e in found for atom in e["stabilizer"].split("+") if atom.startswith("recipe:")]
-    if changed := [name for name in base if any(f":{name}=" in atom or f",{name}=" in atom for atom in atoms)]:
+    atoms = [
+        atom for e in found for atom in e["stabilizer"].split("+") if atom.startswith("recipe:")
+    ]
+    if changed := [
+        name for name in base if any(f":{name}=" in atom or f",{name}=" in atom for atom in atoms)
+    ]:
         lines.append(
             f"Where recipe: does not say otherwise, {', '.join(f'{name} is {base[name]}' for name in changed)}."
         )
@@ -333,7 +403,9 @@ def taskbullets(leaderboard: dict[str, Any], task: str) -> list[str]:
     source = about.get("references_source")
     if source and source != DEFAULT_SOURCE:
         low, high = about["references"]["random"][-1], about["references"]["expert"][-1]
-        lines.append(f"Returns of {low:.4g} (random) and {high:.4g} (expert) count as 0 and 1; {source}.")
+        lines.append(
+            f"Returns of {low:.4g} (random) and {high:.4g} (expert) count as 0 and 1; {source}."
+        )
     if about["noise_floor"] is not None:
         lines.append(
             f"Differences in GVA below {about['noise_floor']:.3f} are within the A/A noise floor (none on half of the"
@@ -352,12 +424,22 @@ def generalbullets(leaderboard: dict[str, Any], task: str | None = None) -> list
         "GVA: the standard deviation of the return between two checkpoints, from the same start (random policy 0,"
         " expert 1); lower is steadier; ± is a 95 % interval over seeds."
     )
-    lines += [f"{status}: {said}" for status, said in STATUS.items() if status in {e["status"] for e in found}]
-    averages = [(e["stabilizer"].rpartition("+")[2], e["half_life"]) for e in found if e["half_life"]]
+    lines += [
+        f"{status}: {said}"
+        for status, said in STATUS.items()
+        if status in {e["status"] for e in found}
+    ]
+    averages = [
+        (e["stabilizer"].rpartition("+")[2], e["half_life"]) for e in found if e["half_life"]
+    ]
     lives = dict.fromkeys(f"{average} {' to '.join(map(str, life))}" for average, life in averages)
     if lives:
-        lines.append(f"Effective half-life in updates, from the window's start to its end: {', '.join(lives)}.")
-    lines += dict.fromkeys(f"{e['stabilizer']}: {note}." for e in found for note in e["notes"] or [])
+        lines.append(
+            f"Effective half-life in updates, from the window's start to its end: {', '.join(lives)}."
+        )
+    lines += dict.fromkeys(
+        f"{e['stabilizer']}: {note}." for e in found for note in e["notes"] or []
+    )
     lines.append(f"{leaderboard['run']['budget']} Seconds are those of training.")
     return lines
 
@@ -395,5 +477,7 @@ def escape(text: str) -> str:
 
 def readable(text: str) -> str:
     """Return text for one line: a line's end as ↵, other white space as a space, what has no picture (controls) as �."""
-    marks = {c: "↵" if c == "\n" else " " if c.isspace() else "�" for c in {*text} if not c.isprintable()}
+    marks = {
+        c: "↵" if c == "\n" else " " if c.isspace() else "�" for c in {*text} if not c.isprintable()
+    }
     return "".join(marks.get(c, c) for c in text)

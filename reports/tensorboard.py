@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 METRICS = ("gva", "return", "worst", "val_loss")
 LEADERBOARD = "leaderboard"
 BINS = 40  # of histograms: 0.025 of the return each, where it lies between the random policy's and the expert's
-FIRST = "GVA"  # the group of the leaderboards: TensorBoard sorts groups by name and opens on the first
-CHARTS = {"return": "return", "jump of the return between checkpoints": "return_jump", "validation loss": "val_loss"}
+FIRST = (
+    "GVA"  # the group of the leaderboards: TensorBoard sorts groups by name and opens on the first
+)
+CHARTS = {
+    "return": "return",
+    "jump of the return between checkpoints": "return_jump",
+    "validation loss": "val_loss",
+}
 
 
 def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: Path) -> None:
@@ -45,7 +51,9 @@ def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: 
             entries.setdefault(entry["stabilizer"], []).append(entry)
     every = [found[0]["settings"] for found in entries.values()]
     varied = [
-        name for name in {key: 0 for own in every for key in own} if len({str(own.get(name)) for own in every}) > 1
+        name
+        for name in {key: 0 for own in every for key in own}
+        if len({str(own.get(name)) for own in every}) > 1
     ]
     for string, found in entries.items():
         series = [results.series[entry["task"], string] for entry in found]
@@ -66,7 +74,10 @@ def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: 
 
 def charts(tasks: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
     """Return the layout of the custom scalars: a category a task, a chart a curve, all stabilizers in it."""
-    return {task: {title: ["Multiline", [f"^{task}/{tag}$"]] for title, tag in CHARTS.items()} for task in tasks}
+    return {
+        task: {title: ["Multiline", [f"^{task}/{tag}$"]] for title, tag in CHARTS.items()}
+        for task in tasks
+    }
 
 
 def _curves(writer: SummaryWriter, series: Series) -> None:
@@ -89,8 +100,12 @@ def _hyper_parameters(
     from torch.utils.tensorboard.summary import hparams
 
     own = entries[0]["settings"]
-    values = {"stabilizer": series.stabilizer} | {name: own[name] for name in varied if own.get(name) is not None}
-    scores = {f"hparam/{entry['task']}/{name}": entry[name] for entry in entries for name in METRICS}
+    values = {"stabilizer": series.stabilizer} | {
+        name: own[name] for name in varied if own.get(name) is not None
+    }
+    scores = {
+        f"hparam/{entry['task']}/{name}": entry[name] for entry in entries for name in METRICS
+    }
     for summary in hparams(values, scores):  # type: ignore[no-untyped-call]
         writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
     for tag, score in scores.items():

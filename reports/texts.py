@@ -61,7 +61,14 @@ def _texts(series: Series) -> dict[tuple[int, int, int], dict[str, list[str]]]:
 def longest(series: Series) -> int:
     """Return how many tokens the longest text of the window has."""
     window = {*series.updates[series.window].tolist()}
-    return max((len(text["tokens"]) for (_, update, _), text in _texts(series).items() if update in window), default=0)
+    return max(
+        (
+            len(text["tokens"])
+            for (_, update, _), text in _texts(series).items()
+            if update in window
+        ),
+        default=0,
+    )
 
 
 def survival(parted: np.ndarray, last: int) -> np.ndarray:
@@ -122,7 +129,11 @@ class Pair:
     @property
     def said(self) -> str:
         """Where they part, in words."""
-        return "the same to the end" if self.place is None else f"token {self.place} is the first to differ"
+        return (
+            "the same to the end"
+            if self.place is None
+            else f"token {self.place} is the first to differ"
+        )
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,9 @@ def example(results: Results, leaderboard: dict[str, Any], task: str) -> Example
     shown = [base] if string is None else [base, results.series[task, string]]
     last = {one.stabilizer: times(one)[0, -1] for one in shown}
     shown = [one for one in shown if not np.isnan(last[one.stabilizer]).all()]
-    both = np.where(np.any([np.isnan(last[one.stabilizer]) for one in shown], axis=0), math.nan, last["none"])
+    both = np.where(
+        np.any([np.isnan(last[one.stabilizer]) for one in shown], axis=0), math.nan, last["none"]
+    )
     if base not in shown or np.isnan(both).all():
         return None
     n = int(np.flatnonzero(both == middle(both))[0])

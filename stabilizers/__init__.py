@@ -2,7 +2,17 @@
 
 # The order of import is the order of every list and table.
 # ruff: isort: off
-from stab.stabilizers import none, ema, polyak, swa, accumulation, lr_decay, weight_decay, dropout, recipe
+from stab.stabilizers import (
+    none,
+    ema,
+    polyak,
+    swa,
+    accumulation,
+    lr_decay,
+    weight_decay,
+    dropout,
+    recipe,
+)
 
 # ruff: isort: on
 from stab.arguments import hyper

@@ -26,7 +26,9 @@ class Accumulation(Intervention):
     Source: large batches as a remedy for gradient variance: arXiv 2310.11428, section 3.
     """
 
-    steps: int = hyper(4, "micro-batches a step", lambda v: isinstance(v, int) and v >= 1, "an integer >= 1")
+    steps: int = hyper(
+        4, "micro-batches a step", lambda v: isinstance(v, int) and v >= 1, "an integer >= 1"
+    )
     neutral: ClassVar[dict[str, Any]] = {"steps": 1}
 
     def apply(self, recipe: Recipe) -> Recipe:

@@ -28,7 +28,9 @@ class Attached:
         Raises StabError when called more than ``total`` times.
         """
         if self.step == self.total:
-            raise StabError(f"update() was called more than total={self.total} times; attach with the true total")
+            raise StabError(
+                f"update() was called more than total={self.total} times; attach with the true total"
+            )
         self.step += 1
         self.average.update(self.state, averaged(self.module, self.average), self.step)
 
@@ -60,7 +62,9 @@ class Attached:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of state_dict. Raises StabError when it was saved with another total."""
         if state["total"] != self.total:
-            raise StabError(f"this state was saved with total={state['total']}, attached with total={self.total}")
+            raise StabError(
+                f"this state was saved with total={state['total']}, attached with total={self.total}"
+            )
         self.step = state["step"]
         self.state.load_state_dict(state["average"])
 
@@ -81,7 +85,11 @@ def attach(module: nn.Module, average: str, total: int) -> Attached:
     """
     stabilizer = parse(average)
     if stabilizer.average is None or stabilizer.interventions:
-        raise StabError(f"{average!r} edits the recipe; attach takes an average alone (ema, polyak, swa, ...)")
+        raise StabError(
+            f"{average!r} edits the recipe; attach takes an average alone (ema, polyak, swa, ...)"
+        )
     if total < 1:
-        raise StabError(f"total={total}: expected the number of optimizer steps of your training, >= 1")
+        raise StabError(
+            f"total={total}: expected the number of optimizer steps of your training, >= 1"
+        )
     return Attached(module, stabilizer.average, total)

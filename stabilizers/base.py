@@ -95,7 +95,11 @@ class MeanState:
         return {"mean": dict(self.mean), "start": self.start, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.mean, self.start, self.count = copy.deepcopy(state["mean"]), state["start"], state["count"]
+        self.mean, self.start, self.count = (
+            copy.deepcopy(state["mean"]),
+            state["start"],
+            state["count"],
+        )
 
 
 class GradientTransform:
@@ -125,10 +129,16 @@ def clone(params: Params) -> Params:
 def averaged(module: nn.Module, average: Average) -> Params:
     """Return the live tensors that an average looks at: the parameters, and the float buffers where it declares so."""
     # Tied parameters under each of their names, so that a read-out loads into the module whole.
-    tensors: Params = {name: p.detach() for name, p in module.named_parameters(remove_duplicate=False)}
+    tensors: Params = {
+        name: p.detach() for name, p in module.named_parameters(remove_duplicate=False)
+    }
     if average.averages_buffers:
-        held = module.state_dict().keys()  # buffers that are not persistent are no part of a read-out
-        tensors |= {name: b for name, b in module.named_buffers() if b.is_floating_point() and name in held}
+        held = (
+            module.state_dict().keys()
+        )  # buffers that are not persistent are no part of a read-out
+        tensors |= {
+            name: b for name, b in module.named_buffers() if b.is_floating_point() and name in held
+        }
     return tensors
 
 
@@ -144,7 +154,9 @@ def to_updates(value: float, total: int, name: str) -> int:
     """Convert a moment to updates. Raises StabError if it does not lie within training."""
     updates = value if isinstance(value, int) else round(value * total)
     if not 0 <= updates < total:
-        raise StabError(f"{name}={value} does not fit {total} updates of training: expected fewer than {total}")
+        raise StabError(
+            f"{name}={value} does not fit {total} updates of training: expected fewer than {total}"
+        )
     return updates
 
 
@@ -180,7 +192,9 @@ stabilizers: Registry[type[Average] | type[Intervention]] = Registry(
     "stabilizer",
     "stab.stabilizers",
     lambda obj: (
-        isinstance(obj, type) and issubclass(obj, Average | Intervention) and "__dataclass_fields__" in vars(obj)
+        isinstance(obj, type)
+        and issubclass(obj, Average | Intervention)
+        and "__dataclass_fields__" in vars(obj)
     ),  # its own decorator, not the one it inherits
 )
 
@@ -210,7 +224,9 @@ class Stabilizer:
         methods = [*self.interventions, *([self.average] if self.average else [])]
         return {
             f"{name}.{f.name}": getattr(method, f.name)
-            for name, method in zip(_names(self.string), methods, strict=False)  # of none there is no method
+            for name, method in zip(
+                _names(self.string), methods, strict=False
+            )  # of none there is no method
             if name != "recipe"
             for f in dataclasses.fields(method)
         }
@@ -236,7 +252,11 @@ def slug(string: str) -> str:
     A long one is cut and ends in a hash, so that names of files stay within what file systems take (255 bytes).
     """
     name = re.sub(r"^\.|[^A-Za-z0-9_.,=-]", "_", string.replace(":", "-").replace("+", "--"))
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{hashlib.sha256(string.encode()).hexdigest()[:8]}"
+    return (
+        name
+        if len(name) <= LONGEST
+        else f"{name[: LONGEST - 9]}-{hashlib.sha256(string.encode()).hexdigest()[:8]}"
+    )
 
 
 def split(text: str) -> list[str]:
@@ -266,7 +286,9 @@ def expand(text: str) -> list[str]:
     for pattern in split(text):
         pieces = [piece.split("|") for piece in re.split(r"([=,:+])", pattern)]
         if math.prod(map(len, pieces)) > LARGEST:
-            raise StabError(f"{pattern[:60]!r}... spells more than {LARGEST} stabilizers: make several runs of it")
+            raise StabError(
+                f"{pattern[:60]!r}... spells more than {LARGEST} stabilizers: make several runs of it"
+            )
         found += [parse("".join(choice)).string for choice in itertools.product(*pieces)]
     return list(dict.fromkeys(found))
 
@@ -285,7 +307,9 @@ def fold(strings: Iterable[str]) -> list[str]:
     for pattern, values in grouped.items():
         columns = [list(dict.fromkeys(column)) for column in zip(*values, strict=True)]
         whole = len(values) == math.prod(map(len, columns))
-        whole = whole and not any(re.search("[:=]", value) for column in columns if len(column) > 1 for value in column)
+        whole = whole and not any(
+            re.search("[:=]", value) for column in columns if len(column) > 1 for value in column
+        )
         for chosen in [["|".join(column) for column in columns]] if whole else values:
             parts = pattern.split("\0")
             found.append("".join(map("".join, zip(parts, [*chosen, ""], strict=True))))
@@ -310,7 +334,9 @@ def parse(text: str) -> Stabilizer:
             strings.append(string)
     for method in methods[:-1]:
         if isinstance(method, Average):
-            raise StabError(f"{text!r}: an average comes last and there is at most one (interventions+average)")
+            raise StabError(
+                f"{text!r}: an average comes last and there is at most one (interventions+average)"
+            )
     average = methods[-1] if methods and isinstance(methods[-1], Average) else None
     interventions = tuple(m for m in methods if isinstance(m, Intervention))
     return Stabilizer("+".join(strings) or "none", interventions, average)
@@ -327,7 +353,9 @@ def _names(text: str) -> list[str]:
 def _parse_atom(atom: str, text: str) -> tuple[Average | Intervention, str]:
     name, colon, rest = atom.strip().partition(":")
     if not name or (colon and not rest):
-        raise StabError(f"{text!r} is no stabilizer: expected name or name:key=value,key=value, parts joined with +")
+        raise StabError(
+            f"{text!r} is no stabilizer: expected name or name:key=value,key=value, parts joined with +"
+        )
     cls = stabilizers.get(name)
     args = parse_arguments(rest, cls, f"{stabilizers.noun} {name!r}")
     try:
@@ -336,7 +364,9 @@ def _parse_atom(atom: str, text: str) -> tuple[Average | Intervention, str]:
         what = e if isinstance(e, StabError) else f"{type(e).__name__}: {e}"
         raise StabError(f"{stabilizers.noun} {name!r}: {what}") from e
     changed = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
-    canonical = ",".join(f"{k}={changed[k]}" for k in sorted(changed) if changed[k] != _default(cls, k))
+    canonical = ",".join(
+        f"{k}={changed[k]}" for k in sorted(changed) if changed[k] != _default(cls, k)
+    )
     return method, f"{name}:{canonical}" if canonical else name
 
 

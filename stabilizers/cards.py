@@ -54,7 +54,11 @@ def card(cls: type) -> Card:
     """Return the card of a stabilizer's class, from its docstring, or that of the class it derives from."""
     docs = [inspect.cleandoc(vars(c).get("__doc__") or "") for c in cls.__mro__]
     # What @dataclass writes where nobody wrote anything: Polyak(start: int | float = 0.25).
-    written = [doc for doc, c in zip(docs, cls.__mro__, strict=True) if doc and not doc.startswith(f"{c.__name__}(")]
+    written = [
+        doc
+        for doc, c in zip(docs, cls.__mro__, strict=True)
+        if doc and not doc.startswith(f"{c.__name__}(")
+    ]
     doc = written[0]
     body, labelled = doc, dict.fromkeys(LABELS, NOT_STATED)
     found = list(re.finditer(rf"^({'|'.join(LABELS)}):", doc, re.MULTILINE))

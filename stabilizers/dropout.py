@@ -24,7 +24,12 @@ class Dropout(Intervention):
     Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15, 2014.
     """
 
-    p: float = hyper(0.1, "probability of dropping a unit", lambda v: is_number(v, 0) and v < 1, "a number in [0, 1)")
+    p: float = hyper(
+        0.1,
+        "probability of dropping a unit",
+        lambda v: is_number(v, 0) and v < 1,
+        "a number in [0, 1)",
+    )
     neutral: ClassVar[dict[str, Any]] = {"p": 0.0}
 
     def apply(self, recipe: Recipe) -> Recipe:

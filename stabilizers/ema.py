@@ -25,7 +25,12 @@ class EMAState:
     rate: float
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ema": self.ema.state_dict(), "names": list(self.names), "burn_in": self.burn_in, "rate": self.rate}
+        return {
+            "ema": self.ema.state_dict(),
+            "names": list(self.names),
+            "burn_in": self.burn_in,
+            "rate": self.rate,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ema = _torch_ema(copy.deepcopy(state["ema"]["shadow_params"]))
@@ -63,13 +68,17 @@ class EMA(Average):
         "an integer >= 1 (updates) or a fraction of training in (0, 1)",
     )
     burn_in: int | float = hyper(0.1, "the average starts here", is_moment, MOMENT)
-    alpha: float = hyper(1.0, "power of the early rate", lambda v: is_number(v, 0, 1) and v > 0, "a number in (0, 1]")
+    alpha: float = hyper(
+        1.0, "power of the early rate", lambda v: is_number(v, 0, 1) and v > 0, "a number in (0, 1]"
+    )
     convex: ClassVar[bool] = True
 
     def init(self, params: Params, total: int) -> EMAState:
         half_life = self.half_life if isinstance(self.half_life, int) else self.half_life * total
         burn_in = to_updates(self.burn_in, total, "burn_in")
-        return EMAState(_torch_ema(params.values()), list(params), burn_in, 1 - 2 ** (-1 / half_life))
+        return EMAState(
+            _torch_ema(params.values()), list(params), burn_in, 1 - 2 ** (-1 / half_life)
+        )
 
     def update(self, state: EMAState, params: Params, step: int) -> None:
         if step <= state.burn_in:
@@ -89,7 +98,10 @@ class EMA(Average):
         ]
 
     def read(self, state: EMAState) -> Params:
-        return {name: value.clone() for name, value in zip(state.names, state.ema.shadow_params, strict=True)}
+        return {
+            name: value.clone()
+            for name, value in zip(state.names, state.ema.shadow_params, strict=True)
+        }
 
 
 def _torch_ema(params: Any) -> ExponentialMovingAverage:

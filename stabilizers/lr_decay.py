@@ -33,19 +33,31 @@ class LRDecay(Intervention):
         lambda v: v in ("linear", "cosine", "polynomial"),
         "linear, cosine or polynomial",
     )
-    final: float = hyper(0.0, "fraction of lr left at the end", lambda v: is_number(v, 0, 1), "a number in [0, 1]")
+    final: float = hyper(
+        0.0, "fraction of lr left at the end", lambda v: is_number(v, 0, 1), "a number in [0, 1]"
+    )
     power: float = hyper(
-        1.0, "power of the polynomial shape", lambda v: is_number(v, 0) and v > 0, "a number > 0 (polynomial only)"
+        1.0,
+        "power of the polynomial shape",
+        lambda v: is_number(v, 0) and v > 0,
+        "a number > 0 (polynomial only)",
     )
     neutral: ClassVar[dict[str, Any]] = {"final": 1.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.power != 1 and self.shape != "polynomial":
-            raise StabError(f"power={self.power} has no effect on shape={self.shape}: add shape=polynomial")
+            raise StabError(
+                f"power={self.power} has no effect on shape={self.shape}: add shape=polynomial"
+            )
 
     def apply(self, recipe: Recipe) -> Recipe:
         if self.final == 1:
             return recipe
         power = self.power if self.shape == "polynomial" else recipe.schedule_power
-        return replace(recipe, schedule=self.shape, schedule_final=float(self.final), schedule_power=float(power))
+        return replace(
+            recipe,
+            schedule=self.shape,
+            schedule_final=float(self.final),
+            schedule_power=float(power),
+        )

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from stab.arguments import hyper
-from stab.stabilizers.base import MOMENT, Average, MeanState, clone, is_moment, stabilizers, to_updates
+from stab.stabilizers.base import (
+    MOMENT,
+    Average,
+    MeanState,
+    clone,
+    is_moment,
+    stabilizers,
+    to_updates,
+)
 
 if TYPE_CHECKING:
     from stab.stabilizers.base import Params
@@ -46,7 +54,9 @@ class Polyak(Average):
             if state.count <= 1:
                 torch._foreach_copy_(list(state.mean.values()), list(params.values()))
             else:
-                torch._foreach_lerp_(list(state.mean.values()), list(params.values()), 1 / state.count)
+                torch._foreach_lerp_(
+                    list(state.mean.values()), list(params.values()), 1 / state.count
+                )
 
     def read(self, state: MeanState) -> Params:
         return clone(state.mean)

@@ -33,9 +33,13 @@ class RecipeSettings(Intervention):
     """
 
     policy: str | None = _setting("the network", "a policy, with ; for its commas")
-    optimizer: str | None = _setting("a name in torch.optim, or module:Object", "a name, such as SGD")
+    optimizer: str | None = _setting(
+        "a name in torch.optim, or module:Object", "a name, such as SGD"
+    )
     lr: float | None = _setting("learning rate", "a number > 0")
-    schedule: str | None = _setting("shape of the learning rate", "constant, linear, cosine or polynomial")
+    schedule: str | None = _setting(
+        "shape of the learning rate", "constant, linear, cosine or polynomial"
+    )
     schedule_power: float | None = _setting("power of the polynomial schedule", "a number > 0")
     schedule_final: float | None = _setting("fraction of lr left at the end", "a number in [0, 1]")
     weight_decay: float | None = _setting("passed to the optimizer", "a number >= 0")
@@ -44,7 +48,16 @@ class RecipeSettings(Intervention):
     accumulation: int | None = _setting("micro-batches a step", "an integer >= 1")
     neutral: ClassVar[dict[str, Any]] = dict.fromkeys(
         (
-            *("policy", "optimizer", "lr", "schedule", "schedule_power", "schedule_final", "weight_decay", "dropout"),
+            *(
+                "policy",
+                "optimizer",
+                "lr",
+                "schedule",
+                "schedule_power",
+                "schedule_final",
+                "weight_decay",
+                "dropout",
+            ),
             *("batch_size", "accumulation"),
         )
     )

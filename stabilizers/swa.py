@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from stab.arguments import hyper
-from stab.stabilizers.base import MOMENT, Average, MeanState, clone, is_moment, stabilizers, to_updates
+from stab.stabilizers.base import (
+    MOMENT,
+    Average,
+    MeanState,
+    clone,
+    is_moment,
+    stabilizers,
+    to_updates,
+)
 
 if TYPE_CHECKING:
     from stab.stabilizers.base import Params
@@ -33,7 +41,9 @@ class SWA(Average):
     """
 
     start: int | float = hyper(0.25, "first iterate of the mean", is_moment, MOMENT)
-    every: int = hyper(100, "updates between iterates", lambda v: isinstance(v, int) and v >= 1, "an integer >= 1")
+    every: int = hyper(
+        100, "updates between iterates", lambda v: isinstance(v, int) and v >= 1, "an integer >= 1"
+    )
     convex: ClassVar[bool] = True
 
     def init(self, params: Params, total: int) -> MeanState:

@@ -26,7 +26,9 @@ class WeightDecay(Intervention):
     Source: Loshchilov and Hutter, "Decoupled weight decay regularization", arXiv 1711.05101, algorithm 2.
     """
 
-    coefficient: float = hyper(0.1, "strength of the decay", lambda v: is_number(v, 0), "a number >= 0")
+    coefficient: float = hyper(
+        0.1, "strength of the decay", lambda v: is_number(v, 0), "a number >= 0"
+    )
     neutral: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
 
     def apply(self, recipe: Recipe) -> Recipe:

@@ -9,21 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from stab.recipe import Recipe
 from stab.registry import Registry, StabError
+from stab.tasks.references import Progress, References, no_progress
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor, nn
 
-# Called now and then with the fraction of the work that is done.
-Progress = Callable[[float], None]
 # What else there is to say of an episode, for reports; both keys may be missing:
 # "measures": {name: number}, and "text": {"prompt": [...], "tokens": [...]}, lists of strings.
 Remarks = Sequence[Sequence[Mapping[str, Any]]]
-
-
-def no_progress(fraction: float) -> None:
-    """Report nothing."""
 
 
 class Split(Protocol):
@@ -50,62 +45,6 @@ class Endless(Split, Protocol):
 
     def pool(self, seed: int, epoch: int) -> Split:
         """Return the ``len(self)`` transitions of one epoch of a trajectory; a function of seed and epoch."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Reference returns of one policy: the mean cumulative reward after each step.
-
-    Attributes:
-        cumulative: (horizon,) mean over episodes of the reward collected up to and including each step; an ended
-            episode keeps its sum.
-        std: standard deviation over episodes of the whole return.
-        episodes: how many episodes were averaged.
-        first_seed: their reset seeds are first_seed, first_seed + 1, ...
-        length: mean episode length in steps.
-    """
-
-    cumulative: list[float]
-    std: float
-    episodes: int
-    first_seed: int
-    length: float
-
-    def at(self, horizon: int) -> float:
-        """Mean return of the first ``horizon`` >= 1 steps. Beyond the last step measured, every episode has ended."""
-        return self.cumulative[min(horizon, len(self.cumulative)) - 1]
-
-
-@dataclass(frozen=True)
-class References:
-    """Returns of a random and of the expert policy: the 0 and the 1 of the normalised return.
-
-    Attributes:
-        random, expert: the two policies.
-        source: where they come from, in words.
-    """
-
-    random: Curve
-    expert: Curve
-    source: str = "measured with the shipped expert"
-
-    def normalise(self, returns: np.ndarray, horizons: Sequence[int]) -> np.ndarray:
-        """(returns - random) / (expert - random), each horizon (last axis of ``returns``) by the references at it.
-
-        Raises StabError where expert and random cannot be told apart.
-        """
-        import numpy as np
-
-        low = np.array([self.random.at(h) for h in horizons])
-        high = np.array([self.expert.at(h) for h in horizons])
-        if high[-1] <= low[-1]:
-            raise StabError(
-                f"the expert's reference return ({high[-1]:.4g}) is not above the random policy's ({low[-1]:.4g})"
-                f" over {horizons[-1]} steps: returns cannot be normalised; choose a longer eval.horizon, or check the"
-                " dataset's reference scores"
-            )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray((returns - low) / (high - low))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Record:
 
     def __call__(self, **settings: Any) -> Task:
         """Return the task with other than default settings (see ``Task``)."""
-        from stab.tasks.locomotion import Locomotion
+        from stab.tasks.control.locomotion import Locomotion
 
         return Locomotion(**{"name": self.name, "record": self, **settings})
 
@@ -56,7 +56,7 @@ class _Cliff:
     summary = "stab/Cliff-v0, linear and tiny: demonstrations stab/cliff/expert-v0 (collected on first use)"
 
     def __call__(self, **settings: Any) -> Task:
-        from stab.tasks.cliff import Cliff
+        from stab.tasks.control.cliff import Cliff
 
         return Cliff(**{"name": "cliff", **settings})
 
@@ -74,7 +74,7 @@ class _Stories:
     settings = LANGUAGE
 
     def __call__(self, **settings: Any) -> Task:
-        from stab.tasks.language import Stories
+        from stab.tasks.language.task import Stories
 
         return Stories(**{"name": "stories", **settings})
 
@@ -89,8 +89,8 @@ class Prose:
     settings = LANGUAGE
 
     def __call__(self, **settings: Any) -> Task:
-        from stab.tasks.corpus import HUBS
-        from stab.tasks.text import Text
+        from stab.tasks.language.corpus import HUBS
+        from stab.tasks.language.text import Text
 
         return Text(**{"name": self.name, "hub": HUBS[self.hub] if self.hub else None, **settings})
 
@@ -99,7 +99,7 @@ class _Recorded:
     summary = "your own dataset: stab compare --dataset my/pendulum-v0 (Box observations; Box or Discrete actions)"
 
     def __call__(self, **settings: Any) -> Task:
-        from stab.tasks.recorded import Recorded
+        from stab.tasks.control.recorded import Recorded
 
         return Recorded(**{"name": "recorded", **settings})
 
@@ -109,8 +109,12 @@ for record in CATALOG:
 tasks.register("cliff")(_Cliff())
 tasks.register("stories")(_Stories())
 tasks.register("text")(
-    Prose("text", "stab/Tokens-v0, a folder of text, read by a judge: stab data prepare text --help")
+    Prose(
+        "text", "stab/Tokens-v0, a folder of text, read by a judge: stab data prepare text --help"
+    )
 )
 for name in ("tinystories", "wikipedia"):
-    tasks.register(name)(Prose(name, f"stab/Tokens-v0, text of Hugging Face: stab data prepare {name} --help", name))
+    tasks.register(name)(
+        Prose(name, f"stab/Tokens-v0, text of Hugging Face: stab data prepare {name} --help", name)
+    )
 tasks.register("recorded")(_Recorded())

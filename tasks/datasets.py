@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -22,12 +22,18 @@ from minari.dataset.minari_dataset import parse_dataset_id
 
 from stab.registry import StabError
 from stab.tasks import environments
-from stab.tasks.base import Curve, Progress, References, no_progress
-from stab.tasks.episodes import make
+from stab.tasks.control.episodes import make
+from stab.tasks.references import Progress, References, no_progress, references_to
 from stab.tasks.transitions import Transitions
 
 # Wrappers that change neither observations, actions, rewards nor ends; Stable-Baselines3's Monitor among them.
-WATCHERS = {"Monitor", "RecordEpisodeStatistics", "RecordVideo", "PassiveEnvChecker", "OrderEnforcing"}
+WATCHERS = {
+    "Monitor",
+    "RecordEpisodeStatistics",
+    "RecordVideo",
+    "PassiveEnvChecker",
+    "OrderEnforcing",
+}
 REMOTE = ("mujoco/", "D4RL/", "minigrid/", "atari/")  # namespaces of the Farama hub
 
 
@@ -48,7 +54,9 @@ def check_id(dataset_id: str) -> None:
     try:
         parse_dataset_id(dataset_id)
     except (ValueError, TypeError):
-        raise StabError(f"{dataset_id!r} is no Minari dataset id: expected namespace/name-v0") from None
+        raise StabError(
+            f"{dataset_id!r} is no Minari dataset id: expected namespace/name-v0"
+        ) from None
 
 
 def load(dataset_id: str) -> minari.MinariDataset:
@@ -65,7 +73,9 @@ def load(dataset_id: str) -> minari.MinariDataset:
                 minari.download_dataset(dataset_id)
             # Minari makes the recorded environment, whatever code it names, to learn spaces that are left out.
             metadata = root() / dataset_id / "data" / "metadata.json"
-            if metadata.exists() and not {"observation_space", "action_space"} <= set(json.loads(metadata.read_text())):
+            if metadata.exists() and not {"observation_space", "action_space"} <= set(
+                json.loads(metadata.read_text())
+            ):
                 raise ValueError("its metadata lacks observation_space or action_space")
             return minari.load_dataset(dataset_id)
     except FileNotFoundError:
@@ -86,7 +96,9 @@ def read(dataset: minari.MinariDataset, episodes: Sequence[int]) -> Transitions:
     try:
         for number, episode in zip(episodes, dataset.iterate_episodes(episodes), strict=True):
             steps = len(episode.actions)
-            observations.append(np.asarray(episode.observations[:steps], dtype=np.float32).reshape(steps, -1))
+            observations.append(
+                np.asarray(episode.observations[:steps], dtype=np.float32).reshape(steps, -1)
+            )
             if isinstance(space, gym.spaces.Discrete):
                 actions.append(np.asarray(episode.actions, dtype=np.int64) - int(space.start))
             else:
@@ -99,12 +111,18 @@ def read(dataset: minari.MinariDataset, episodes: Sequence[int]) -> Transitions:
         torch.from_numpy(np.concatenate(actions)),
         np.concatenate(index),
     )
-    if isinstance(space, gym.spaces.Discrete) and not bool(((found.actions >= 0) & (found.actions < space.n)).all()):
-        raise StabError(f"dataset {dataset.id!r} has actions that are not in its action space {space}")
+    if isinstance(space, gym.spaces.Discrete) and not bool(
+        ((found.actions >= 0) & (found.actions < space.n)).all()
+    ):
+        raise StabError(
+            f"dataset {dataset.id!r} has actions that are not in its action space {space}"
+        )
     for name, values in (("observations", found.observations), ("actions", found.actions)):
         if values.is_floating_point() and not bool(values.isfinite().all()):
             bad = int(found.episodes[int((~values.isfinite()).any(1).nonzero()[0])])
-            raise StabError(f"dataset {dataset.id!r} has {name} that are not finite, first in episode {bad}")
+            raise StabError(
+                f"dataset {dataset.id!r} has {name} that are not finite, first in episode {bad}"
+            )
     return found
 
 
@@ -131,8 +149,15 @@ def split(
             f"dataset {dataset.id!r} has {there} episode{'s' * (there != 1)}, {wanted} are asked for: {need}"
         )
     own = bool(stab_metadata(dataset))
-    order = dataset.episode_indices if own else np.random.default_rng(0).permutation(dataset.episode_indices)
-    validation, train = order[:validation_episodes].tolist(), order[validation_episodes:wanted].tolist()
+    order = (
+        dataset.episode_indices
+        if own
+        else np.random.default_rng(0).permutation(dataset.episode_indices)
+    )
+    validation, train = (
+        order[:validation_episodes].tolist(),
+        order[validation_episodes:wanted].tolist(),
+    )
     return read(dataset, sorted(train)), read(dataset, sorted(validation))
 
 
@@ -146,7 +171,9 @@ def environment(dataset: minari.MinariDataset) -> gym.envs.registration.EnvSpec:
     environments.register()
     recorded = dataset.env_spec
     if recorded is None:
-        raise StabError(f"dataset {dataset.id!r} records no environment: there is nothing to roll out in")
+        raise StabError(
+            f"dataset {dataset.id!r} records no environment: there is nothing to roll out in"
+        )
     try:
         spec = copy.deepcopy(gym.spec(recorded.id))
     except gym.error.Error as e:
@@ -156,9 +183,14 @@ def environment(dataset: minari.MinariDataset) -> gym.envs.registration.EnvSpec:
         ) from e
     spec.kwargs = spec.kwargs | {k: v for k, v in recorded.kwargs.items() if k != "render_mode"}
     spec.max_episode_steps = recorded.max_episode_steps
-    spec.additional_wrappers = tuple(w for w in recorded.additional_wrappers or () if not _watches(w))
+    spec.additional_wrappers = tuple(
+        w for w in recorded.additional_wrappers or () if not _watches(w)
+    )
     for wrapper in spec.additional_wrappers:
-        if not wrapper.entry_point.startswith(("gymnasium.wrappers:", "gymnasium.wrappers.")) or wrapper.kwargs is None:
+        if (
+            not wrapper.entry_point.startswith(("gymnasium.wrappers:", "gymnasium.wrappers."))
+            or wrapper.kwargs is None
+        ):
             raise StabError(
                 f"dataset {dataset.id!r} was recorded in {recorded.id} through the wrapper {wrapper.entry_point}, which"
                 " cannot be rebuilt: record it in a registered environment that needs no wrapper"
@@ -166,7 +198,9 @@ def environment(dataset: minari.MinariDataset) -> gym.envs.registration.EnvSpec:
     try:
         env = make(spec)
     except Exception as e:
-        raise StabError(f"dataset {dataset.id!r}: its environment {recorded.id} cannot be made: {_line(e)}") from e
+        raise StabError(
+            f"dataset {dataset.id!r}: its environment {recorded.id} cannot be made: {_line(e)}"
+        ) from e
     for what in ("observation_space", "action_space"):
         theirs, ours = getattr(dataset, what), getattr(env, what)
         if (
@@ -192,7 +226,11 @@ def rewards_differ(spec: gym.envs.registration.EnvSpec) -> str:
     """
     registered = gym.spec(spec.id)
     kwargs = {k: v for k, v in spec.kwargs.items() if registered.kwargs.get(k, None) != v}
-    said = [f"{k}={v}" for k, v in kwargs.items() if not k.endswith("_observation") and k != "render_mode"]
+    said = [
+        f"{k}={v}"
+        for k, v in kwargs.items()
+        if not k.endswith("_observation") and k != "render_mode"
+    ]
     if spec.max_episode_steps != registered.max_episode_steps:
         said.append(f"max_episode_steps={spec.max_episode_steps}")
     said += [f"wrapper {w.name}" for w in spec.additional_wrappers or () if not _watches(w)]
@@ -209,10 +247,14 @@ def local() -> list[str]:
 def remove(dataset_id: str) -> None:
     """Delete a dataset from this machine. Raises StabError when it is not there or cannot be deleted."""
     if not exists(dataset_id):
-        raise StabError(f"dataset {dataset_id!r} is not in {root()}. Local datasets: {', '.join(local()) or 'none'}")
+        raise StabError(
+            f"dataset {dataset_id!r} is not in {root()}. Local datasets: {', '.join(local()) or 'none'}"
+        )
     folder = root() / dataset_id
     try:
-        with tempfile.TemporaryDirectory(prefix=".stab-", dir=root()) as away:  # gone at once, or not at all
+        with tempfile.TemporaryDirectory(
+            prefix=".stab-", dir=root()
+        ) as away:  # gone at once, or not at all
             os.rename(folder, Path(away) / "removed")
     except OSError as e:
         raise StabError(f"cannot delete {folder}: {e.strerror or e}") from e
@@ -250,7 +292,9 @@ def replay(dataset: minari.MinariDataset, progress: Progress = no_progress) -> R
     env = make(environment(dataset))
     episodes = steps = unseeded = ends = 0
     worst = {"observations": 0.0, "rewards": 0.0}
-    seeds = (about.get("seed") for about in dataset.storage.get_episode_metadata(dataset.episode_indices))
+    seeds = (
+        about.get("seed") for about in dataset.storage.get_episode_metadata(dataset.episode_indices)
+    )
     for number, (episode, seed) in enumerate(_readable(dataset, zip(dataset, seeds, strict=True))):
         progress(number / dataset.total_episodes)
         if seed is None:
@@ -266,13 +310,19 @@ def replay(dataset: minari.MinariDataset, progress: Progress = no_progress) -> R
             ("observations", seen, episode.observations),
             ("rewards", rewards, episode.rewards),
         ):
-            difference = np.abs(np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)).max()
+            difference = np.abs(
+                np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+            ).max()
             worst[name] = max(worst[name], float(np.nan_to_num(difference, nan=np.inf)))
         # An episode cut by its recorder ends with a truncation that the environment does not know.
-        ends += bool(terminated) != bool(episode.terminations[-1]) or (truncated and not episode.truncations[-1])
+        ends += bool(terminated) != bool(episode.terminations[-1]) or (
+            truncated and not episode.truncations[-1]
+        )
         episodes, steps = episodes + 1, steps + len(rewards)
     if not episodes:
-        raise StabError(f"dataset {dataset.id!r}: no episode has a reset seed, so its actions cannot be replayed")
+        raise StabError(
+            f"dataset {dataset.id!r}: no episode has a reset seed, so its actions cannot be replayed"
+        )
     return Replay(episodes, steps, unseeded, worst["observations"], worst["rewards"], ends)
 
 
@@ -299,19 +349,6 @@ def stab_metadata(dataset: minari.MinariDataset) -> dict[str, Any]:
     """Return what stab wrote into the dataset's metadata; empty for a dataset of other making."""
     found = dataset.storage.metadata.get("stab", {})
     return found if isinstance(found, dict) else {}
-
-
-def references_from(data: dict[str, Any]) -> References:
-    """Read references as written by ``references_to``. Raises StabError when they are not."""
-    try:
-        return References(Curve(**data["random"]), Curve(**data["expert"]), data.get("source", References.source))
-    except (KeyError, TypeError, AttributeError) as e:
-        raise StabError(f"malformed reference returns: {_line(e)}") from e
-
-
-def references_to(references: References) -> dict[str, Any]:
-    """Plain data, for JSON."""
-    return asdict(references)
 
 
 def episode(
@@ -366,7 +403,10 @@ def create(
         )
     try:
         root().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".stab-", dir=root()) as folder, warnings.catch_warnings():
+        with (
+            tempfile.TemporaryDirectory(prefix=".stab-", dir=root()) as folder,
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             with _minari_root(folder):
                 made = minari.create_dataset_from_buffers(

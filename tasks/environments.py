@@ -12,7 +12,7 @@ from gymnasium.envs.registration import register as register_environment
 from gymnasium.envs.registration import registry
 
 if TYPE_CHECKING:
-    from stab.tasks.sources import Scorer, Source
+    from stab.tasks.language.source import Scorer, Source
 
 CLIFF = "stab/Cliff-v0"
 TOKENS = "stab/Tokens-v0"
@@ -86,8 +86,9 @@ class CliffEnv(gym.Env[np.ndarray, np.ndarray]):
 class TokensEnv(gym.Env[np.int64, np.int64]):
     """Text, token by token: the action is the next token, the observation the last one, an episode a text.
 
-    Token 0 ends a text, and is what one sees before its first token. The reward is what the source says of the token
-    (``stab.tasks.sources``): its log-likelihood, with a floor. Without a source it is 0, and an episode goes on for ever.
+    Token 0 ends a text, and is what one sees before its first token. The reward is the token's
+    log-likelihood under the source (``stab.tasks.language.source``), with a floor. Without a source it is 0, and an episode
+    never ends.
 
     Args:
         vocabulary: number of tokens.
@@ -99,7 +100,9 @@ class TokensEnv(gym.Env[np.int64, np.int64]):
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it so)
 
-    def __init__(self, vocabulary: int, source: str | None = None, prompted: bool = False, texts: int = 1) -> None:
+    def __init__(
+        self, vocabulary: int, source: str | None = None, prompted: bool = False, texts: int = 1
+    ) -> None:
         self.observation_space = self.action_space = gym.spaces.Discrete(vocabulary)
         self.source, self.prompted, self.texts, self.told = source, prompted, texts, 0
         self.scorer: Scorer | None = None
@@ -130,7 +133,7 @@ class TokensEnv(gym.Env[np.int64, np.int64]):
 
     @functools.cached_property
     def _source(self) -> Source:
-        from stab.tasks.sources import source  # imports torch
+        from stab.tasks.language.source import source  # imports torch
 
         assert self.source
         return source(self.source)
@@ -139,5 +142,7 @@ class TokensEnv(gym.Env[np.int64, np.int64]):
 def register() -> None:
     """Register the environments; again does nothing."""
     if CLIFF not in registry:
-        register_environment(CLIFF, entry_point="stab.tasks.environments:CliffEnv", max_episode_steps=HORIZON)
+        register_environment(
+            CLIFF, entry_point="stab.tasks.environments:CliffEnv", max_episode_steps=HORIZON
+        )
         register_environment(TOKENS, entry_point="stab.tasks.environments:TokensEnv")

@@ -34,7 +34,9 @@ class Transitions:
 
     def to(self, device: torch.device) -> Transitions:
         """Return the same on a device."""
-        return replace(self, observations=self.observations.to(device), actions=self.actions.to(device))
+        return replace(
+            self, observations=self.observations.to(device), actions=self.actions.to(device)
+        )
 
     @functools.cached_property
     def firsts(self) -> np.ndarray:

@@ -45,11 +45,22 @@ def hopper(minari_root: Path) -> Path:
     return minari_root / "stab" / "hopper" / "expert-v0"
 
 
-def run_stab(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 180):
+def run_stab(
+    *arguments: object,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    timeout: float = 180,
+):
     """Run ``stab`` as a user would, at 80 columns; tiny comparisons in one worker, as another takes longer to start."""
-    one = arguments[:1] == ("compare",) and not {"--workers", "--engine", "--dry-run"} & {*arguments}
+    one = arguments[:1] == ("compare",) and not {"--workers", "--engine", "--dry-run"} & {
+        *arguments
+    }
     return subprocess.run(
-        [str(Path(sys.executable).parent / "stab"), *map(str, arguments), *(("--workers", "1") if one else ())],
+        [
+            str(Path(sys.executable).parent / "stab"),
+            *map(str, arguments),
+            *(("--workers", "1") if one else ()),
+        ],
         cwd=cwd,
         env={**os.environ, "COLUMNS": "80", **(env or {})},
         capture_output=True,
@@ -79,7 +90,9 @@ def stab_in() -> Stab:
 def tiny_run(hopper: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run folder: every built-in stabilizer, two seeds, two workers."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    done = run_stab("compare", "-t", "hopper", "--all", "--seeds", 2, "--workers", 2, "--out", out, *TINY)
+    done = run_stab(
+        "compare", "-t", "hopper", "--all", "--seeds", 2, "--workers", 2, "--out", out, *TINY
+    )
     assert done.returncode == 0, done.stderr
     (out.parent / "stdout.txt").write_text(done.stdout)
     return out

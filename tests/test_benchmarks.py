@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from stab import cells, gva
+from stab import gva
 from stab.recipe import Recipe
+from stab.run import cells
 from stab.tasks import tasks
-from stab.tasks.episodes import make_episodes
+from stab.tasks.control.episodes import make_episodes
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SIZES = {"updates": 20, "checkpoint_every": 5, "starts": 2, "horizon": 20}
@@ -42,7 +43,9 @@ def test_plain_gymnasium_returns_what_stabs_episodes_do(load, environment):
     spec, seeds, steps = gym.spec(environment), [50_000, 50_001, 50_007], 200
     size = gym.make(spec).action_space.shape[0]
     # Small actions: some hoppers fall early, some late.
-    actions = np.random.default_rng(0).uniform(-0.3, 0.3, (steps, len(seeds), size)).astype(np.float32)
+    actions = (
+        np.random.default_rng(0).uniform(-0.3, 0.3, (steps, len(seeds), size)).astype(np.float32)
+    )
     episodes = make_episodes(spec)
     episodes.reset(seeds)
     totals, running = np.zeros(len(seeds)), np.ones(len(seeds), dtype=bool)
@@ -147,7 +150,9 @@ def test_tables(load, hopper, monkeypatch, capsys, name, arguments, said):
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["straightforward", "limit", "rollouts", "updates", "scaling", "run"])
+@pytest.mark.parametrize(
+    "name", ["straightforward", "limit", "rollouts", "updates", "scaling", "run"]
+)
 def test_help(load, monkeypatch, capsys, name):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as stopped:
@@ -160,7 +165,9 @@ def test_operations_of_a_language_model_are_those_that_torch_counts(load):
     from torch.utils.flop_counter import FlopCounterMode
 
     language = load("language")
-    policy = language.build_language(Recipe(policy="gpt:width=64,depth=3"), language.VOCABULARY, language.CONTEXT)
+    policy = language.build_language(
+        Recipe(policy="gpt:width=64,depth=3"), language.VOCABULARY, language.CONTEXT
+    )
     tokens = torch.randint(language.VOCABULARY, (language.BATCH, language.CONTEXT))
     with FlopCounterMode(display=False) as counter:
         logits = policy.double()(tokens)  # in float64 by torch's own products, which are counted

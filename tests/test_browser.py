@@ -15,13 +15,17 @@ from pathlib import Path
 import pytest
 
 from stab.comparison import make_config
-from stab.live import Live
+from stab.reports.live import Live
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 DRIVER = importlib.util.find_spec("playwright")
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on this machine"),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on this machine"
+    ),
     pytest.mark.skipif(DRIVER is None, reason="no playwright: pip install '.[dev]'"),
 ]
 
@@ -31,7 +35,9 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        opened = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
         yield opened
         opened.close()
 
@@ -85,7 +91,9 @@ def sees(page, text, **options):
 def test_it_opens_on_the_leaderboard(tab):
     page = tab("")
     sees(page, "GVA/hopper")
-    first, other = (page.get_by_text(text).first.bounding_box() for text in ("GVA/hopper", "hopper/curves"))
+    first, other = (
+        page.get_by_text(text).first.bounding_box() for text in ("GVA/hopper", "hopper/curves")
+    )
     assert first["y"] < 600
     assert other is None or first["y"] < other["y"]
 
@@ -96,17 +104,26 @@ def test_text_is_the_leaderboard_with_its_names_and_numbers(tab, leaderboard):
     lines = page.locator("table tr").filter(has_not=page.locator("table"))
     lines.nth(len(leaderboard["entries"])).wait_for(timeout=30_000)
     rows = [" ".join(row.split()) for row in lines.all_inner_texts()]
-    for entry, row in zip(leaderboard["entries"], rows[-len(leaderboard["entries"]) :], strict=True):
+    for entry, row in zip(
+        leaderboard["entries"], rows[-len(leaderboard["entries"]) :], strict=True
+    ):
         mark = "" if entry["status"] == "sound" else f" ({entry['status']})"
-        assert row.startswith(f"{entry['rank'] or '–'} {entry['stabilizer']}{mark} {entry['gva']:.3f} ±")
+        assert row.startswith(
+            f"{entry['rank'] or '–'} {entry['stabilizer']}{mark} {entry['gva']:.3f} ±"
+        )
         assert f"{entry['return']:.2f}" in row
 
 
 def test_images_are_the_figures(tab, tiny_run):
     page = tab("images")
     sees(page, "GVA/hopper", exact=True)
-    page.locator("tf-image-loader img, img#main-image, .image-cell img, img").first.wait_for(timeout=30_000)
-    shown = [page.evaluate("i => i.naturalWidth", image) for image in page.locator("img").element_handles()]
+    page.locator("tf-image-loader img, img#main-image, .image-cell img, img").first.wait_for(
+        timeout=30_000
+    )
+    shown = [
+        page.evaluate("i => i.naturalWidth", image)
+        for image in page.locator("img").element_handles()
+    ]
     assert max(shown) >= 1000  # as it was drawn: 7 inches at 150 dpi
     for path in (tiny_run / "figures").glob("hopper-*.png"):
         kind = path.stem.removeprefix("hopper-")
@@ -126,7 +143,9 @@ def test_custom_scalars_have_all_stabilizers_in_one_chart(tab, leaderboard):
 
 def test_hparams_has_the_names(tab, leaderboard):
     page = tab("hparams")
-    for _ in range(8):  # it looks once: before TensorBoard has read the files there is nothing to see
+    for _ in range(
+        8
+    ):  # it looks once: before TensorBoard has read the files there is nothing to see
         if page.get_by_text("Trial ID").first.is_visible():
             break
         page.wait_for_timeout(5_000)
@@ -158,8 +177,13 @@ def test_the_curves_grow_while_a_comparison_runs(tmp_path):
         cell = {
             "task": "cliff",
             "seed": seed,
-            "checkpoints": {"ema": [{"update": 10 * (k + 1), "val_loss": 1.0} for k in range(len(values))]},
-            "rows": [{"stabilizer": "ema", "update": 10 * (k + 1), "return": v} for k, v in enumerate(values)],
+            "checkpoints": {
+                "ema": [{"update": 10 * (k + 1), "val_loss": 1.0} for k in range(len(values))]
+            },
+            "rows": [
+                {"stabilizer": "ema", "update": 10 * (k + 1), "return": v}
+                for k, v in enumerate(values)
+            ],
         }
         shown._show(shown._take(cell))
 
@@ -168,7 +192,9 @@ def test_the_curves_grow_while_a_comparison_runs(tmp_path):
 
     def becomes(wanted):
         end = time.monotonic() + 40
-        while (found := points(address, "tensorboard/ema", "cliff/return")) != wanted and time.monotonic() < end:
+        while (
+            found := points(address, "tensorboard/ema", "cliff/return")
+        ) != wanted and time.monotonic() < end:
             time.sleep(0.3)
         assert found == wanted
 
@@ -185,7 +211,9 @@ def test_the_curves_grow_while_a_comparison_runs(tmp_path):
 
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_report_fits_and_says_nothing_on_the_console(browser, tiny_run, leaderboard, width, scheme):
+def test_the_report_fits_and_says_nothing_on_the_console(
+    browser, tiny_run, leaderboard, width, scheme
+):
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
@@ -201,7 +229,9 @@ def test_the_report_fits_and_says_nothing_on_the_console(browser, tiny_run, lead
         assert f"{entry['gva']:.3f}" in text
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", dark)[:3])) < 200) == (scheme == "dark")
-    broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length")
+    broken = page.evaluate(
+        "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+    )
     assert broken == 0
     page.close()
 
@@ -214,7 +244,9 @@ def test_the_report_s_table_is_sorted_by_a_click(browser, tiny_run, leaderboard)
 
     def names():
         rows = table.locator("tbody").first.locator("tr").all_inner_texts()
-        return [next(e["stabilizer"] for e in ranked if e["stabilizer"] in row.split()) for row in rows]
+        return [
+            next(e["stabilizer"] for e in ranked if e["stabilizer"] in row.split()) for row in rows
+        ]
 
     assert names() == [e["stabilizer"] for e in ranked]
     button = table.locator("th button", has_text="return").first

@@ -28,7 +28,7 @@ from stab.stabilizers import Average, GradientTransform, Intervention, hyper
 from stab.stabilizers.base import MeanState, clone
 from stab.stabilizers.ema import EMA
 from stab.stabilizers.polyak import Polyak
-from stab.tasks.recorded import Recorded
+from stab.tasks.control.recorded import Recorded
 
 BUILT_IN = ["none", "ema", "polyak", "swa", "accumulation", "lr_decay", "weight_decay", "dropout"]
 COMPOSED = [
@@ -170,7 +170,9 @@ class Ahead(Polyak):
         state.latest = clone(params)
 
     def read(self, state):
-        return {name: value + 1.5 * (state.latest[name] - value) for name, value in state.mean.items()}
+        return {
+            name: value + 1.5 * (state.latest[name] - value) for name, value in state.mean.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -356,7 +358,9 @@ class Reshuffled(Toy):
     def dataset(self, *arguments):
         data = super().dataset()
         order = torch.from_numpy(np.random.default_rng().permutation(64))
-        train = type(data.train)(data.train.observations[order][:40], data.train.actions[order][:40])
+        train = type(data.train)(
+            data.train.observations[order][:40], data.train.actions[order][:40]
+        )
         return replace(data, train=train)
 
 
@@ -405,7 +409,11 @@ WRONG = [
     (Shared, "one_object_serves_many_runs", "keep it in the state"),
     (MicroBatches, "counts_optimizer_steps", "micro-batches?"),
     (Behind, "leaves_the_raw_trajectory", "changed the live parameters"),
-    (NotNeutral, "neutral_is_the_identity", "declares {'factor': 0.9} neutral, but apply changes lr"),
+    (
+        NotNeutral,
+        "neutral_is_the_identity",
+        "declares {'factor': 0.9} neutral, but apply changes lr",
+    ),
     (Writes, "apply_is_pure", "use replace()"),
     (Draws, "apply_is_pure", "another recipe the second time"),
     (NotPlain, "apply_is_pure", "data by value"),
@@ -434,7 +442,9 @@ def count_backwards(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "backward", backward)
 
 
-@pytest.mark.parametrize(("obj", "name", "message"), WRONG, ids=lambda v: getattr(v, "__name__", None))
+@pytest.mark.parametrize(
+    ("obj", "name", "message"), WRONG, ids=lambda v: getattr(v, "__name__", None)
+)
 def test_a_wrong_plugin_fails_the_check_with_its_mistake(obj, name, message):
     (check,) = [c for c in yield_checks(obj) if c.name == name]
     with pytest.raises(CheckFailed) as caught:
@@ -482,7 +492,10 @@ def test_an_edit_that_training_does_not_show_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "stab_test_nothing", sys.modules[__name__])
     checks = {c.name: c for c in yield_checks(IdleTransform)}
     assert "neutral_is_the_identity" not in checks  # it declares no neutral arguments
-    with pytest.raises(CheckFailed, match=r"had no effect: it changes gradient_transforms .* same parameters bitwise"):
+    with pytest.raises(
+        CheckFailed,
+        match=r"had no effect: it changes gradient_transforms .* same parameters bitwise",
+    ):
         checks["has_an_effect"].run()
 
 
@@ -537,12 +550,20 @@ def test_conforms(check):
     )
     assert "XFAIL test_it.py::test_conforms[Alias-read_never_aliases] - known" in said
     assert "PASSED test_it.py::test_conforms[Alias-copies_and_pickles]" in said
-    assert "FAILED test_it.py::test_conforms[polyak-read_never_aliases] - [XPASS(strict)] known" in said
-    assert "FAILED test_it.py::test_conforms[polyak-copies_and_pickles] - [XPASS(strict)] not true" in said
+    assert (
+        "FAILED test_it.py::test_conforms[polyak-read_never_aliases] - [XPASS(strict)] known"
+        in said
+    )
+    assert (
+        "FAILED test_it.py::test_conforms[polyak-copies_and_pickles] - [XPASS(strict)] not true"
+        in said
+    )
 
 
 def test_an_excuse_needs_a_check_and_a_reason():
-    with pytest.raises(StabError, match=r"no check 'read_never_alias'\. Did you mean '.*read_never_aliases'"):
+    with pytest.raises(
+        StabError, match=r"no check 'read_never_alias'\. Did you mean '.*read_never_aliases'"
+    ):
         parametrize_with_checks(["ema"], {"read_never_alias": "typing error"})
     with pytest.raises(StabError, match="needs a reason"):
         parametrize_with_checks(["ema"], {"read_never_aliases": " "})
@@ -565,21 +586,32 @@ def pendulum(minari_root):
             observation, reward, terminated, truncated, _ = env.step(action)
             observations.append(observation)
             steps.append((action, reward, terminated, truncated))
-        columns = dict(zip(("actions", "rewards", "terminations", "truncations"), map(np.array, zip(*steps))))
+        columns = dict(
+            zip(("actions", "rewards", "terminations", "truncations"), map(np.array, zip(*steps)))
+        )
         buffers.append(EpisodeBuffer(seed=seed, observations=np.array(observations), **columns))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Minari's, about authors and permalinks
         minari.create_dataset_from_buffers(
-            dataset_id, buffers, env=env, algorithm_name="random", ref_min_score=-300, ref_max_score=0
+            dataset_id,
+            buffers,
+            env=env,
+            algorithm_name="random",
+            ref_min_score=-300,
+            ref_max_score=0,
         )
-    return functools.partial(Recorded, dataset_id=dataset_id, train_episodes=3, validation_episodes=1)
+    return functools.partial(
+        Recorded, dataset_id=dataset_id, train_episodes=3, validation_episodes=1
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_recorded_task_conforms(pendulum):
     checks = list(yield_checks(pendulum))
     assert len(checks) == 5
-    assert [c.id for c in yield_checks("checks/pendulum-v0")] == [f"checks/pendulum-v0-{c.name}" for c in checks]
+    assert [c.id for c in yield_checks("checks/pendulum-v0")] == [
+        f"checks/pendulum-v0-{c.name}" for c in checks
+    ]
     for check in checks:
         check.run()
 
@@ -608,7 +640,10 @@ class Outside(Polyak):
     """Two ulps above the greatest iterate."""
 
     def read(self, state):
-        return {name: value * (1 + 2 * torch.finfo(value.dtype).eps) for name, value in state.mean.items()}
+        return {
+            name: value * (1 + 2 * torch.finfo(value.dtype).eps)
+            for name, value in state.mean.items()
+        }
 
 
 def test_the_hull_is_meant_to_an_ulp():

@@ -23,14 +23,16 @@ import numpy as np
 import pytest
 import torch
 
-from stab import StabError, comparison, engine, gva, lock
-from stab.cells import Cell, clear_parts, finish, make_job, parts_folder
+from stab import StabError, comparison, files, gva
 from stab.comparison import make_config, make_out, make_plan, unfinished
+from stab.engines import local as engine
 from stab.recipe import Recipe
-from stab.reports import render, rows
+from stab.reports import render
+from stab.run import lock, rows
+from stab.run.cells import Cell, clear_parts, finish, make_job, parts_folder
+from stab.run.worker import work
 from stab.stabilizers import Average, Intervention, hyper, stabilizers
 from stab.stabilizers.base import MeanState, clone
-from stab.worker import work
 
 TINY = ("train.updates=40", "eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=60")
 
@@ -49,14 +51,21 @@ def test_the_default_plan_is_the_design_s():
     assert (made.config.seeds, made.config.eval.starts, made.config.eval.horizon) == (3, 8, 1000)
     assert (made.config.data.train_episodes, made.config.data.validation_episodes) == (20, 5)
     assert made.config.train.optimizer == "torch.optim:AdamW"
-    assert (made.config.train.lr, made.config.train.weight_decay, made.config.train.batch_size) == (1e-3, 0, 256)
+    assert (made.config.train.lr, made.config.train.weight_decay, made.config.train.batch_size) == (
+        1e-3,
+        0,
+        256,
+    )
 
 
 def test_equal_recipes_share_a_cell_whatever_they_are_called():
     made = plan("hopper", "ema,swa,dropout:p=0,lr_decay:final=1,lr_decay+ema", seeds=1)
     by_riders = {cell.stabilizers for cell in made.cells}
     assert ("none", "ema", "swa", "dropout:p=0.0", "lr_decay:final=1.0") in by_riders
-    assert ("lr_decay", "lr_decay+ema") in by_riders  # a trajectory's raw iterates are always rolled out
+    assert (
+        "lr_decay",
+        "lr_decay+ema",
+    ) in by_riders  # a trajectory's raw iterates are always rolled out
     assert len(made.cells) == 2
 
 
@@ -66,13 +75,18 @@ def test_none_is_always_run_and_first():
 
 def test_what_comes_to_the_same_recipe_and_average_is_one_entry_of_a_sweep():
     strings = ["none", "lr_decay", "ema", "lr_decay+ema"]
-    found = comparison.cross(Recipe(), {"schedule": ["constant", "linear"], "lr": [1e-3, "1e-3", 0.1]}, strings)
+    found = comparison.cross(
+        Recipe(), {"schedule": ["constant", "linear"], "lr": [1e-3, "1e-3", 0.1]}, strings
+    )
     assert found == [
         *strings,
         "recipe:lr=0.1", "recipe:lr=0.1+lr_decay", "recipe:lr=0.1+ema", "recipe:lr=0.1+lr_decay+ema",
     ]  # fmt: skip
     # What is asked for by name stays, whatever it comes to.
-    assert comparison.cross(Recipe(), {}, ["none", "lr_decay:final=1.0"]) == ["none", "lr_decay:final=1.0"]
+    assert comparison.cross(Recipe(), {}, ["none", "lr_decay:final=1.0"]) == [
+        "none",
+        "lr_decay:final=1.0",
+    ]
 
 
 def test_all_leaves_out_recipe_alone():
@@ -96,13 +110,26 @@ def test_all_leaves_out_recipe_alone():
 
 def test_a_policy_s_own_speed_is_in_the_plan(hopper):
     made = plan("hopper", ["none", "recipe:policy=mlp:width=512;depth=3"], seeds=1)
-    by_policy = dict(zip((cell.recipe.policy for cell in made.cells), comparison.costs(made, made.cells), strict=True))
+    by_policy = dict(
+        zip(
+            (cell.recipe.policy for cell in made.cells),
+            comparison.costs(made, made.cells),
+            strict=True,
+        )
+    )
     assert by_policy["mlp:width=512,depth=3"][0] > 1.5 * by_policy["mlp"][0]
 
 
 def test_layers_quick_below_arguments_below_overrides():
-    config, _ = make_config("hopper", "ema", quick=True, seeds=5, updates=100, overrides=["train.updates=200"])
-    assert (config.smoke, config.seeds, config.train.updates, config.eval.starts) == (True, 5, 200, 2)
+    config, _ = make_config(
+        "hopper", "ema", quick=True, seeds=5, updates=100, overrides=["train.updates=200"]
+    )
+    assert (config.smoke, config.seeds, config.train.updates, config.eval.starts) == (
+        True,
+        5,
+        200,
+        2,
+    )
 
 
 def execute(config, run):
@@ -158,7 +185,9 @@ def test_scores_are_those_of_the_rows(tiny_run):
     for seed in (0, 1):
         J: dict[int, list[float]] = {}
         for row in rows.rows(tiny_run):
-            if (row["stabilizer"], row["seed"]) == ("polyak", seed) and row["update"] in row["window"]:
+            if (row["stabilizer"], row["seed"]) == ("polyak", seed) and row["update"] in row[
+                "window"
+            ]:
                 low, high = row["references"]["random"][-1], row["references"]["expert"][-1]
                 J.setdefault(row["start"], []).append((row["cumulative"][-1] - low) / (high - low))
         variances = [sum((x - sum(v) / len(v)) ** 2 for x in v) / (len(v) - 1) for v in J.values()]
@@ -200,7 +229,9 @@ def test_compare_from_a_script_without_a_main_guard(hopper, tmp_path):
         f"found = stab.compare('hopper', ['none', 'ema'], seeds=1, out='run', overrides={list(TINY)!r})\n"
         "print(found.entries[0]['gva'], found.results.series['hopper', 'ema'].returns.shape)\n"
     )
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("(1, 4, 2)")
 
@@ -209,11 +240,17 @@ def test_cell_key_names_task_recipe_and_seed():
     made = plan("hopper", "accumulation", seeds=2)
     keys = {cell.key for cell in made.cells}
     assert len(keys) == 4
-    assert all(isinstance(cell, Cell) and cell.key.endswith(f"-seed{cell.seed}") for cell in made.cells)
+    assert all(
+        isinstance(cell, Cell) and cell.key.endswith(f"-seed{cell.seed}") for cell in made.cells
+    )
 
 
 def test_no_rider_twice_whatever_the_order():
-    (cell,) = (c for c in plan("hopper", "lr_decay+ema,lr_decay,ema", seeds=1).cells if "lr_decay" in c.stabilizers)
+    (cell,) = (
+        c
+        for c in plan("hopper", "lr_decay+ema,lr_decay,ema", seeds=1).cells
+        if "lr_decay" in c.stabilizers
+    )
     assert cell.stabilizers == ("lr_decay", "lr_decay+ema")
     assert plan(["hopper", "hopper"], "ema").config.tasks == ("hopper",)
 
@@ -234,7 +271,9 @@ def test_an_optimizer_without_weight_decay_skips_what_needs_it():
         plan("hopper", "weight_decay", overrides=["train.optimizer=Rprop"])
 
 
-@pytest.mark.parametrize("bad", ["optimizer=lr_scheduler", "gradient_transforms=[{object: 'no.such:thing'}]"])
+@pytest.mark.parametrize(
+    "bad", ["optimizer=lr_scheduler", "gradient_transforms=[{object: 'no.such:thing'}]"]
+)
 def test_what_cannot_be_made_is_refused_while_planning(bad):
     with pytest.raises(StabError):
         plan("hopper", "ema", overrides=[f"train.{bad}"])
@@ -308,7 +347,9 @@ def test_wall_time_is_that_of_trainings_begun_in_order_and_rollouts_shared():
 
 
 def test_whoever_rolls_out_the_parts_in_whatever_order_the_rows_are_the_same(hopper, tmp_path):
-    config, _ = make_config("hopper", "ema,swa", seeds=1, overrides=[*TINY, "eval.checkpoint_every=5"])
+    config, _ = make_config(
+        "hopper", "ema,swa", seeds=1, overrides=[*TINY, "eval.checkpoint_every=5"]
+    )
     (cell,) = make_plan(config).cells
     for name, order in (("one", 1), ("other", -1)):
         parts: list[dict] = []
@@ -345,7 +386,7 @@ def test_a_part_that_fails_fails_its_cell_and_leaves_nothing(hopper, tmp_path, m
         "def part(task, config, cell, run, part, report):\n"
         "    if part == 2: raise OSError('no rollouts today')\n"
         "    time.sleep(60)\n"
-        "stab.worker._roll_out_part = part\n"
+        "stab.run.worker._roll_out_part = part\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path / "path"))
     config, _ = make_config("hopper", "ema", seeds=1, overrides=[*TINY, "eval.checkpoint_every=4"])
@@ -358,7 +399,12 @@ def test_a_part_that_fails_fails_its_cell_and_leaves_nothing(hopper, tmp_path, m
     assert [(event.kind, event.reason) for _, event in events if event.kind != "progress"] == [
         ("failed", "OSError: no rollouts today")
     ]
-    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "failures", "skipped.json", "tensorboard"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "config.yaml",
+        "failures",
+        "skipped.json",
+        "tensorboard",
+    ]
     assert "no rollouts today" in render(run)["entries"][0]["reason"]
 
 
@@ -382,7 +428,9 @@ def test_a_run_of_another_version_is_not_resumed(hopper, tmp_path):
     (cell,) = execute(config, run).cells
     comparison.check_out(run, config, resume=True)
     path = run / "cells" / f"{cell.key}.json"
-    path.rename(path.with_name("hopper-0123456789ab-seed0.json"))  # as a recipe's key might have been made before
+    path.rename(
+        path.with_name("hopper-0123456789ab-seed0.json")
+    )  # as a recipe's key might have been made before
     with pytest.raises(StabError, match="made by another version of stab"):
         comparison.check_out(run, config, resume=True)
     comparison.check_out(run, config, overwrite=True)
@@ -405,7 +453,9 @@ def run_to_the_end(config, run):
     comparison.prepare(made, run)
     make_out(run, made)
     with engine.Workers(comparison.WORK, 2) as workers:
-        return [event for _, event in comparison.execute(made, run, workers) if event.kind != "progress"]
+        return [
+            event for _, event in comparison.execute(made, run, workers) if event.kind != "progress"
+        ]
 
 
 def settings(stabilizers, run=None, seeds=1):
@@ -414,7 +464,9 @@ def settings(stabilizers, run=None, seeds=1):
 
 
 def rows_by_name(run):
-    return {(row["stabilizer"], row["seed"], row["update"], row["start"]): row for row in rows.rows(run)}
+    return {
+        (row["stabilizer"], row["seed"], row["update"], row["start"]): row for row in rows.rows(run)
+    }
 
 
 def test_a_new_average_is_appended_to_rows_that_come_out_equal(hopper, tmp_path):
@@ -425,40 +477,53 @@ def test_a_new_average_is_appended_to_rows_that_come_out_equal(hopper, tmp_path)
     after = rows_by_name(run)
     assert {name[0] for name in after} == {"none", "ema", "swa:every=2"}
     for name, row in before.items():
-        assert {**after[name], "stabilizers": 0, "riders": 0} == {**row, "stabilizers": 0, "riders": 0}
+        assert {**after[name], "stabilizers": 0, "riders": 0} == {
+            **row,
+            "stabilizers": 0,
+            "riders": 0,
+        }
 
 
 def test_a_new_average_is_refused_where_the_raw_rows_come_out_otherwise(hopper, tmp_path):
     run = tmp_path / "run"
     run_to_the_end(settings("ema"), run)
     (path,) = (run / "cells").iterdir()
-    cell = rows.read_json(path)
+    cell = files.read_json(path)
     cell["rows"][0]["return"] += 1e-9  # as another processor might have it
-    rows.write_json(path, cell)
-    weights = {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in (run / "weights").iterdir()}
+    files.write_json(path, cell)
+    weights = {
+        file.name: (file.stat().st_mtime_ns, file.stat().st_ino)
+        for file in (run / "weights").iterdir()
+    }
     (event,) = run_to_the_end(settings("swa:every=2", run), run)
     assert event.kind == "failed"
     assert "came out otherwise (none at update 10)" in event.reason
-    assert rows.read_json(path) == cell
-    assert weights == {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in (run / "weights").iterdir()}
+    assert files.read_json(path) == cell
+    assert weights == {
+        file.name: (file.stat().st_mtime_ns, file.stat().st_ino)
+        for file in (run / "weights").iterdir()
+    }
     assert {e["stabilizer"]: e["status"] for e in render(run)["entries"]}["swa:every=2"] == "failed"
     assert not (run / "parts").exists()
 
 
 @pytest.mark.parametrize(
-    "changed", ["dataset_sha256", "expert_sha256", "versions.torch", "versions.mujoco", "task_version"]
+    "changed",
+    ["dataset_sha256", "expert_sha256", "versions.torch", "versions.mujoco", "task_version"],
 )
 def test_resume_refuses_what_would_not_be_comparable(hopper, tmp_path, changed):
     run = tmp_path / "run"
     config = settings("ema")
     run_to_the_end(config, run)
     (path,) = (run / "cells").iterdir()
-    cell = rows.read_json(path)
+    cell = files.read_json(path)
     part, _, key = changed.rpartition(".")
     older = 0 if key == "task_version" else "older"
     (cell[part] if part else cell)[key] = older
-    rows.write_json(path, cell)
-    with pytest.raises(StabError, match=f"would come out otherwise now \\({changed} was {older!r}, is ") as refused:
+    files.write_json(path, cell)
+    with pytest.raises(
+        StabError, match=f"would come out otherwise now \\({changed} was {older!r}, is "
+    ) as refused:
         comparison.prepare(make_plan(settings("ema", run, seeds=2)), run)
     assert "\n" not in str(refused.value)
     comparison.prepare(make_plan(config))  # another folder is fine
@@ -470,7 +535,9 @@ def test_a_dataset_that_changed_between_runs_is_named(hopper, tmp_path, monkeypa
     root = tmp_path / "minari"
     shutil.copytree(hopper.parent.parent.parent, root)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
-    with h5py.File(root / "stab" / "hopper" / "expert-v0" / "data" / "main_data.hdf5", "r+") as file:
+    with h5py.File(
+        root / "stab" / "hopper" / "expert-v0" / "data" / "main_data.hdf5", "r+"
+    ) as file:
         file["episode_7"]["actions"][3] += 0.125
     with pytest.raises(StabError, match="dataset_sha256 was"):
         comparison.prepare(make_plan(settings("ema", run, seeds=2)), run)
@@ -554,7 +621,10 @@ def test_two_processes_do_not_share_a_run_folder(hopper, tmp_path):
     try:
         assert holder.stdout.readline() == "held\n"
         for arguments in ({}, {"resume": True}):
-            with pytest.raises(StabError, match=f"run is in use by process {holder.pid} on .* since 20.*another --out"):
+            with pytest.raises(
+                StabError,
+                match=f"run is in use by process {holder.pid} on .* since 20.*another --out",
+            ):
                 comparison.compare("hopper", "ema", out=run, overrides=TINY, workers=1, **arguments)
     finally:
         holder.kill()
@@ -564,7 +634,9 @@ def test_two_processes_do_not_share_a_run_folder(hopper, tmp_path):
     assert [path.name for path in run.iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".holder.json", ".config.yaml-x7abcd_1"], ["config.yaml"]])
+@pytest.mark.parametrize(
+    "left", [[], [".lock"], [".lock", ".holder.json", ".config.yaml-x7abcd_1"], ["config.yaml"]]
+)
 def test_a_run_that_was_killed_as_it_began_can_be_gone_on_with(hopper, tmp_path, left):
     run = tmp_path / "run"
     run.mkdir()
@@ -608,8 +680,10 @@ def go_on(job):
 @pytest.mark.parametrize(
     "left", ["whole", "state cut off", "read-outs missing", "returns of another run", "rolled out"]
 )
-def test_a_cell_goes_on_from_its_last_checkpoint_where_what_is_left_is_whole(hopper, tmp_path, left, monkeypatch):
-    monkeypatch.setattr("stab.worker.WRITING", 1.0)
+def test_a_cell_goes_on_from_its_last_checkpoint_where_what_is_left_is_whole(
+    hopper, tmp_path, left, monkeypatch
+):
+    monkeypatch.setattr("stab.run.worker.WRITING", 1.0)
     config, _ = make_config("hopper", "ema", seeds=1, overrides=LONG)
     cell, job, asked = left_behind(config, tmp_path / "run", at=8)
     parts = parts_folder(tmp_path / "run", cell)
@@ -620,7 +694,10 @@ def test_a_cell_goes_on_from_its_last_checkpoint_where_what_is_left_is_whole(hop
         (parts / "1.safetensors").unlink()
     elif left == "returns of another run":
         for number in (1, 2, 3):
-            rows.write_json(parts / f"{number}.json", {"seconds": 1.0, "found": {"0123456789abcdef": []}, "points": []})
+            files.write_json(
+                parts / f"{number}.json",
+                {"seconds": 1.0, "found": {"0123456789abcdef": []}, "points": []},
+            )
     elif left == "rolled out":
         for one in asked:
             work(one, lambda phase, fraction: None, asked.append)
@@ -643,20 +720,24 @@ def cells_of(run):
     return {path.name: path.read_bytes() for path in sorted((run / "cells").iterdir())}
 
 
-def test_rollouts_that_an_older_attempt_left_are_not_taken_for_those_of_a_later_one(hopper, tmp_path, monkeypatch):
+def test_rollouts_that_an_older_attempt_left_are_not_taken_for_those_of_a_later_one(
+    hopper, tmp_path, monkeypatch
+):
     """As where a cell goes on with other last bits (a GPU): the part that was handed over after the state was written."""
-    monkeypatch.setattr("stab.worker.WRITING", 1.0)
+    monkeypatch.setattr("stab.run.worker.WRITING", 1.0)
     config, _ = make_config("hopper", "ema", seeds=1, overrides=LONG)
     cell, job, asked = left_behind(config, tmp_path / "run", at=4)
     later = parts_folder(tmp_path / "run", cell) / f"{len(asked) + 1}.json"
-    rows.write_json(later, {"seconds": 1.0, "found": {"0123456789abcdef": []}})
+    files.write_json(later, {"seconds": 1.0, "found": {"0123456789abcdef": []}})
     go_on(job)
     finish(cell, tmp_path / "run")
     execute(config, tmp_path / "whole")
     assert cells_of(tmp_path / "run") == cells_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("name", "content"), [("skipped.json", "[1]"), ("skipped.json", "null"), ("run.json", "[]")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("skipped.json", "[1]"), ("skipped.json", "null"), ("run.json", "[]")]
+)
 def test_resume_looks_at_what_it_will_need_before_it_begins(hopper, tmp_path, name, content):
     config, run = settings("ema"), tmp_path / "run"
     make_out(run, make_plan(config))
@@ -685,7 +766,17 @@ def small(bytes_):
 
 @pytest.mark.skipif(resource is None, reason="limits files as POSIX systems do")
 def test_a_full_disk_is_a_clear_line_and_loses_nothing(hopper, tmp_path):
-    command = [Path(sys.executable).parent / "stab", "compare", "-t", "hopper", "-s", "ema", "--seeds", "2", *TINY]
+    command = [
+        Path(sys.executable).parent / "stab",
+        "compare",
+        "-t",
+        "hopper",
+        "-s",
+        "ema",
+        "--seeds",
+        "2",
+        *TINY,
+    ]
     command += ["--workers", "1", "--out", str(tmp_path / "run"), "--resume"]
     full = subprocess.run(
         command,

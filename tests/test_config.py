@@ -20,9 +20,14 @@ def test_the_defaults():
 
 def test_later_layers_win(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("seeds: 5\ntrain:\n  lr: 1e-4\n  batch_size: 64\neval: {starts: 3}\ntasks: [hopper, other]\n")
+    file.write_text(
+        "seeds: 5\ntrain:\n  lr: 1e-4\n  batch_size: 64\neval: {starts: 3}\ntasks: [hopper, other]\n"
+    )
     config = load(
-        {"seeds": 4, "train": {"lr": 0.5, "updates": 3000}}, file, {"eval": {"starts": 2}}, overrides=["seeds=7"]
+        {"seeds": 4, "train": {"lr": 0.5, "updates": 3000}},
+        file,
+        {"eval": {"starts": 2}},
+        overrides=["seeds=7"],
     )
     assert config.seeds == 7
     assert config.train == Recipe(lr=1e-4, batch_size=64, updates=3000)
@@ -49,7 +54,9 @@ def test_overrides_reach_every_depth():
             "tasks=[a,b]",
         ]
     )
-    assert config.train == Recipe(optimizer="torch.optim:SGD", optimizer_args={"momentum": 0.9}, lr=3e-4)
+    assert config.train == Recipe(
+        optimizer="torch.optim:SGD", optimizer_args={"momentum": 0.9}, lr=3e-4
+    )
     assert config.eval.horizon == 250
     assert config.data.dataset == "some/thing-v0"
     assert config.tasks == ("a", "b")
@@ -195,12 +202,20 @@ def test_an_empty_file_changes_nothing(tmp_path):
 
 CONFIGS = [
     Config(),
-    Config(stabilizers=("none", "lr_decay:final=0.1+ema:half_life=500"), tasks=("a", "b"), seeds=1, smoke=True),
+    Config(
+        stabilizers=("none", "lr_decay:final=0.1+ema:half_life=500"),
+        tasks=("a", "b"),
+        seeds=1,
+        smoke=True,
+    ),
     Config(
         train=Recipe(
             optimizer="SGD",
             optimizer_args={"momentum": 0.9, "nesterov": True},
-            gradient_transforms=(Call("my.module:Clip", {"norm": 1.0, "names": ["a", "b"]}), Call("other:Thing")),
+            gradient_transforms=(
+                Call("my.module:Clip", {"norm": 1.0, "names": ["a", "b"]}),
+                Call("other:Thing"),
+            ),
             schedule="cosine",
         ),
         data=Data(dataset="x/y-v0", train_episodes=2, validation_episodes=1),
@@ -237,10 +252,18 @@ def test_lists_of_recipe_settings_are_taken_out_where_a_sweep_is_wanted(tmp_path
     assert swept == {"lr": [1e-3, 3e-4], "policy": ["mlp", "mlp:width=128,depth=3"]}
     assert config.train == Recipe(lr=1e-3, policy="mlp", updates=900)
     swept = {}
-    assert load(file, {"train": {"lr": 0.5}}, overrides=["train.policy=[mlp]"], swept=swept).train.lr == 0.5
+    assert (
+        load(file, {"train": {"lr": 0.5}}, overrides=["train.policy=[mlp]"], swept=swept).train.lr
+        == 0.5
+    )
     assert swept == {"policy": ["mlp"]}  # a later layer wins, list or not
     swept = {}
-    assert load({"seeds": 4, "train": {"schedule_power": "${seeds}"}}, swept=swept).train.schedule_power == 4
+    assert (
+        load(
+            {"seeds": 4, "train": {"schedule_power": "${seeds}"}}, swept=swept
+        ).train.schedule_power
+        == 4
+    )
     assert load({"train": {"schedule_power": "${seeds}"}}, swept=swept).train.schedule_power == 3
     with pytest.raises(StabError, match=r"is not valid at train\.lr"):
         load(file)  # a run's config.yaml holds none

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from stab import costs
-from stab.costs import Cost, cached, measure
+from stab.checks import costs
+from stab.checks.costs import Cost, cached, measure
 from stab.recipe import Recipe
 from stab.stabilizers import Intervention, stabilizers
 
@@ -32,7 +32,9 @@ def test_momentum_is_a_copy_that_sgd_does_not_keep(monkeypatch):
             return replace(recipe, optimizer="SGD")
 
     monkeypatch.setitem(stabilizers._registered, "plain", (Plain, "here"))
-    assert measure(["plain"])["plain"].memory == pytest.approx(-2, abs=1e-3)  # AdamW keeps two moments
+    assert measure(["plain"])["plain"].memory == pytest.approx(
+        -2, abs=1e-3
+    )  # AdamW keeps two moments
 
 
 def test_what_cannot_be_measured_says_why(monkeypatch):
@@ -57,7 +59,11 @@ def test_it_is_measured_once_a_version(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(costs, "measure", stand_in)
     assert cached(["ema", "swa"]) == {"ema": Cost(1.5, 1.0), "swa": "no"}
-    assert cached(["polyak", "ema", "swa"]) == {"polyak": Cost(1.5, 1.0), "ema": Cost(1.5, 1.0), "swa": "no"}
+    assert cached(["polyak", "ema", "swa"]) == {
+        "polyak": Cost(1.5, 1.0),
+        "ema": Cost(1.5, 1.0),
+        "swa": "no",
+    }
     assert asked == [["ema", "swa"], ["polyak", "swa"]]
     monkeypatch.setattr(costs, "version", lambda package: "next")
     cached(["ema"])

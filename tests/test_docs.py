@@ -20,7 +20,12 @@ TOP = Path(__file__).parents[1]
 DOCS = TOP / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
 TINY = "train.updates=40 eval.checkpoint_every=10 eval.starts=2 eval.horizon=60"
-ELSEWHERE = ("pip ", "pytest ", "tensorboard ", "ray ")  # what installs, serves or needs other machines
+ELSEWHERE = (
+    "pip ",
+    "pytest ",
+    "tensorboard ",
+    "ray ",
+)  # what installs, serves or needs other machines
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,13 @@ class Block:
     @property
     def commands(self) -> list[str]:
         """Its lines, where it is a block of commands; comments and what cannot run here are left out."""
-        lines = [re.sub(r"\s+#.*", "", line) for line in self.text.replace("\\\n", " ").splitlines()]
+        lines = [
+            re.sub(r"\s+#.*", "", line) for line in self.text.replace("\\\n", " ").splitlines()
+        ]
         commands = [part for line in lines for part in line.split(" && ")]
-        if self.language or not all(re.match(r"(stab|python|pip|pytest|tensorboard|ray|cd) ", c) for c in commands):
+        if self.language or not all(
+            re.match(r"(stab|python|pip|pytest|tensorboard|ray|cd) ", c) for c in commands
+        ):
             return []
         return [c for c in commands if not c.startswith(ELSEWHERE) and "--engine ray" not in c]
 
@@ -67,7 +76,9 @@ def blocks(page: Path, section: str | None = None) -> list[Block]:
 
 
 def prose(page: Path) -> str:
-    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(
+        r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
 
 
 @pytest.fixture
@@ -75,7 +86,11 @@ def folder(tmp_path, minari_root):
     """A copy of what the pages' scripts and examples need, to run in; no dataset of one's own yet."""
     shutil.rmtree(minari_root / "my", ignore_errors=True)
     for name in ("docs", "examples", "plugins/example"):
-        shutil.copytree(TOP / name, tmp_path / name, ignore=shutil.ignore_patterns("*.png", "_build", "__pycache__"))
+        shutil.copytree(
+            TOP / name,
+            tmp_path / name,
+            ignore=shutil.ignore_patterns("*.png", "_build", "__pycache__"),
+        )
     return tmp_path
 
 
@@ -139,8 +154,13 @@ def check_page(page: Path, run, folder: Path) -> int:
 
 def test_set_up(run, hopper):
     """The line of the README that installs and compares, from the comparison on."""
-    (block,) = (b for b in blocks(TOP / "README.md", "Set up") if b.language == "" and "pip" in b.text)
-    assert "pip install -c constraints.txt . && stab compare --task hopper --all" in block.text.splitlines()
+    (block,) = (
+        b for b in blocks(TOP / "README.md", "Set up") if b.language == "" and "pip" in b.text
+    )
+    assert (
+        "pip install -c constraints.txt . && stab compare --task hopper --all"
+        in block.text.splitlines()
+    )
     assert block.commands == ["stab compare --task hopper --all"]
     assert "accumulation" in run(block.commands[0])
 
@@ -148,14 +168,24 @@ def test_set_up(run, hopper):
 @pytest.mark.slow
 def test_quick_start(run, folder, hopper):
     assert check_page(DOCS / "quickstart.md", run, folder) == 7
-    for name in ("leaderboard.json", "report.html", "figures", "tensorboard", "weights", "cells", "config.yaml"):
+    for name in (
+        "leaderboard.json",
+        "report.html",
+        "figures",
+        "tensorboard",
+        "weights",
+        "cells",
+        "config.yaml",
+    ):
         assert (folder / "runs" / "first" / name).exists(), name
 
 
 def test_the_score(run, folder):
     page = DOCS / "score.md"
     assert check_page(page, run, folder) == 2
-    assert run("python docs/score_figure.py --out score.png").strip() in page.read_text(encoding="utf-8")
+    assert run("python docs/score_figure.py --out score.png").strip() in page.read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.slow
@@ -171,18 +201,24 @@ def test_use(run, hopper):
 
 @pytest.mark.slow
 def test_readme_in_python(run, hopper, folder):
-    comparison, fragment = (b.text for b in blocks(TOP / "README.md", "Use") if b.language == "python")
+    comparison, fragment = (
+        b.text for b in blocks(TOP / "README.md", "Use") if b.language == "python"
+    )
     done = python(["-c", comparison.replace("seeds=3", "seeds=3, quick=True")], folder)
     assert "quick=True" not in comparison
     assert done.returncode == 0, done.stderr
     compile(fragment, "README.md", "exec")
-    (intervention,) = (b.text for b in blocks(TOP / "README.md", "Your own stabilizer") if b.language == "python")
+    (intervention,) = (
+        b.text for b in blocks(TOP / "README.md", "Your own stabilizer") if b.language == "python"
+    )
     (folder / "small.py").write_text(intervention)
     assert "all passed" in run("stab check small:SmallSteps")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("tutorials/own_dataset", 4), ("tutorials/attach", 1), ("pitfalls", 4)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("tutorials/own_dataset", 4), ("tutorials/attach", 1), ("pitfalls", 4)]
+)
 def test_pages_that_run(run, folder, name, count):
     assert check_page(DOCS / f"{name}.md", run, folder) == count
 
@@ -201,7 +237,9 @@ def test_writing_a_stabilizer(run, folder):
         if "class SmallSteps" in text:
             run("cd .")
             assert "all passed" in run(f"stab check block{number}:SmallSteps")
-    (written,) = (b.text for b in found if "parametrize_with_checks" in b.text and b.language == "python")
+    (written,) = (
+        b.text for b in found if "parametrize_with_checks" in b.text and b.language == "python"
+    )
     assert written in (folder / "stab-my-mean" / "test_my_mean.py").read_text()
 
 
@@ -210,7 +248,9 @@ def test_decay_in_libraries(run):
     """Rows of the libraries that are installed are on the page as they are printed, versions aside."""
     rows = [line for line in run("python docs/decay.py").splitlines() if line.startswith("| `")]
     assert len(rows) >= 4
-    kept = re.sub(r"(\| [a-z-]+) [\d.]+ \|", r"\1 |", (DOCS / "pitfalls.md").read_text(encoding="utf-8"))
+    kept = re.sub(
+        r"(\| [a-z-]+) [\d.]+ \|", r"\1 |", (DOCS / "pitfalls.md").read_text(encoding="utf-8")
+    )
     for row in rows:
         assert re.sub(r"(\| [a-z-]+) [\d.]+ \|", r"\1 |", row) in kept
 
@@ -220,11 +260,15 @@ def anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.replace("`", "").lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", [TOP / "README.md", *PAGES], ids=lambda page: str(page.relative_to(TOP)))
+@pytest.mark.parametrize(
+    "page", [TOP / "README.md", *PAGES], ids=lambda page: str(page.relative_to(TOP))
+)
 def test_links(page):
     text = prose(page)
     found = re.findall(r"\]\(([^)\s]+)\)", text)
-    found += [b.language.split()[1] for b in blocks(page) if b.language.startswith("{literalinclude}")]
+    found += [
+        b.language.split()[1] for b in blocks(page) if b.language.startswith("{literalinclude}")
+    ]
     for link in found:
         if re.match(r"[a-z]+:", link):
             continue
@@ -237,12 +281,19 @@ def test_links(page):
 
 
 def test_every_page_is_in_the_contents():
-    listed = [line for b in blocks(DOCS / "index.md") if b.language == "{toctree}" for line in b.text.splitlines()]
+    listed = [
+        line
+        for b in blocks(DOCS / "index.md")
+        if b.language == "{toctree}"
+        for line in b.text.splitlines()
+    ]
     listed = [line for line in listed if line and not line.startswith(":")]
     pages = [str(page.relative_to(DOCS).with_suffix("")) for page in PAGES]
     assert sorted(listed) == sorted(set(pages) - {"index"})
 
 
 def test_every_figure_is_in_the_gallery():
-    shown = set(re.findall(r"\]\(([\w-]+\.png)\)", (DOCS / "gallery.md").read_text(encoding="utf-8")))
+    shown = set(
+        re.findall(r"\]\(([\w-]+\.png)\)", (DOCS / "gallery.md").read_text(encoding="utf-8"))
+    )
     assert shown == {path.name for path in DOCS.glob("*.png")}

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from stab import engine
+from stab.engines import local as engine
 
 JOBS = """
 import os, pathlib, signal, sys, time
@@ -189,9 +189,15 @@ def test_jobs_come_before_parts_while_few_parts_wait(start):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_job_fails_once_when_a_part_does_and_drops_the_others(start, workers):
     events = list(
-        start("ask raise sleep sleep sleep sleep" if workers == 1 else "ask raise raise", "", workers=workers)
+        start(
+            "ask raise sleep sleep sleep sleep" if workers == 1 else "ask raise raise",
+            "",
+            workers=workers,
+        )
     )
-    assert [(e.job, e.kind) for e in events if e.kind != "progress" and e.job == 0] == [(0, "failed")]
+    assert [(e.job, e.kind) for e in events if e.kind != "progress" and e.job == 0] == [
+        (0, "failed")
+    ]
     assert "two lines of it" in ends(events)[0].reason
     assert ends(events)[1].kind == "done"
     assert not (start.folder / "began-0-3").exists()

@@ -28,7 +28,13 @@ def test_gva_by_hand():
 
 
 def test_gva_is_the_standard_deviation_between_two_checkpoints_of_one_start():
-    pairs = [0.5 * (J[a, n] - J[b, n]) ** 2 for n in range(2) for a in range(3) for b in range(3) if a != b]
+    pairs = [
+        0.5 * (J[a, n] - J[b, n]) ** 2
+        for n in range(2)
+        for a in range(3)
+        for b in range(3)
+        if a != b
+    ]
     assert gva.gva(J) == pytest.approx(SQRT(sum(pairs) / len(pairs)), rel=1e-14)
 
 
@@ -44,7 +50,9 @@ def test_by_lag_by_hand():
 
 def test_by_lag_takes_the_lags_below_the_number_of_checkpoints():
     J9 = np.arange(9.0)[:, None]
-    assert gva.gva_by_lag(J9) == pytest.approx({lag: lag / SQRT(2) for lag in (1, 2, 4, 8)}, rel=1e-14)
+    assert gva.gva_by_lag(J9) == pytest.approx(
+        {lag: lag / SQRT(2) for lag in (1, 2, 4, 8)}, rel=1e-14
+    )
     assert list(gva.gva_by_lag(J9[:8])) == [1, 2, 4]
     assert gva.gva_by_lag(J9, [3]) == pytest.approx({3: 3 / SQRT(2)}, rel=1e-14)
 
@@ -52,7 +60,9 @@ def test_by_lag_takes_the_lags_below_the_number_of_checkpoints():
 def test_mean_by_hand():
     means = [(0.1 + 1.0) / 2, (0.4 + 0.0) / 2, (0.1 + 0.5) / 2]
     centre = sum(means) / 3
-    assert gva.gva_mean(J) == pytest.approx(SQRT(sum((m - centre) ** 2 for m in means) / 2), rel=1e-14)
+    assert gva.gva_mean(J) == pytest.approx(
+        SQRT(sum((m - centre) ** 2 for m in means) / 2), rel=1e-14
+    )
 
 
 def test_checkpoint_variance_by_hand():
@@ -79,8 +89,12 @@ def test_by_horizon_is_gva_at_each():
 def test_late_is_the_last_quarter():
     J5 = np.array([[9.0], [7.0], [3.0], [1.0], [2.0]])
     # 3/4 of 8 is 6, which belongs to the last quarter.
-    assert gva.gva_late(J5, [4, 5, 6, 7, 8], 8) == pytest.approx(SQRT((1**2 + 1**2 + 0) / 2), rel=1e-14)
-    assert gva.gva_late(J5, [1, 2, 3, 7, 8], 8) == pytest.approx(SQRT((0.5**2 + 0.5**2) / 1), rel=1e-14)
+    assert gva.gva_late(J5, [4, 5, 6, 7, 8], 8) == pytest.approx(
+        SQRT((1**2 + 1**2 + 0) / 2), rel=1e-14
+    )
+    assert gva.gva_late(J5, [1, 2, 3, 7, 8], 8) == pytest.approx(
+        SQRT((0.5**2 + 0.5**2) / 1), rel=1e-14
+    )
     assert math.isnan(gva.gva_late(J5, [1, 2, 3, 4, 8], 8))
 
 
@@ -92,12 +106,18 @@ def test_jumps_by_hand():
 def test_amplification_by_hand():
     losses = [1.0, 2.0, 3.0]  # standard deviation 1, mean 2
     mean = (0.1 + 1.0 + 0.4 + 0.0 + 0.1 + 0.5) / 6
-    assert gva.amplification(J, losses) == pytest.approx((gva.gva_mean(J) / mean) / (1 / 2), rel=1e-14)
+    assert gva.amplification(J, losses) == pytest.approx(
+        (gva.gva_mean(J) / mean) / (1 / 2), rel=1e-14
+    )
 
 
 @pytest.mark.parametrize(
     ("returns", "losses"),
-    [([[1.0, -1.0], [1.0, -2.0], [0.5, 0.5]], [1.0, 2.0, 3.0]), (J, [2.0, 2.0, 2.0]), (J, [-1.0, 0.0, 1.0])],
+    [
+        ([[1.0, -1.0], [1.0, -2.0], [0.5, 0.5]], [1.0, 2.0, 3.0]),
+        (J, [2.0, 2.0, 2.0]),
+        (J, [-1.0, 0.0, 1.0]),
+    ],
     ids=["mean return 0", "constant loss", "mean loss 0"],
 )
 def test_amplification_is_nan_where_it_has_no_meaning(returns, losses):
@@ -112,7 +132,8 @@ def test_correlation_by_hand_and_by_scipy():
 
 
 @pytest.mark.parametrize(
-    ("returns", "losses"), [(np.ones((3, 2)), [1.0, 2.0, 3.0]), (J, [1.0, 1.0, 1.0]), (J[:2], [1.0, 2.0])]
+    ("returns", "losses"),
+    [(np.ones((3, 2)), [1.0, 2.0, 3.0]), (J, [1.0, 1.0, 1.0]), (J[:2], [1.0, 2.0])],
 )
 def test_correlation_is_nan_for_a_constant_or_two_points(returns, losses):
     assert math.isnan(gva.correlation(returns, losses))
@@ -240,7 +261,11 @@ def test_checkpoint_variance_is_without_bias_where_nothing_is_shared():
     assert min(found) < 0
 
 
-windows = arrays(np.float64, st.tuples(st.integers(2, 6), st.integers(2, 5)), elements=st.integers(-50, 50).map(float))
+windows = arrays(
+    np.float64,
+    st.tuples(st.integers(2, 6), st.integers(2, 5)),
+    elements=st.integers(-50, 50).map(float),
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -249,13 +274,17 @@ def test_affine_equivariance(J, scale, shift):
     moved = scale * J + shift
     for score in (gva.gva, gva.gva_adjacent, gva.gva_mean, gva.noise_floor):
         assert score(moved) == pytest.approx(abs(scale) * score(J), rel=1e-9, abs=1e-9)
-    assert gva.checkpoint_variance(moved) == pytest.approx(scale**2 * gva.checkpoint_variance(J), rel=1e-9, abs=1e-7)
+    assert gva.checkpoint_variance(moved) == pytest.approx(
+        scale**2 * gva.checkpoint_variance(J), rel=1e-9, abs=1e-7
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(windows, st.data())
 def test_offsets_of_the_starts_do_not_matter(J, data):
-    offsets = data.draw(arrays(np.float64, J.shape[1], elements=st.integers(-1000, 1000).map(float)))
+    offsets = data.draw(
+        arrays(np.float64, J.shape[1], elements=st.integers(-1000, 1000).map(float))
+    )
     for score in (gva.gva, gva.gva_adjacent, gva.gva_mean, gva.checkpoint_variance):
         assert score(J + offsets) == pytest.approx(score(J), rel=1e-9, abs=1e-9)
 
@@ -264,7 +293,9 @@ def test_offsets_of_the_starts_do_not_matter(J, data):
 @given(windows)
 def test_the_order_of_the_checkpoints_matters_only_by_lag(J):
     assert gva.gva(J[::-1]) == pytest.approx(gva.gva(J), rel=1e-12)
-    assert gva.gva_by_lag(J[::-1]) == pytest.approx(gva.gva_by_lag(J), rel=1e-12)  # time runs either way
+    assert gva.gva_by_lag(J[::-1]) == pytest.approx(
+        gva.gva_by_lag(J), rel=1e-12
+    )  # time runs either way
     order = np.random.default_rng(len(J)).permutation(len(J))
     assert gva.gva(J[order]) == pytest.approx(gva.gva(J), rel=1e-12)
     assert gva.gva_mean(J[order]) == pytest.approx(gva.gva_mean(J), rel=1e-12, abs=1e-12)
@@ -292,7 +323,10 @@ def test_interval_is_scipys():
 
 def test_interval_covers_the_mean_in_95_of_100_cases():
     rng = np.random.default_rng(4)
-    covered = [abs(i.mean) < i.high - i.mean for i in (gva.interval(rng.standard_normal(3)) for _ in range(2000))]
+    covered = [
+        abs(i.mean) < i.high - i.mean
+        for i in (gva.interval(rng.standard_normal(3)) for _ in range(2000))
+    ]
     assert abs(np.mean(covered) - 0.95) < 5 * SQRT(0.95 * 0.05 / 2000)
 
 
@@ -327,7 +361,11 @@ def test_a_freeze_control_scores_nothing_and_is_static():
     frozen = np.tile(np.random.default_rng(5).standard_normal(8), (16, 1))
     assert gva.gva(frozen) == pytest.approx(0, abs=1e-14)  # the mean of equal numbers is rounded
     assert gva.gva_adjacent(frozen) == 0
-    for difference in (gva.Interval(0.3, 0.2, 0.4), gva.Interval(-0.5, -0.6, -0.4), gva.Interval(0, -1, 1)):
+    for difference in (
+        gva.Interval(0.3, 0.2, 0.4),
+        gva.Interval(-0.5, -0.6, -0.4),
+        gva.Interval(0, -1, 1),
+    ):
         assert gva.status(difference, True) == "static"
 
 
@@ -336,7 +374,15 @@ def test_a_freeze_control_scores_nothing_and_is_static():
 
 @pytest.mark.parametrize("bad", BAD_WINDOWS, ids=lambda b: str(np.shape(b)))
 @pytest.mark.parametrize(
-    "score", [gva.gva, gva.gva_by_lag, gva.gva_adjacent, gva.gva_mean, gva.checkpoint_variance, gva.noise_floor]
+    "score",
+    [
+        gva.gva,
+        gva.gva_by_lag,
+        gva.gva_adjacent,
+        gva.gva_mean,
+        gva.checkpoint_variance,
+        gva.noise_floor,
+    ],
 )
 def test_wrong_shapes_raise(score, bad):
     with pytest.raises(ValueError, match="checkpoints"):
@@ -346,7 +392,13 @@ def test_wrong_shapes_raise(score, bad):
 def test_nan_is_never_swallowed():
     bad = J.copy()
     bad[1, 1] = np.nan
-    for score in (gva.gva, gva.gva_adjacent, gva.gva_mean, gva.checkpoint_variance, gva.noise_floor):
+    for score in (
+        gva.gva,
+        gva.gva_adjacent,
+        gva.gva_mean,
+        gva.checkpoint_variance,
+        gva.noise_floor,
+    ):
         assert math.isnan(score(bad))
     assert math.isnan(gva.amplification(bad, [1.0, 2.0, 3.0]))
     assert math.isnan(gva.correlation(bad, [1.0, 2.0, 3.0]))

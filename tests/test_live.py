@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from stab import comparison, engine, live
-from stab.cells import Cell, cell_file, parts_folder
+from stab import comparison, files
 from stab.comparison import make_config, make_out, make_plan
-from stab.live import Live
+from stab.engines import local as engine
 from stab.recipe import Recipe
-from stab.reports import render, rows
+from stab.reports import live, render
+from stab.reports.live import Live
+from stab.run.cells import Cell, cell_file, parts_folder
 
 LINEAR = ("train.policy=mlp:depth=0", "train.lr=0.01", "train.updates=100", "eval.checkpoint_every=10", "eval.starts=2",
           "eval.horizon=30")  # fmt: skip
@@ -24,8 +25,14 @@ LINEAR = ("train.policy=mlp:depth=0", "train.lr=0.01", "train.updates=100", "eva
 def scalars(run, string, tag):
     if not (run / "tensorboard" / string).exists():
         return {}
-    events = EventAccumulator(str(run / "tensorboard" / string), size_guidance={"scalars": 0}).Reload()
-    return {event.step: event.value for event in events.Scalars(tag)} if tag in events.Tags()["scalars"] else {}
+    events = EventAccumulator(
+        str(run / "tensorboard" / string), size_guidance={"scalars": 0}
+    ).Reload()
+    return (
+        {event.step: event.value for event in events.Scalars(tag)}
+        if tag in events.Tags()["scalars"]
+        else {}
+    )
 
 
 def finished(seed, returns, losses):
@@ -34,7 +41,9 @@ def finished(seed, returns, losses):
     return {
         "task": "toy",
         "seed": seed,
-        "checkpoints": {"none": [{"update": u, "val_loss": v} for u, v in zip(updates, losses, strict=True)]},
+        "checkpoints": {
+            "none": [{"update": u, "val_loss": v} for u, v in zip(updates, losses, strict=True)]
+        },
         "rows": [
             {"stabilizer": "none", "update": u, "start": n, "return": value}
             for u, values in zip(updates, returns, strict=True)
@@ -70,8 +79,9 @@ def test_parts_are_shown_before_their_cell_is_finished(tmp_path, config, monkeyp
             {"return": 0.3, "length": 3, "cumulative": [1.0]},
         ]
         found = {sha: episode for *_, sha in points}
-        rows.write_json(
-            parts_folder(tmp_path, cell) / f"{number}.json", {"seconds": 1.0, "found": found, "points": points}
+        files.write_json(
+            parts_folder(tmp_path, cell) / f"{number}.json",
+            {"seconds": 1.0, "found": found, "points": points},
         )
 
     shown.look([cell])
@@ -86,7 +96,9 @@ def test_parts_are_shown_before_their_cell_is_finished(tmp_path, config, monkeyp
     shown.close()
 
 
-def test_a_part_that_is_written_again_is_read_again_and_a_damaged_one_is_passed_over(tmp_path, config, monkeypatch):
+def test_a_part_that_is_written_again_is_read_again_and_a_damaged_one_is_passed_over(
+    tmp_path, config, monkeypatch
+):
     monkeypatch.setattr(live, "REFRESH", 0.0)
     cell = Cell("cliff", Recipe(), 0, ("none",))
     shown = Live(tmp_path, config)
@@ -95,7 +107,7 @@ def test_a_part_that_is_written_again_is_read_again_and_a_damaged_one_is_passed_
     def write(value, updates):
         episodes = [{"return": value, "length": 3, "cumulative": [1.0]}]
         points = [["none", update, 0.5, "a"] for update in updates]
-        rows.write_json(path, {"seconds": 1.0, "found": {"a": episodes}, "points": points})
+        files.write_json(path, {"seconds": 1.0, "found": {"a": episodes}, "points": points})
 
     for content in (b"", b"{", b"[]", b'{"seconds": 1.0, "found": {}}'):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,13 +156,17 @@ def test_looks_are_seconds_apart(tmp_path, config):
     shown.looked = live.time.monotonic()
     points = [["none", 10, 0.5, "a"]]
     found = {"a": [{"return": 0.1, "length": 3, "cumulative": [1.0]}]}
-    rows.write_json(parts_folder(tmp_path, cell) / "1.json", {"seconds": 1.0, "found": found, "points": points})
+    files.write_json(
+        parts_folder(tmp_path, cell) / "1.json", {"seconds": 1.0, "found": found, "points": points}
+    )
     shown.look([cell])
     assert shown.read == set()
     shown.close()
 
 
-def test_the_curves_of_a_comparison_grow_and_end_as_they_are_rendered(tmp_path, config, monkeypatch):
+def test_the_curves_of_a_comparison_grow_and_end_as_they_are_rendered(
+    tmp_path, config, monkeypatch
+):
     monkeypatch.setattr(live, "REFRESH", 0.0)
     plan = make_plan(config)
     comparison.prepare(plan)
@@ -167,7 +183,10 @@ def test_the_curves_of_a_comparison_grow_and_end_as_they_are_rendered(tmp_path, 
     cells = [json.loads(cell_file(run, cell).read_text()) for cell in plan.cells]
     for update in config.checkpoints:
         found = [
-            r["return"] for cell in cells for r in cell["rows"] if (r["stabilizer"], r["update"]) == ("ema", update)
+            r["return"]
+            for cell in cells
+            for r in cell["rows"]
+            if (r["stabilizer"], r["update"]) == ("ema", update)
         ]
         assert last[update] == pytest.approx(np.mean(found), rel=1e-6)
     # A session that goes on begins with what there is.

@@ -34,8 +34,16 @@ def environment(tmp_path_factory) -> Path:
     """An environment that sees this one's packages, with the example plug-in and a broken one installed (no network)."""
     top = tmp_path_factory.mktemp("plugin")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", top / "venv"], check=True)
-    site = top / "venv" / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    (site / "base.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    site = (
+        top
+        / "venv"
+        / "lib"
+        / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        / "site-packages"
+    )
+    (site / "base.pth").write_text(
+        f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+    )
     (top / "broken").mkdir()
     for name, text in BROKEN.items():
         (top / "broken" / name).write_text(text)
@@ -43,8 +51,19 @@ def environment(tmp_path_factory) -> Path:
     copy.mkdir()
     for source in EXAMPLE.glob("*.*"):
         (copy / source.name).write_bytes(source.read_bytes())
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index"]
-    subprocess.run([*install, "--target", site, copy, top / "broken"], check=True, capture_output=True)
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-build-isolation",
+        "--no-deps",
+        "--no-index",
+    ]
+    subprocess.run(
+        [*install, "--target", site, copy, top / "broken"], check=True, capture_output=True
+    )
     return top / "venv"
 
 
@@ -68,14 +87,32 @@ def test_verbose_listing_loads_it_and_says_what_is_broken(environment, tmp_path)
     said = " ".join(stab(environment, "list", "stabilizers", "-v", cwd=tmp_path).stdout.split())
     assert "lawa Latest weight averaging" in said
     assert "every 100: updates between iterates" in said
-    assert "broken broken: RuntimeError: needs a licence (stab-broken 0.1.0: stab_broken:Missing)" in said
+    assert (
+        "broken broken: RuntimeError: needs a licence (stab-broken 0.1.0: stab_broken:Missing)"
+        in said
+    )
 
 
 def test_all_runs_it_and_skips_the_broken_one(environment, hopper, tmp_path):
     tiny = ["train.updates=40", "eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=60"]
-    done = stab(environment, "compare", "-t", "hopper", "--all", "--seeds", 1, "--out", "run", *tiny, cwd=tmp_path)
+    done = stab(
+        environment,
+        "compare",
+        "-t",
+        "hopper",
+        "--all",
+        "--seeds",
+        1,
+        "--out",
+        "run",
+        *tiny,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
-    entries = {e["stabilizer"]: e for e in json.loads((tmp_path / "run" / "leaderboard.json").read_text())["entries"]}
+    entries = {
+        e["stabilizer"]: e
+        for e in json.loads((tmp_path / "run" / "leaderboard.json").read_text())["entries"]
+    }
     assert entries["lawa"]["gva"] is not None
     assert entries["broken"]["status"] == "skipped"
     assert "needs a licence" in entries["broken"]["reason"]

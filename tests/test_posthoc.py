@@ -20,7 +20,9 @@ SIZES = ("--policy", "mlp:depth=0", "train.lr=0.01", "train.updates=400", "eval.
 
 def run(*arguments: object):
     command = [Path(sys.executable).parent / "stab", *map(str, arguments)]
-    return subprocess.run(command, env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True, timeout=180)
+    return subprocess.run(
+        command, env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True, timeout=180
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,17 @@ def runs(tmp_path_factory):
     """Two runs of the same settings: one that kept snapshots, one (of one seed) that did not."""
     top = tmp_path_factory.mktemp("posthoc")
     for name, more in (("with", ["snapshots.every=5"]), ("without", ["--seeds", "1"])):
-        done = run("compare", "-t", "cliff", "-s", "ema:half_life=40,lr_decay", "--out", top / name, *SIZES, *more)
+        done = run(
+            "compare",
+            "-t",
+            "cliff",
+            "-s",
+            "ema:half_life=40,lr_decay",
+            "--out",
+            top / name,
+            *SIZES,
+            *more,
+        )
         assert done.returncode == 0, done.stderr
     done = run("report", top / "with", "--averages", "ema:half_life=10|40|100,lr_decay+polyak")
     assert done.returncode == 0, done.stderr
@@ -58,9 +70,13 @@ def test_keeping_snapshots_changes_no_row(runs):
     cells = list((runs / "without" / "cells").iterdir())
     assert len(cells) == 2
     for cell in cells:
-        assert json.loads(cell.read_text()) == json.loads((runs / "with" / "cells" / cell.name).read_text())
+        assert json.loads(cell.read_text()) == json.loads(
+            (runs / "with" / "cells" / cell.name).read_text()
+        )
     assert not (runs / "without" / "snapshots").exists()
-    assert len(list((runs / "with" / "snapshots").iterdir())) == 6  # none and lr_decay, three seeds each
+    assert (
+        len(list((runs / "with" / "snapshots").iterdir())) == 6
+    )  # none and lr_decay, three seeds each
 
 
 def test_the_plan_says_how_much_disk_snapshots_take(runs, stab):
@@ -77,7 +93,9 @@ def test_every_average_is_scored(runs):
         "ema:half_life=100",
         "lr_decay+polyak",
     ]  # by half-life
-    assert [e["half_life"][1] for e in found.values()] == sorted(e["half_life"][1] for e in found.values())
+    assert [e["half_life"][1] for e in found.values()] == sorted(
+        e["half_life"][1] for e in found.values()
+    )
     for entry in found.values():
         assert entry["seeds"] == len(entry["gva_per_seed"]) == 3
         assert entry["gva_low"] <= entry["gva"] <= entry["gva_high"]
@@ -101,12 +119,16 @@ def test_the_table_fits_and_says_the_error(runs):
     said = (runs / "stdout").read_text()
     assert max(map(len, said.splitlines())) <= 80
     assert "cliff: averages read off snapshots of 5 updates" in said
-    assert "ema:half_life=40 against the online average: final weights off by" in " ".join(said.split())
+    assert "ema:half_life=40 against the online average: final weights off by" in " ".join(
+        said.split()
+    )
 
 
 def test_files_are_rebuilt_from_rows(runs, stab):
     run = runs / "with"
-    before = {name: (run / name).read_text() for name in ("averages.json", "averages.md", "averages.csv")}
+    before = {
+        name: (run / name).read_text() for name in ("averages.json", "averages.md", "averages.csv")
+    }
     for name in before:
         (run / name).unlink()
     assert stab("report", run).returncode == 0
@@ -115,9 +137,9 @@ def test_files_are_rebuilt_from_rows(runs, stab):
     lines = list(csv.DictReader((run / "averages.csv").open()))
     assert [line["stabilizer"] for line in lines] == list(entries(run))
     assert before["averages.md"].count("| ema:half_life") == 3
-    assert json.loads(stab("report", run, "--averages", "ema:half_life=40", "--format", "json").stdout) == json.loads(
-        before["averages.json"]
-    )
+    assert json.loads(
+        stab("report", run, "--averages", "ema:half_life=40", "--format", "json").stdout
+    ) == json.loads(before["averages.json"])
 
 
 def test_what_was_read_off_is_kept(runs, stab):
@@ -141,9 +163,17 @@ def test_workers_change_nothing(runs, stab):
 @pytest.mark.parametrize(
     ("name", "averages", "message"),
     [
-        ("without", "ema", "kept no snapshots to read averages off: run the comparison with snapshots.every=5"),
+        (
+            "without",
+            "ema",
+            "kept no snapshots to read averages off: run the comparison with snapshots.every=5",
+        ),
         ("with", "lr_decay", "'lr_decay' is no average that can be read off"),
-        ("with", "dropout+ema", "has no training run of 'dropout' on cliff with seed 0; it has none, lr_decay"),
+        (
+            "with",
+            "dropout+ema",
+            "has no training run of 'dropout' on cliff with seed 0; it has none, lr_decay",
+        ),
         ("with", "polyak:start=500", "start=500 does not fit 400 updates"),
         ("with", "emma", "Did you mean 'ema'"),
         ("nowhere", "ema", "is no run folder"),
@@ -163,10 +193,14 @@ def test_lost_snapshots_are_said(runs, refused, tmp_path):
     )
     for path in (tmp_path / "run" / "snapshots").iterdir():
         path.unlink()
-    assert "are gone: run the comparison again" in refused("report", tmp_path / "run", "--averages", "ema:half_life=20")
+    assert "are gone: run the comparison again" in refused(
+        "report", tmp_path / "run", "--averages", "ema:half_life=20"
+    )
 
 
 @pytest.mark.parametrize("every", [0, -5, 30, 40])
 def test_snapshots_must_end_at_checkpoints(refused, every):
-    said = refused("compare", "-t", "cliff", "--stabilizers", "ema", *SIZES, f"snapshots.every={every}")
+    said = refused(
+        "compare", "-t", "cliff", "--stabilizers", "ema", *SIZES, f"snapshots.every={every}"
+    )
     assert "expected a divisor of eval.checkpoint_every (20)" in said

@@ -21,7 +21,11 @@ SETTINGS = [
 
 
 # By default Ray takes a silent node for dead after 15 seconds, in which a fast machine has finished everything.
-PULSE = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 5}
+PULSE = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,11 @@ def cluster():
 def start(run, *more):
     command = [str(STAB), *SETTINGS, "--out", str(run), *more]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "80"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
     )
 
 
@@ -59,12 +67,16 @@ def local(tmp_path_factory):
     return cells(run)
 
 
-def test_a_lost_nodes_cells_run_again_elsewhere_and_the_rows_are_those_of_this_machine(cluster, local, tmp_path):
+def test_a_lost_nodes_cells_run_again_elsewhere_and_the_rows_are_those_of_this_machine(
+    cluster, local, tmp_path
+):
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     cluster.wait_for_nodes()
     process = start(tmp_path / "run", "--engine", "ray", "--address", cluster.address)
     deadline = time.monotonic() + 120
-    while len(cells(tmp_path / "run")) < 1 and time.monotonic() < deadline and process.poll() is None:
+    while (
+        len(cells(tmp_path / "run")) < 1 and time.monotonic() < deadline and process.poll() is None
+    ):
         time.sleep(0.1)
     assert 1 <= len(cells(tmp_path / "run")) < 9  # in the middle: all three nodes are at work
     cluster.remove_node(nodes[0], allow_graceful=False)
@@ -99,7 +111,13 @@ def test_a_ray_of_its_own(local, tmp_path):
 def test_a_cell_that_raises_is_an_entry_with_its_reason(cluster, tmp_path):
     _, err = finished(
         start(
-            tmp_path / "run", "--engine", "ray", "--address", cluster.address, "train.lr=1e30", "train.optimizer=SGD"
+            tmp_path / "run",
+            "--engine",
+            "ray",
+            "--address",
+            cluster.address,
+            "train.lr=1e30",
+            "train.optimizer=SGD",
         ),
         1,
     )
@@ -107,7 +125,9 @@ def test_a_cell_that_raises_is_an_entry_with_its_reason(cluster, tmp_path):
     assert cells(tmp_path / "run") == {}
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "host.invalid:6379", "127.0.0.1:99999"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "nowhere", "host.invalid:6379", "127.0.0.1:99999"]
+)
 def test_no_cluster_at_the_address(tmp_path, address):
     out, err = finished(start(tmp_path / "run", "--engine", "ray", "--address", address), 2)
     assert out == ""

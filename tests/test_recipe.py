@@ -149,30 +149,50 @@ def test_transforms_may_be_plain_data():
 
 UPDATES, LR = 40, 0.25
 TORCH = {
-    ("constant", 0.0, 1.0): lambda o: torch.optim.lr_scheduler.ConstantLR(o, factor=1.0, total_iters=UPDATES),
+    ("constant", 0.0, 1.0): lambda o: torch.optim.lr_scheduler.ConstantLR(
+        o, factor=1.0, total_iters=UPDATES
+    ),
     ("linear", 0.0, 1.0): lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, UPDATES),
     ("linear", 0.1, 1.0): lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.1, UPDATES),
     ("cosine", 0.0, 1.0): lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, UPDATES),
-    ("cosine", 0.2, 1.0): lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, UPDATES, eta_min=0.2 * LR),
-    ("polynomial", 0.0, 1.0): lambda o: torch.optim.lr_scheduler.PolynomialLR(o, UPDATES, power=1.0),
-    ("polynomial", 0.0, 2.5): lambda o: torch.optim.lr_scheduler.PolynomialLR(o, UPDATES, power=2.5),
-    ("polynomial", 0.0, 0.5): lambda o: torch.optim.lr_scheduler.PolynomialLR(o, UPDATES, power=0.5),
+    ("cosine", 0.2, 1.0): lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(
+        o, UPDATES, eta_min=0.2 * LR
+    ),
+    ("polynomial", 0.0, 1.0): lambda o: torch.optim.lr_scheduler.PolynomialLR(
+        o, UPDATES, power=1.0
+    ),
+    ("polynomial", 0.0, 2.5): lambda o: torch.optim.lr_scheduler.PolynomialLR(
+        o, UPDATES, power=2.5
+    ),
+    ("polynomial", 0.0, 0.5): lambda o: torch.optim.lr_scheduler.PolynomialLR(
+        o, UPDATES, power=0.5
+    ),
 }
 
 
 @pytest.mark.parametrize("case", TORCH, ids=str)
 def test_lr_factor_is_torchs_schedule(case):
     schedule, final, power = case
-    recipe = Recipe(lr=LR, schedule=schedule, schedule_final=final, schedule_power=power, updates=UPDATES)
+    recipe = Recipe(
+        lr=LR, schedule=schedule, schedule_final=final, schedule_power=power, updates=UPDATES
+    )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
     scheduler = TORCH[case](optimizer)
     for update in range(UPDATES + 1):
-        assert LR * recipe.lr_factor(update) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9, abs=1e-12)
+        assert LR * recipe.lr_factor(update) == pytest.approx(
+            scheduler.get_last_lr()[0], rel=1e-9, abs=1e-12
+        )
         optimizer.step()
         scheduler.step()
 
 
-@given(st.sampled_from(SCHEDULES), st.floats(0, 1), st.floats(0.1, 5), st.integers(1, 200), st.integers(0, 400))
+@given(
+    st.sampled_from(SCHEDULES),
+    st.floats(0, 1),
+    st.floats(0.1, 5),
+    st.integers(1, 200),
+    st.integers(0, 400),
+)
 def test_lr_factor_falls_from_one_to_the_final_fraction(schedule, final, power, updates, update):
     recipe = Recipe(schedule=schedule, schedule_final=final, schedule_power=power, updates=updates)
     end = 1.0 if schedule == "constant" else final
@@ -191,7 +211,8 @@ def test_load_object():
 
 
 @pytest.mark.parametrize(
-    "path", ["nowhere.at.all:X", "torch.optim:Nope", "torch.optim", "torch.optim:", ":SGD", "", "a b:c"]
+    "path",
+    ["nowhere.at.all:X", "torch.optim:Nope", "torch.optim", "torch.optim:", ":SGD", "", "a b:c"],
 )
 def test_load_object_says_what_is_wrong(path):
     with pytest.raises(StabError, match="expected module:Object"):

@@ -49,7 +49,9 @@ def contents(run):
         for path in sorted((run / folder).iterdir())
     }
     entries = json.loads((run / "leaderboard.json").read_text())["entries"]
-    timeless = [{key: value for key, value in entry.items() if "seconds" not in key} for entry in entries]
+    timeless = [
+        {key: value for key, value in entry.items() if "seconds" not in key} for entry in entries
+    ]
     return kept, timeless
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from stab import snapshots
 from stab.checks import Toy
 from stab.recipe import Recipe
 from stab.registry import StabError
-from stab.snapshots import BlockMeans, Snapshots, block_ends
+from stab.run import snapshots
+from stab.run.snapshots import BlockMeans, Snapshots, block_ends
 from stab.stabilizers import parse
 from stab.train import train
 
@@ -77,7 +77,9 @@ def test_blocks_of_one_update_give_the_online_average(string):
             assert torch.allclose(found[t][name], online[name], atol=1e-6), name
 
 
-@pytest.mark.parametrize(("string", "every"), [("ema:half_life=20", 10), ("ema:half_life=5", 25), ("swa:every=10", 10)])
+@pytest.mark.parametrize(
+    ("string", "every"), [("ema:half_life=20", 10), ("ema:half_life=5", 25), ("swa:every=10", 10)]
+)
 def test_the_error_is_within_its_bound(string, every):
     points, taken = run(every, [string], checkpoints=(53, 103) if every in (10, 25) else (103,))
     found, misplaced = taken.read_off(parse(string).average, [103])
@@ -118,7 +120,9 @@ def test_the_last_iterate_keeps_its_own_weight():
     """An EMA of half-life 1 is half the last iterate: with it at hand, less is misplaced than an even spread would."""
     _, taken = run(10, ["ema:half_life=1,burn_in=0"])
     _, misplaced = taken.read_off(parse("ema:half_life=1,burn_in=0").average, [103])
-    even = 1 / 2 - 1 / 10 + 1 / 4 - 1 / 10 + 1 / 8 - 1 / 10  # what the three weights above 1/10 have over it
+    even = (
+        1 / 2 - 1 / 10 + 1 / 4 - 1 / 10 + 1 / 8 - 1 / 10
+    )  # what the three weights above 1/10 have over it
     assert misplaced < even - 0.1
 
 
@@ -145,7 +149,9 @@ def test_declared_buffers_are_averaged():
 
 def test_snapshots_do_not_change_training():
     plain = [p.raw for p in train(Toy("toy"), RECIPE, 0, {}, [53, 103])]
-    riding = [p.raw for p in train(Toy("toy"), RECIPE, 0, {snapshots.RIDER: BlockMeans(50)}, [53, 103])]
+    riding = [
+        p.raw for p in train(Toy("toy"), RECIPE, 0, {snapshots.RIDER: BlockMeans(50)}, [53, 103])
+    ]
     for a, b in zip(plain, riding, strict=True):
         assert all(torch.equal(a[k], b[k]) for k in a)
 
@@ -166,7 +172,9 @@ def test_they_survive_the_disk(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
 
 
-@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:200])])
+@pytest.mark.parametrize(
+    "damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:200])]
+)
 def test_damaged_files_are_said(tmp_path, damage):
     _, taken = run(50)
     path = tmp_path / "a.safetensors"
@@ -188,7 +196,9 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path, monkeypatch):
 
 def test_what_cannot_be_read_off_is_said():
     _, taken = run(50)
-    with pytest.raises(StabError, match=r"no checkpoint at update 60 to read off; there is at \[53, 103\]"):
+    with pytest.raises(
+        StabError, match=r"no checkpoint at update 60 to read off; there is at \[53, 103\]"
+    ):
         taken.read_off(parse("ema").average, [60])
     polyak = type(parse("polyak").average)
 

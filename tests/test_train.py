@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from stab import state
+from stab import files
 from stab.recipe import Call, Recipe
 from stab.registry import StabError
 from stab.stabilizers import Average, GradientTransform
@@ -19,7 +19,8 @@ from stab.stabilizers.base import MeanState, clone
 from stab.stabilizers.ema import EMA
 from stab.stabilizers.polyak import Polyak
 from stab.stabilizers.swa import SWA
-from stab.tasks.base import Curve, Demonstrations, References, Task, no_progress
+from stab.tasks.base import Demonstrations, Task
+from stab.tasks.references import Curve, References, no_progress
 from stab.train import Diverged, gradient_noise, make_optimizer, train
 
 HERE = __name__  # recipes name the classes of this file as ``module:Object``
@@ -32,7 +33,9 @@ class Pairs:
     def __init__(self, count, width=3, seed=0):
         rng = np.random.default_rng(seed)
         self.x = torch.from_numpy(rng.standard_normal((count, width))).float()
-        self.y = self.x.sum(1, keepdim=True) + torch.from_numpy(rng.standard_normal((count, 1))).float()
+        self.y = (
+            self.x.sum(1, keepdim=True) + torch.from_numpy(rng.standard_normal((count, 1))).float()
+        )
         self.drawn = []
 
     def __len__(self):
@@ -57,7 +60,9 @@ def dropout(recipe):
 
 
 def batchnorm(recipe):
-    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(recipe.dropout), nn.Linear(8, 1))
+    return nn.Sequential(
+        nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(recipe.dropout), nn.Linear(8, 1)
+    )
 
 
 class Tied(nn.Module):
@@ -91,7 +96,9 @@ class Toy(Task):
     data: Pairs = field(default_factory=lambda: Pairs(60))
 
     def dataset(self, progress=no_progress):
-        return Demonstrations(self.data, self.data, References(FLAT, FLAT), "toy/toy-v0", "", None, "Toy-v0")
+        return Demonstrations(
+            self.data, self.data, References(FLAT, FLAT), "toy/toy-v0", "", None, "Toy-v0"
+        )
 
     def ready(self):
         return True
@@ -176,7 +183,9 @@ class Twice(torch.optim.SGD):
             loss = closure()
             first = [p.grad.clone() for g in self.param_groups for p in g["params"]]
             assert closure() == loss
-        for before, now in zip(first, [p.grad for g in self.param_groups for p in g["params"]], strict=True):
+        for before, now in zip(
+            first, [p.grad for g in self.param_groups for p in g["params"]], strict=True
+        ):
             assert torch.equal(before, now)
         super().step()
         return loss
@@ -245,20 +254,31 @@ class Inertia(GradientTransform):
 
 TRAJECTORIES = {
     "AdamW": (linear, SMALL),
-    "SGD": (linear, replace(SMALL, optimizer="SGD", optimizer_args={"momentum": 0.9}, schedule="linear")),
+    "SGD": (
+        linear,
+        replace(SMALL, optimizer="SGD", optimizer_args={"momentum": 0.9}, schedule="linear"),
+    ),
     "dropout": (dropout, replace(SMALL, dropout=0.5)),
     "accumulation": (dropout, replace(SMALL, dropout=0.5, accumulation=3)),
     "batchnorm": (batchnorm, replace(SMALL, dropout=0.2)),
     "LBFGS": (linear, replace(SMALL, optimizer="LBFGS", optimizer_args={"max_iter": 3}, lr=0.3)),
     "schedule-free": (linear, replace(SMALL, optimizer=f"{HERE}:ScheduleFree", lr=0.3)),
 }
-RIDERS = {"ema": EMA(), "fast": EMA(half_life=2, burn_in=1), "polyak": Polyak(), "swa": SWA(every=2)}
+RIDERS = {
+    "ema": EMA(),
+    "fast": EMA(half_life=2, burn_in=1),
+    "polyak": Polyak(),
+    "swa": SWA(every=2),
+}
 
 
 @pytest.mark.parametrize("case", TRAJECTORIES)
 def test_averages_do_not_change_the_trajectory(case):
     network, recipe = TRAJECTORIES[case]
-    alone, ridden = points(Toy(network=network), recipe), points(Toy(network=network), recipe, averages=RIDERS)
+    alone, ridden = (
+        points(Toy(network=network), recipe),
+        points(Toy(network=network), recipe, averages=RIDERS),
+    )
     assert len(alone) == 12
     assert all(same(a.raw, b.raw) for a, b in zip(alone, ridden, strict=True))
     assert [a.gradient_variance for a in alone] == [b.gradient_variance for b in ridden]
@@ -328,7 +348,10 @@ def test_the_same_seed_twice_and_another_once(case):
 
 
 def test_seeds_decide_the_initial_weights_and_the_minibatches():
-    first = [points(Toy(objective=lambda p, b: 0 * mse(p, b)), replace(SMALL, optimizer="SGD"), seed=s) for s in (0, 1)]
+    first = [
+        points(Toy(objective=lambda p, b: 0 * mse(p, b)), replace(SMALL, optimizer="SGD"), seed=s)
+        for s in (0, 1)
+    ]
     assert same(first[0][0].raw, first[0][-1].raw)
     assert not same(first[0][0].raw, first[1][0].raw)
     drawn = []
@@ -396,7 +419,9 @@ def test_dropout_masks_differ_from_update_to_update_and_between_micro_batches():
 
 def test_accumulation_is_one_big_batch():
     small, big = Toy(), Toy()
-    recipe = replace(SMALL, batch_size=8, accumulation=4, optimizer="SGD", optimizer_args={"momentum": 0.9})
+    recipe = replace(
+        SMALL, batch_size=8, accumulation=4, optimizer="SGD", optimizer_args={"momentum": 0.9}
+    )
     one = points(small, recipe)
     other = points(big, replace(recipe, batch_size=32, accumulation=1))
     chunks = small.data.drawn
@@ -439,7 +464,9 @@ class Counting(Average):
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_averages_see_every_iterate_once_and_never_a_micro_batch(accumulation):
     log, task = [], Toy()
-    found = points(task, replace(SMALL, accumulation=accumulation), averages={"count": Counting(log)})
+    found = points(
+        task, replace(SMALL, accumulation=accumulation), averages={"count": Counting(log)}
+    )
     assert [(what, n) for what, n, _ in log] == [("init", 12)] + [("update", t) for t in EVERY]
     for point, (_, _, params) in zip(found, log[1:], strict=True):
         assert same(point.raw, params)
@@ -453,7 +480,9 @@ def test_averages_of_a_run_are_averages_of_its_iterates():
     found = points(averages={"polyak": Polyak(start=4)})
     tail = [p.raw for p in found[3:]]
     for name, value in found[-1].averages["polyak"].items():
-        torch.testing.assert_close(value, torch.stack([raw[name] for raw in tail]).double().mean(0).float())
+        torch.testing.assert_close(
+            value, torch.stack([raw[name] for raw in tail]).double().mean(0).float()
+        )
 
 
 def test_checkpoints_come_in_order_and_once():
@@ -484,7 +513,10 @@ def transposed(recipe):
 
 RESUMED = TRAJECTORIES | {
     "transposed": (transposed, SMALL),
-    "transform": (linear, replace(SMALL, optimizer="SGD", gradient_transforms=(Call(f"{HERE}:Inertia"),))),
+    "transform": (
+        linear,
+        replace(SMALL, optimizer="SGD", gradient_transforms=(Call(f"{HERE}:Inertia"),)),
+    ),
     "SAM-like": (linear, replace(SMALL, optimizer=f"{HERE}:Twice")),
     "cosine": (dropout, replace(SMALL, schedule="cosine", dropout=0.5)),
     "RAdam": (linear, replace(SMALL, optimizer="RAdam")),
@@ -495,13 +527,20 @@ RESUMED = TRAJECTORIES | {
 @pytest.mark.parametrize("at", [1, 5, 11])
 def test_training_goes_on_from_what_was_written_down_with_the_same_bits(case, at, tmp_path):
     network, recipe = RESUMED[case]
-    riders = {"ema": EMA(half_life=3, burn_in=2), "polyak": Polyak(), "swa": SWA(every=2), "stateful": Count()}
+    riders = {
+        "ema": EMA(half_life=3, burn_in=2),
+        "polyak": Polyak(),
+        "swa": SWA(every=2),
+        "stateful": Count(),
+    }
     whole = points(Toy(network=network), recipe, averages=riders)
     for point in train(Toy(network=network), recipe, 0, riders, EVERY):
         if point.update == at:
-            state.save(tmp_path / "state", point.state())
+            files.save_tree(tmp_path / "state", point.state())
             break
-    rest = list(train(Toy(network=network), recipe, 0, riders, EVERY, state.load(tmp_path / "state")))
+    rest = list(
+        train(Toy(network=network), recipe, 0, riders, EVERY, files.load_tree(tmp_path / "state"))
+    )
     assert [point.update for point in rest] == list(range(at + 1, 13))
     for one, other in zip(rest, whole[at:], strict=True):
         assert same(one.raw, other.raw)
@@ -549,7 +588,10 @@ class Count(Average):
         state.params = clone(params)
 
     def read(self, state):
-        return {name: torch.full_like(value, float(state.seen.sum())) for name, value in state.params.items()}
+        return {
+            name: torch.full_like(value, float(state.seen.sum()))
+            for name, value in state.params.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -658,7 +700,10 @@ def test_the_schedule_is_applied(change):
     assert [p.lr for p in found] == pytest.approx(rates, rel=1e-12)
     for before, after, rate in zip(found[:-1], found[1:], rates[1:], strict=True):
         torch.testing.assert_close(
-            before.raw["weight"] - after.raw["weight"], torch.full((1, 3), rate), rtol=1e-3, atol=1e-7
+            before.raw["weight"] - after.raw["weight"],
+            torch.full((1, 3), rate),
+            rtol=1e-3,
+            atol=1e-7,
         )
 
 
@@ -668,13 +713,18 @@ ADD = {"object": f"{HERE}:Shift", "args": {"by": 3.0}}
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize(
-    ("transforms", "expected"), [((), 1), ((DOUBLE,), 2), ((DOUBLE, ADD), 1 * 2 + 3), ((ADD, DOUBLE), (1 + 3) * 2)]
+    ("transforms", "expected"),
+    [((), 1), ((DOUBLE,), 2), ((DOUBLE, ADD), 1 * 2 + 3), ((ADD, DOUBLE), (1 + 3) * 2)],
 )
 def test_gradient_transforms_apply_once_a_step_and_in_order(transforms, expected, accumulation):
-    recipe = replace(SMALL, optimizer="SGD", gradient_transforms=transforms, lr=0.125, accumulation=accumulation)
+    recipe = replace(
+        SMALL, optimizer="SGD", gradient_transforms=transforms, lr=0.125, accumulation=accumulation
+    )
     task = Toy(objective=lambda policy, batch: total_weight(policy, batch) + 0 * policy.bias.sum())
     one, two = points(task, recipe, checkpoints={1, 2})
-    assert ((one.raw["weight"] - two.raw["weight"]) / 0.125).mean().item() == pytest.approx(expected, rel=1e-5)
+    assert ((one.raw["weight"] - two.raw["weight"]) / 0.125).mean().item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def adamw(w, gradient, recipe, betas=(0.9, 0.999), eps=1e-8):
@@ -725,7 +775,9 @@ def test_weight_decay_reaches_the_optimizer(optimizer):
     assert decayed[-1].raw["weight"].norm() < 0.9 * plain[-1].raw["weight"].norm()
     if optimizer in ("SGD", "AdamW"):
         ratio = decayed[-1].raw["weight"] / decayed[0].raw["weight"]
-        torch.testing.assert_close(ratio, torch.full((1, 3), (1 - 0.1 * 0.5) ** 11), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            ratio, torch.full((1, 3), (1 - 0.1 * 0.5) ** 11), rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("optimizer", ["LBFGS", f"{HERE}:OnlyLR"])
@@ -756,7 +808,9 @@ def test_an_optimizer_that_does_not_fit_the_recipe(change):
 
 
 def test_a_closure_called_twice_sees_the_same_minibatch_and_mask():
-    recipe = replace(SMALL, dropout=0.5, accumulation=2, optimizer="SGD", optimizer_args={"fused": False})
+    recipe = replace(
+        SMALL, dropout=0.5, accumulation=2, optimizer="SGD", optimizer_args={"fused": False}
+    )
     once = final(Toy(network=dropout), recipe)
     assert same(once, final(Toy(network=dropout), replace(recipe, optimizer=f"{HERE}:Twice")))
 
@@ -764,18 +818,26 @@ def test_a_closure_called_twice_sees_the_same_minibatch_and_mask():
 def test_lbfgs_solves_a_linear_problem():
     task = Toy(data=Pairs(30))
     recipe = replace(
-        SMALL, optimizer="LBFGS", optimizer_args={"line_search_fn": "strong_wolfe"}, lr=1.0, batch_size=4000
+        SMALL,
+        optimizer="LBFGS",
+        optimizer_args={"line_search_fn": "strong_wolfe"},
+        lr=1.0,
+        batch_size=4000,
     )
     raw = final(task, replace(recipe, updates=3))
     x = np.c_[task.data.x.numpy(), np.ones(30)]
     solution = np.linalg.lstsq(x, task.data.y.numpy(), rcond=None)[0].ravel()
-    np.testing.assert_allclose(np.append(raw["weight"].numpy(), raw["bias"].numpy()), solution, atol=1e-3)
+    np.testing.assert_allclose(
+        np.append(raw["weight"].numpy(), raw["bias"].numpy()), solution, atol=1e-3
+    )
 
 
 def test_an_optimizer_is_in_train_mode_for_steps_and_in_eval_mode_for_reading():
     Noted.calls.clear()
     seen = []
-    for _ in train(Toy(), replace(SMALL, optimizer=f"{HERE}:Noted", updates=4), 0, {"ema": EMA()}, {2, 4}):
+    for _ in train(
+        Toy(), replace(SMALL, optimizer=f"{HERE}:Noted", updates=4), 0, {"ema": EMA()}, {2, 4}
+    ):
         seen.append(list(Noted.calls))
     mode = None
     for call in Noted.calls:
@@ -794,7 +856,9 @@ def test_a_schedule_free_checkpoint_is_the_average_it_would_deploy():
     log = []
     found = points(Toy(data=data), recipe, averages={"log": Counting(log)})
     start = log[0][2]
-    x = z = np.concatenate([start["weight"].double().numpy().ravel(), start["bias"].double().numpy()])
+    x = z = np.concatenate(
+        [start["weight"].double().numpy().ravel(), start["bias"].double().numpy()]
+    )
     features, target = np.append(data.x.double().numpy(), 1.0), data.y.item()
     for k, point in enumerate(found, 1):
         y = (1 - beta) * z + beta * x
@@ -868,18 +932,26 @@ def test_an_average_of_buffers_averages_the_float_ones():
     class Notes(Counting):
         averages_buffers: ClassVar[bool] = True
 
-    point = points(Toy(network=batchnorm), averages={"mean": Latest(), "notes": Notes(log)}, checkpoints={12})[0]
+    point = points(
+        Toy(network=batchnorm), averages={"mean": Latest(), "notes": Notes(log)}, checkpoints={12}
+    )[0]
     iterates = [params for what, _, params in log if what == "update"]
     for name in ("1.running_mean", "1.running_var", "0.weight"):
-        torch.testing.assert_close(point.averages["mean"][name], torch.stack([i[name] for i in iterates]).mean(0))
-    assert torch.equal(point.averages["mean"]["1.num_batches_tracked"], point.raw["1.num_batches_tracked"])
+        torch.testing.assert_close(
+            point.averages["mean"][name], torch.stack([i[name] for i in iterates]).mean(0)
+        )
+    assert torch.equal(
+        point.averages["mean"]["1.num_batches_tracked"], point.raw["1.num_batches_tracked"]
+    )
     assert point.averages["mean"].keys() == point.raw.keys()
 
 
 def test_an_average_of_buffers_leaves_out_those_that_are_not_saved():
     def network(recipe):
         made = batchnorm(recipe)
-        made.register_buffer("scale", torch.ones(2), persistent=False)  # as the bounds of squashed actions
+        made.register_buffer(
+            "scale", torch.ones(2), persistent=False
+        )  # as the bounds of squashed actions
         return made
 
     point = points(Toy(network=network), averages={"mean": Latest()}, checkpoints={12})[0]
@@ -896,7 +968,9 @@ def test_running_statistics_count_the_training_batches_and_nothing_else():
 def test_every_read_out_loads_into_the_policy(network):
     """What is rolled out and saved is the average, also where a weight has two names or a buffer is not saved."""
     log, task = [], Toy(network=network)
-    point = points(task, averages=RIDERS | {"log": Counting(log), "mean": Polyak(start=1)}, checkpoints={12})[0]
+    point = points(
+        task, averages=RIDERS | {"log": Counting(log), "mean": Polyak(start=1)}, checkpoints={12}
+    )[0]
     iterates = [params for what, _, params in log if what == "update"]
     policy = task.policy(SMALL)
     policy.load_state_dict(point.raw)
@@ -982,7 +1056,9 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 def test_a_device_that_is_not_there_is_refused_in_one_line():
     there = torch.cuda.device_count()
-    with pytest.raises(StabError, match=rf"train.device=cuda:{there}: torch .* sees {there} GPUs here"):
+    with pytest.raises(
+        StabError, match=rf"train.device=cuda:{there}: torch .* sees {there} GPUs here"
+    ):
         next(train(Toy(), replace(SMALL, device=f"cuda:{there}"), 0, {}, [1]))
 
 
@@ -1004,7 +1080,8 @@ def test_demonstrations_that_cannot_move_are_named(monkeypatch):
 
     monkeypatch.setattr("stab.train.make_device", lambda recipe: torch.device("meta"))
     with pytest.raises(
-        StabError, match=r"task 'toy' cannot train on meta: .* no method to\(device\); leave out --device"
+        StabError,
+        match=r"task 'toy' cannot train on meta: .* no method to\(device\); leave out --device",
     ):
         next(train(Toy(data=Here()), SMALL, 0, {}, [1]))
 

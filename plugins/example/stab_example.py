@@ -24,7 +24,9 @@ class Recent:
         return {"iterates": [dict(iterate) for iterate in self.iterates], "begun": self.begun}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.iterates = [{k: v.clone() for k, v in iterate.items()} for iterate in state["iterates"]]
+        self.iterates = [
+            {k: v.clone() for k, v in iterate.items()} for iterate in state["iterates"]
+        ]
         self.begun = state["begun"]
 
 
@@ -45,8 +47,12 @@ class LAWA(Average):
     arXiv 2209.14981.
     """
 
-    count: int = hyper(5, "iterates in the mean", lambda v: isinstance(v, int) and v >= 1, "an integer >= 1")
-    every: int = hyper(100, "updates between iterates", lambda v: isinstance(v, int) and v >= 1, "an integer >= 1")
+    count: int = hyper(
+        5, "iterates in the mean", lambda v: isinstance(v, int) and v >= 1, "an integer >= 1"
+    )
+    every: int = hyper(
+        100, "updates between iterates", lambda v: isinstance(v, int) and v >= 1, "an integer >= 1"
+    )
     convex: ClassVar[bool] = True
 
     def init(self, params: dict[str, Tensor], total: int) -> Recent:
@@ -60,7 +66,10 @@ class LAWA(Average):
             state.iterates = [_copy(params)]
 
     def read(self, state: Recent) -> dict[str, Tensor]:
-        return {name: torch.stack([i[name] for i in state.iterates]).mean(0) for name in state.iterates[0]}
+        return {
+            name: torch.stack([i[name] for i in state.iterates]).mean(0)
+            for name in state.iterates[0]
+        }
 
 
 def _copy(params: dict[str, Tensor]) -> dict[str, Tensor]:

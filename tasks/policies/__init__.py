@@ -41,7 +41,10 @@ __all__ = [
     "output_size",
 ]
 
-POLICIES: dict[str, type[PolicyArguments]] = {"mlp": MLPArguments, "transformer": TransformerArguments}
+POLICIES: dict[str, type[PolicyArguments]] = {
+    "mlp": MLPArguments,
+    "transformer": TransformerArguments,
+}
 LANGUAGE = {"gpt": GPTArguments}  # of tokens, where the others are of numbers
 T = TypeVar("T")
 
@@ -51,7 +54,9 @@ def build(recipe: Recipe, mean: Tensor, std: Tensor, action_space: gym.Space[Any
 
     Raises StabError if it does not parse or does not fit the action space.
     """
-    output_size(action_space)  # an action space that no policy can serve is not the policy string's fault
+    output_size(
+        action_space
+    )  # an action space that no policy can serve is not the policy string's fault
     with _parsed(recipe, POLICIES) as arguments:
         return arguments.build(mean, std, action_space, recipe)
 
@@ -70,8 +75,14 @@ def _parsed(recipe: Recipe, known: Mapping[str, type[T]]) -> Iterator[T]:
     """Yield what the policy string says; what the block raises of it names the setting."""
     name, _, rest = recipe.policy.partition(":")
     if name not in known:
-        what = f"policy {name!r} is none of this task's" if name in POLICIES | LANGUAGE else f"unknown policy {name!r}"
-        raise StabError(f"train.policy={recipe.policy!r}: {what}.{suggest(name, known)} Known here: {', '.join(known)}")
+        what = (
+            f"policy {name!r} is none of this task's"
+            if name in POLICIES | LANGUAGE
+            else f"unknown policy {name!r}"
+        )
+        raise StabError(
+            f"train.policy={recipe.policy!r}: {what}.{suggest(name, known)} Known here: {', '.join(known)}"
+        )
     try:
         yield known[name](**parse_arguments(rest, known[name], f"policy {name!r}"))
     except StabError as e:

@@ -21,7 +21,9 @@ class Actor(Policy):
         for i, name in enumerate(("trunk.0", "trunk.1", "mean")):
             outputs, inputs = weights[f"{name}.weight"].shape
             linear = nn.Linear(inputs, outputs)
-            linear.load_state_dict({"weight": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]})
+            linear.load_state_dict(
+                {"weight": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]}
+            )
             self.layers.append(linear)
             if i < 2:
                 self.layers.append(nn.ReLU())

@@ -73,7 +73,9 @@ class Policy(nn.Module):
         if isinstance(space, gym.spaces.Discrete):
             return np.asarray(outputs.argmax(-1).numpy() + space.start)
         assert isinstance(space, gym.spaces.Box)
-        actions: np.ndarray = outputs[..., : output_size(space)].numpy().reshape(*outputs.shape[:-1], *space.shape)
+        actions: np.ndarray = (
+            outputs[..., : output_size(space)].numpy().reshape(*outputs.shape[:-1], *space.shape)
+        )
         return np.asarray(np.clip(actions, space.low, space.high), dtype=space.dtype)
 
 
@@ -87,7 +89,13 @@ class Network(Policy):
     """
 
     def __init__(
-        self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], *, squashed: bool, gaussian: bool
+        self,
+        mean: Tensor,
+        std: Tensor,
+        action_space: gym.Space[Any],
+        *,
+        squashed: bool,
+        gaussian: bool,
     ) -> None:
         super().__init__()
         self.action_space, self.gaussian = action_space, gaussian
@@ -122,7 +130,9 @@ class Squash(nn.Module):
         self.low: Tensor
         self.size: Tensor
         self.register_buffer("low", torch.as_tensor(space.low).flatten(), persistent=False)
-        self.register_buffer("size", torch.as_tensor(space.high - space.low).flatten(), persistent=False)
+        self.register_buffer(
+            "size", torch.as_tensor(space.high - space.low).flatten(), persistent=False
+        )
 
     def scale(self, squashed: Tensor) -> Tensor:
         """Map (-1, 1) to the bounds."""
@@ -152,7 +162,9 @@ class Stack:
             self.memories = [policy.memory(observations.shape[1]) for policy in self.policies]
         actions = []
         for i in live:
-            action, self.memories[i] = self.policies[i].act(torch.tensor(observations[i]), self.memories[i])
+            action, self.memories[i] = self.policies[i].act(
+                torch.tensor(observations[i]), self.memories[i]
+            )
             actions.append(action)
         return np.stack(actions)
 
@@ -163,7 +175,9 @@ def output_size(space: gym.Space[Any]) -> int:
         return int(space.n)
     if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating):
         return math.prod(space.shape)
-    raise StabError(f"actions {space} are not supported: expected a Box of floats or a Discrete space")
+    raise StabError(
+        f"actions {space} are not supported: expected a Box of floats or a Discrete space"
+    )
 
 
 @dataclass(frozen=True)
@@ -183,7 +197,9 @@ class PolicyArguments(Declared):
         "mse or gaussian",
     )
 
-    def build(self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], recipe: Recipe) -> Policy:
+    def build(
+        self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], recipe: Recipe
+    ) -> Policy:
         """Return the policy, freshly initialised. Raises StabError when the arguments do not fit the action space."""
         raise NotImplementedError
 

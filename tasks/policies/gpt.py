@@ -14,10 +14,10 @@ from torch.nn.functional import cross_entropy, embedding, gelu, layer_norm, line
 from stab.arguments import Declared, hyper, is_number
 from stab.recipe import Recipe
 from stab.registry import StabError
-from stab.tasks.policies.chain import layers
-from stab.tasks.policies.dropout import Dropout
-from stab.tasks.policies.linear import Linear
-from stab.tasks.policies.onednn import has_onednn
+from stab.tasks.policies.kernels.chain import layers
+from stab.tasks.policies.kernels.dropout import Dropout
+from stab.tasks.policies.kernels.linear import Linear
+from stab.tasks.policies.kernels.onednn import has_onednn
 
 NOTHING = -100  # the target where there is none
 CHUNK = 64  # rows evaluated at once when no gradient is wanted
@@ -36,7 +36,15 @@ class GPT(nn.Module):
     """
 
     def __init__(
-        self, vocabulary: int, context: int, *, width: int, depth: int, heads: int, dropout: float, temperature: float
+        self,
+        vocabulary: int,
+        context: int,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        dropout: float,
+        temperature: float,
     ) -> None:
         super().__init__()
         self.vocabulary, self.context, self.width, self.heads = vocabulary, context, width, heads
@@ -78,7 +86,11 @@ class GPT(nn.Module):
         sums = []
         for i in range(0, len(inputs), size):
             logits = self(inputs[i : i + size]).flatten(0, 1)
-            sums.append(cross_entropy(logits, targets[i : i + size].flatten(), ignore_index=NOTHING, reduction="sum"))
+            sums.append(
+                cross_entropy(
+                    logits, targets[i : i + size].flatten(), ignore_index=NOTHING, reduction="sum"
+                )
+            )
         return torch.stack(sums).sum() / (targets != NOTHING).sum()
 
     def stack(self, stacked: dict[str, Tensor], rows: int) -> GPTStack:
@@ -105,7 +117,9 @@ class Block(nn.Module):
         """Return (rows, steps, width); ``later`` (steps, steps) is -inf where a step (first axis) must not look, else 0."""
         rows, steps, width = x.shape
         qkv = self.qkv(self.norm_attention(x)).view(rows, steps, 3, self.heads, self.size)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).reshape(3, rows * self.heads, steps, self.size)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).reshape(
+            3, rows * self.heads, steps, self.size
+        )
         weights = torch.baddbmm(later, query, key.mT, alpha=self.size**-0.5).softmax(-1)
         seen = torch.bmm(weights, value).view(rows, self.heads, steps, self.size).transpose(1, 2)
         x = x + self.dropout(self.project(seen.reshape(rows, steps, width)))
@@ -131,7 +145,9 @@ class GPTStack:
         self.live = list(range(len(stacked["positions"])))
         heads, context = padded * policy.heads, policy.context
         # The keys and values of the tokens so far.
-        self.pairs = torch.empty(len(policy.blocks), 2, len(self.live), heads, context, policy.width // policy.heads)
+        self.pairs = torch.empty(
+            len(policy.blocks), 2, len(self.live), heads, context, policy.width // policy.heads
+        )
         self._keep(self.live)
 
     def _keep(self, live: Sequence[int]) -> None:
@@ -141,10 +157,14 @@ class GPTStack:
         weights = {name: value[self.live] for name, value in self.stacked.items()}
         self.positions = weights.pop("positions")
         # A multiple of 16: the logits of each policy are aligned, too.
-        embeddings = nn.functional.pad(weights.pop("embeddings"), (0, 0, 0, -self.policy.vocabulary % 16))
+        embeddings = nn.functional.pad(
+            weights.pop("embeddings"), (0, 0, 0, -self.policy.vocabulary % 16)
+        )
         self.head, self.embeddings = _aligned(embeddings).mT, embeddings.flatten(0, 1)
         self.firsts = torch.arange(len(self.live))[:, None] * embeddings.shape[1]
-        self.weights = {k: v[:, None] if v.dim() == 2 else _aligned(v).mT for k, v in weights.items()}
+        self.weights = {
+            k: v[:, None] if v.dim() == 2 else _aligned(v).mT for k, v in weights.items()
+        }
 
     def step(self, tokens: np.ndarray | Tensor, live: Sequence[int]) -> Tensor:
         """Return logits (len(live), rows, vocabulary) of what follows the latest tokens (policies, rows) int64.
@@ -195,9 +215,13 @@ def _aligned(matrices: Tensor) -> Tensor:
 class GPTArguments(Declared):
     """A causal Transformer over tokens."""
 
-    width: int = hyper(64, "size of an embedded token, a multiple of heads", lambda v: v >= 1, "an integer >= 1")
+    width: int = hyper(
+        64, "size of an embedded token, a multiple of heads", lambda v: v >= 1, "an integer >= 1"
+    )
     depth: int = hyper(2, "blocks of attention and MLP", lambda v: v >= 1, "an integer >= 1")
-    heads: int = hyper(4, "attention heads, a divisor of width", lambda v: v >= 1, "an integer >= 1")
+    heads: int = hyper(
+        4, "attention heads, a divisor of width", lambda v: v >= 1, "an integer >= 1"
+    )
     temperature: float = hyper(
         1.0,
         "of the tokens drawn: 0 takes the likeliest token, 1 samples as the model says",

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from stab.arguments import hyper
 from stab.recipe import Recipe
-from stab.tasks.policies import chain
 from stab.tasks.policies.base import Network, Policy, PolicyArguments, Stack, output_size
-from stab.tasks.policies.dropout import Dropout
-from stab.tasks.policies.linear import Linear
-from stab.tasks.policies.onednn import has_onednn
+from stab.tasks.policies.kernels import chain
+from stab.tasks.policies.kernels.dropout import Dropout
+from stab.tasks.policies.kernels.linear import Linear
+from stab.tasks.policies.kernels.onednn import has_onednn
 from stab.tasks.transitions import Batch
 
 
@@ -46,7 +46,11 @@ class MLP(Network):
         sizes = [mean.numel()] + [width] * depth
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(sizes):
-            layers += [Linear(inputs, outputs), *([nn.LayerNorm(outputs)] if norm else []), nn.ReLU()]
+            layers += [
+                Linear(inputs, outputs),
+                *([nn.LayerNorm(outputs)] if norm else []),
+                nn.ReLU(),
+            ]
             layers += [Dropout(dropout)] if dropout else []
         layers.append(Linear(sizes[-1], self.outputs))
         self.layers = nn.Sequential(*layers)
@@ -60,7 +64,11 @@ class MLP(Network):
         return self.finish(chain.layers(inputs, self._weights(), self._masks(len(inputs))))
 
     def loss(self, batch: Batch) -> Tensor:
-        if self.gaussian or isinstance(self.action_space, gym.spaces.Discrete) or not torch.is_grad_enabled():
+        if (
+            self.gaussian
+            or isinstance(self.action_space, gym.spaces.Discrete)
+            or not torch.is_grad_enabled()
+        ):
             return super().loss(batch)
         inputs = self.normalise(batch.observations)
         if not self._plain(inputs):
@@ -80,7 +88,9 @@ class MLP(Network):
         if not self.training:
             return []
         widths = (layer.out_features for layer in self.linears)
-        return [layer.mask((rows, width)) for layer, width in zip(self.dropouts, widths, strict=False)]
+        return [
+            layer.mask((rows, width)) for layer, width in zip(self.dropouts, widths, strict=False)
+        ]
 
     def stack(self, stacked: dict[str, Tensor]) -> Stack:
         return Stack(self, stacked) if self.norm else MLPStack(self, stacked)
@@ -97,15 +107,23 @@ class MLPStack(Stack):
     def __init__(self, policy: MLP, stacked: dict[str, Tensor]) -> None:
         self.policy, self.stacked = policy, stacked
         self.linear = [i for i, layer in enumerate(policy.layers) if isinstance(layer, nn.Linear)]
-        self.outputs = output_size(policy.action_space)  # a Gaussian's log standard deviations take no part in acting
+        self.outputs = output_size(
+            policy.action_space
+        )  # a Gaussian's log standard deviations take no part in acting
         self.live: list[int] = []
 
     def _keep(self, live: Sequence[int]) -> None:
         self.live = list(live)
-        self.mean, self.std = self.stacked["mean"][self.live, None], self.stacked["std"][self.live, None]
+        self.mean, self.std = (
+            self.stacked["mean"][self.live, None],
+            self.stacked["std"][self.live, None],
+        )
         self.layers = []
         for i in self.linear:
-            weight, bias = self.stacked[f"layers.{i}.weight"][self.live], self.stacked[f"layers.{i}.bias"][self.live]
+            weight, bias = (
+                self.stacked[f"layers.{i}.weight"][self.live],
+                self.stacked[f"layers.{i}.bias"][self.live],
+            )
             padding = (0, _padding(weight.shape[2]), 0, _padding(weight.shape[1]))
             bias = nn.functional.pad(bias, (0, _padding(bias.shape[1])))
             self.layers.append((nn.functional.pad(weight, padding).mT, bias[:, None]))
@@ -144,7 +162,9 @@ class MLPArguments(PolicyArguments):
         "none or layer",
     )
 
-    def build(self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], recipe: Recipe) -> Policy:
+    def build(
+        self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], recipe: Recipe
+    ) -> Policy:
         return MLP(
             mean,
             std,

@@ -14,8 +14,8 @@ from stab.arguments import hyper
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks.policies.base import Network, Policy, PolicyArguments, output_size
-from stab.tasks.policies.dropout import Dropout
-from stab.tasks.policies.linear import Linear
+from stab.tasks.policies.kernels.dropout import Dropout
+from stab.tasks.policies.kernels.linear import Linear
 from stab.tasks.transitions import Batch
 
 CHUNK = 256  # windows evaluated at once when no gradient is wanted
@@ -65,8 +65,12 @@ class Transformer(Network):
         self.discrete = isinstance(action_space, gym.spaces.Discrete)
         size = output_size(action_space)
         self.observation = Linear(mean.numel(), width)
-        self.previous: nn.Module = nn.Embedding(size, width) if self.discrete else Linear(size, width, bias=False)
-        self.positions = nn.Parameter(torch.randn(context, width) / 2)  # of the size of an embedded observation
+        self.previous: nn.Module = (
+            nn.Embedding(size, width) if self.discrete else Linear(size, width, bias=False)
+        )
+        self.positions = nn.Parameter(
+            torch.randn(context, width) / 2
+        )  # of the size of an embedded observation
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
         self.head = nn.Sequential(nn.LayerNorm(width), Linear(width, self.outputs))
 
@@ -101,7 +105,9 @@ class Transformer(Network):
         outputs = self(observations[:, 1:], actions[:, :-1], within[:, :-1], valid)
         return outputs, actions[:, 1:], valid
 
-    def forward(self, observations: Tensor, previous: Tensor, known: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self, observations: Tensor, previous: Tensor, known: Tensor, valid: Tensor
+    ) -> Tensor:
         """Return outputs (batch, steps, outputs) of windows of at most ``context`` steps.
 
         Args:
@@ -110,7 +116,9 @@ class Transformer(Network):
             known: (batch, steps) bool, whether there was a step before.
             valid: (batch, steps) bool, whether the step lies within the episode. What stands elsewhere has no influence.
         """
-        return self.decode(self.embed(observations.masked_fill(~valid[..., None], 0), previous, known), valid)
+        return self.decode(
+            self.embed(observations.masked_fill(~valid[..., None], 0), previous, known), valid
+        )
 
     def embed(self, observations: Tensor, previous: Tensor, known: Tensor) -> Tensor:
         """Return tokens (..., width), without positions."""
@@ -129,13 +137,19 @@ class Transformer(Network):
         if valid is not None:
             # Padding sees itself, so that no row of the attention is empty; nobody else sees it.
             seen = valid[:, None, :] | torch.eye(steps, dtype=torch.bool, device=valid.device)
-            mask = (seen & torch.ones(steps, steps, dtype=torch.bool, device=valid.device).tril())[:, None]
+            mask = (seen & torch.ones(steps, steps, dtype=torch.bool, device=valid.device).tril())[
+                :, None
+            ]
         for i, block in enumerate(self.blocks):
             x = block(x, mask, last=valid is None and i == len(self.blocks) - 1)
         return self.finish(self.head(x if valid is not None else x[:, -1]))
 
     def memory(self, episodes: int) -> History:
-        actions = torch.zeros(episodes, dtype=torch.int64) if self.discrete else torch.zeros(episodes, self._act_dim)
+        actions = (
+            torch.zeros(episodes, dtype=torch.int64)
+            if self.discrete
+            else torch.zeros(episodes, self._act_dim)
+        )
         return History(torch.zeros(episodes, 0, self.width), actions)
 
     def act(self, observations: Tensor, memory: History) -> tuple[np.ndarray, History]:
@@ -188,10 +202,16 @@ class Block(nn.Module):
 class TransformerArguments(PolicyArguments):
     """A causal Transformer: acts on the last observations and the actions between them."""
 
-    context: int = hyper(16, "time steps it sees, the present one included", lambda v: v >= 1, "an integer >= 1")
-    width: int = hyper(64, "size of a token, a multiple of heads", lambda v: v >= 1, "an integer >= 1")
+    context: int = hyper(
+        16, "time steps it sees, the present one included", lambda v: v >= 1, "an integer >= 1"
+    )
+    width: int = hyper(
+        64, "size of a token, a multiple of heads", lambda v: v >= 1, "an integer >= 1"
+    )
     depth: int = hyper(2, "blocks of attention and MLP", lambda v: v >= 1, "an integer >= 1")
-    heads: int = hyper(4, "attention heads, a divisor of width", lambda v: v >= 1, "an integer >= 1")
+    heads: int = hyper(
+        4, "attention heads, a divisor of width", lambda v: v >= 1, "an integer >= 1"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,7 +221,9 @@ class TransformerArguments(PolicyArguments):
                 f" use width={-(-self.width // self.heads) * self.heads} or other heads"
             )
 
-    def build(self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], recipe: Recipe) -> Policy:
+    def build(
+        self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], recipe: Recipe
+    ) -> Policy:
         return Transformer(
             mean,
             std,

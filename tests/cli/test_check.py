@@ -34,7 +34,10 @@ def test_a_wrong_plugin_in_the_current_folder_fails_with_its_mistake(stab, tmp_p
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     said = " ".join(done.stdout.split())
-    assert "FAILED my_pkg:Alias read_never_aliases: update 0: writing into a read-out changes the average" in said
+    assert (
+        "FAILED my_pkg:Alias read_never_aliases: update 0: writing into a read-out changes the average"
+        in said
+    )
     assert "ok my_pkg:Fine read_never_aliases" in said
     assert re.search(r"30 checks, \d failed$", said)
     assert "Read-outs are new tensors" in said

@@ -32,7 +32,11 @@ def test_run_folder_holds_what_the_design_says(tiny_run):
     assert {"config.yaml", "cells", "weights", "leaderboard.json", "leaderboard.csv", "leaderboard.md", "tensorboard",
             "figures"} <= found  # fmt: skip
     assert len(list((tiny_run / "weights").glob("*.safetensors"))) == 8 * 2
-    hidden = [path.name for path in tiny_run.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+    hidden = [
+        path.name
+        for path in tiny_run.rglob("*")
+        if path.name.startswith(".") or path.suffix == ".tmp"
+    ]
     assert hidden == [".lock"]
 
 
@@ -63,7 +67,9 @@ def test_equal_recipes_train_once(tiny_run):
 
 @pytest.mark.usefixtures("hopper")
 def test_one_worker_gives_the_rows_of_two(stab, tiny_run, tmp_path):
-    done = stab("compare", "-t", "hopper", "--all", "--seeds", 2, "--workers", 1, "--out", "run", *TINY)
+    done = stab(
+        "compare", "-t", "hopper", "--all", "--seeds", 2, "--workers", 1, "--out", "run", *TINY
+    )
     assert done.returncode == 0, done.stderr
     assert cells(tmp_path / "run") == cells(tiny_run)
 
@@ -74,7 +80,10 @@ def test_other_riders_and_checkpoints_change_no_row(stab, tiny_run, tmp_path):
     assert done.returncode == 0, done.stderr
     ((name, text),) = cells(tmp_path / "run").items()
     alone = {(r["stabilizer"], r["update"], r["start"]): r for r in json.loads(text)["rows"]}
-    company = {(r["stabilizer"], r["update"], r["start"]): r for r in json.loads(cells(tiny_run)[name])["rows"]}
+    company = {
+        (r["stabilizer"], r["update"], r["start"]): r
+        for r in json.loads(cells(tiny_run)[name])["rows"]
+    }
     assert alone
     assert alone.items() <= company.items()
 
@@ -97,7 +106,19 @@ def test_resume_keeps_finished_cells_and_gives_the_same_rows(stab, tiny_run, tmp
 
 
 def test_resume_refuses_other_settings_by_name(stab, tiny_run):
-    done = stab("compare", "-t", "hopper", "--all", "--seeds", 2, "--out", tiny_run, *TINY, "eval.starts=3", "--resume")
+    done = stab(
+        "compare",
+        "-t",
+        "hopper",
+        "--all",
+        "--seeds",
+        2,
+        "--out",
+        tiny_run,
+        *TINY,
+        "eval.starts=3",
+        "--resume",
+    )
     assert done.returncode == 2
     assert "eval.starts was 2, is 3" in done.stderr
 
@@ -106,7 +127,9 @@ def test_resume_refuses_other_settings_by_name(stab, tiny_run):
 def test_overwrite_starts_again_but_only_run_folders(stab, tiny_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    done = stab("compare", "-t", "hopper", "-s", "ema", "--seeds", 1, "--out", run, *TINY, "--overwrite")
+    done = stab(
+        "compare", "-t", "hopper", "-s", "ema", "--seeds", 1, "--out", run, *TINY, "--overwrite"
+    )
     assert done.returncode == 0, done.stderr
     assert len(cells(run)) == 1
     (tmp_path / "thesis").mkdir()
@@ -114,7 +137,9 @@ def test_overwrite_starts_again_but_only_run_folders(stab, tiny_run, tmp_path):
     for config in (None, "a: 1", (run / "config.yaml").read_text()):
         if config:
             (tmp_path / "thesis" / "config.yaml").write_text(config)
-        refused = stab("compare", "-t", "hopper", "-s", "ema", "--out", "thesis", *TINY, "--overwrite")
+        refused = stab(
+            "compare", "-t", "hopper", "-s", "ema", "--out", "thesis", *TINY, "--overwrite"
+        )
         assert refused.returncode == 2
         assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "dear"
 
@@ -125,7 +150,10 @@ def test_one_seed_is_scored_without_interval_and_said_so(stab, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "1 seed: no intervals" in " ".join(done.stdout.split())
     assert "hopper (Hopper-v5): 1 seed x 3 checkpoints" in " ".join(done.stdout.split())
-    assert json.loads((tmp_path / "run" / "leaderboard.json").read_text())["entries"][0]["gva_high"] is None
+    assert (
+        json.loads((tmp_path / "run" / "leaderboard.json").read_text())["entries"][0]["gva_high"]
+        is None
+    )
 
 
 @pytest.mark.usefixtures("hopper")
@@ -182,18 +210,27 @@ BAD = {
     "no task": (["--all"], "--task"),
     "no stabilizers": (["-t", "hopper"], "--all"),
     "unknown stabilizer": (["-t", "hopper", "-s", "emma"], "Did you mean 'ema'?"),
-    "unknown hyper-parameter": (["-t", "hopper", "-s", "ema:halflife=3"], "Did you mean 'half_life'?"),
+    "unknown hyper-parameter": (
+        ["-t", "hopper", "-s", "ema:halflife=3"],
+        "Did you mean 'half_life'?",
+    ),
     "hyper-parameter out of range": (["-t", "hopper", "-s", "ema:alpha=2"], "a number in (0, 1]"),
     "beyond training": (["-t", "hopper", "-s", "polyak:start=9000"], "6000 updates"),
     "unknown override": (["-t", "hopper", "--all", "train.lrr=1"], "Did you mean: 'lr'?"),
     "override out of range": (["-t", "hopper", "--all", "train.lr=-1"], "train.lr=-1"),
     "override of wrong type": (["-t", "hopper", "--all", "train.updates=many"], "train.updates"),
     "unknown optimizer": (["-t", "hopper", "--all", "train.optimizer=Adamm"], "Adamm"),
-    "one checkpoint": (["-t", "hopper", "--all", "eval.checkpoint_every=6000"], "at least two checkpoints"),
+    "one checkpoint": (
+        ["-t", "hopper", "--all", "eval.checkpoint_every=6000"],
+        "at least two checkpoints",
+    ),
     "no seeds": (["-t", "hopper", "--all", "--seeds", "0"], "seeds=0"),
     "no workers": (["-t", "hopper", "--all", "--workers", "0"], "workers=0"),
     "missing dataset": (["-t", "hopper", "--all", "--dataset", "my/own-v0"], "my/own-v0"),
-    "malformed dataset id": (["-t", "hopper", "--all", "--dataset", "../../etc-v0"], "no Minari dataset id"),
+    "malformed dataset id": (
+        ["-t", "hopper", "--all", "--dataset", "../../etc-v0"],
+        "no Minari dataset id",
+    ),
     "too long a horizon": (["-t", "hopper", "--all", "eval.horizon=5000"], "eval.horizon=5000"),
     "unknown policy": (["-t", "hopper", "--all", "train.policy=mpl"], "Did you mean 'mlp'?"),
     "unknown preset": (["-t", "hopper", "--preset", "papre"], "Did you mean 'paper'?"),
@@ -202,7 +239,14 @@ BAD = {
         "leave out --dataset",
     ),
     "a pool smaller than a step": (
-        ["-t", "hopper", "--all", "data.infinite=true", "data.train_episodes=1", "train.batch_size=2000"],
+        [
+            "-t",
+            "hopper",
+            "--all",
+            "data.infinite=true",
+            "data.train_episodes=1",
+            "train.batch_size=2000",
+        ],
         "raise data.train_episodes",
     ),
     "missing config": (["-t", "hopper", "--all", "--config", "nowhere.yaml"], "nowhere.yaml"),
@@ -216,7 +260,9 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, capsys, case):
     arguments, said = BAD[case]
-    monkeypatch.setattr("stab.comparison.costs", lambda plan, cells: None)  # the plan's measurement takes a second
+    monkeypatch.setattr(
+        "stab.comparison.costs", lambda plan, cells: None
+    )  # the plan's measurement takes a second
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["stab", "compare", *arguments])
     with pytest.raises(SystemExit) as stopped:

@@ -20,7 +20,7 @@ from minari.data_collector import EpisodeBuffer
 from stab.cli.main import main
 from stab.tasks import datasets, tasks
 from stab.tasks.catalog import CATALOG
-from stab.tasks.recorded import task_for
+from stab.tasks.control.recorded import task_for
 
 STAB = str(Path(sys.executable).parent / "stab")
 
@@ -77,7 +77,11 @@ def episodes(folder: Path) -> dict[str, dict[str, bytes]]:
     with h5py.File(folder / "data" / "main_data.hdf5") as file:
         found = {}
         for name, group in file.items():
-            found[name] = {key: part[()].tobytes() for key, part in group.items() if isinstance(part, h5py.Dataset)}
+            found[name] = {
+                key: part[()].tobytes()
+                for key, part in group.items()
+                if isinstance(part, h5py.Dataset)
+            }
             found[name]["seed"] = bytes(str(int(group.attrs["seed"])), "ascii")
     return found
 
@@ -125,8 +129,13 @@ def test_halfcheetah_leaves_no_log_and_no_warning(prepared, tmp_path):
                 "eval.starts=2", "eval.horizon=20", "data.train_episodes=1", "data.validation_episodes=1")  # fmt: skip
     env = {**os.environ, "COLUMNS": "80", "MINARI_DATASETS_PATH": str(prepared / "minari")}
     out, err = ((prepared / f"halfcheetah.{stream}").read_text() for stream in ("out", "err"))
-    for command in (("data", "verify", "halfcheetah"), ("compare", "-t", "halfcheetah", "-s", "ema", *settings)):
-        done = subprocess.run([STAB, *command], cwd=tmp_path, env=env, text=True, capture_output=True, check=False)
+    for command in (
+        ("data", "verify", "halfcheetah"),
+        ("compare", "-t", "halfcheetah", "-s", "ema", *settings),
+    ):
+        done = subprocess.run(
+            [STAB, *command], cwd=tmp_path, env=env, text=True, capture_output=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         out, err = out + done.stdout, err + done.stderr
     assert "equal bit for bit; 2 episodes, 2000 steps replayed" in out
@@ -152,14 +161,18 @@ def test_prepare_twice_says_it_is_there(root, stab_data):
 
 def test_a_larger_dataset_begins_with_the_smaller_one(hopper, prepared, root, stab_data):
     def in_use(**settings):
-        return tasks.get("hopper")(**{"train_episodes": 1, "validation_episodes": 2, **settings}).dataset()
+        return tasks.get("hopper")(
+            **{"train_episodes": 1, "validation_episodes": 2, **settings}
+        ).dataset()
 
     before = in_use()
     assert not tasks.get("hopper")().ready()  # 25 are asked for by default
     code, out, err = stab_data("prepare", "hopper", "--episodes", 26)
     assert code == 0, err
     assert "episodes, steps 26, 26000" in " ".join(out.split())
-    small, larger = (episodes(folder / "stab/hopper/expert-v0") for folder in (prepared / "minari", root))
+    small, larger = (
+        episodes(folder / "stab/hopper/expert-v0") for folder in (prepared / "minari", root)
+    )
     default = episodes(hopper)
     assert (len(small), len(default), len(larger)) == (3, 25, 26)
     assert small.items() < default.items() < larger.items()
@@ -335,7 +348,13 @@ def test_list_shows_what_is_there_and_what_is_not(root, stab_data):
     assert lines["my/cartpole-v0"][:3] == ["CartPole-v1", "2", "10"]
     assert lines["my/cartpole-v0"][-1] == "recorded"
     for record in CATALOG[1:2] + CATALOG[3:]:
-        assert lines[f"stab/{record.name}/expert-v0"] == [record.environment, "–", "–", "–", record.name]
+        assert lines[f"stab/{record.name}/expert-v0"] == [
+            record.environment,
+            "–",
+            "–",
+            "–",
+            record.name,
+        ]
     assert "stab data prepare TASK" in out
 
 
@@ -344,7 +363,9 @@ def test_list_names_the_task_that_compare_would_choose(root, stab_data):
     make_own("my/plain-v0", "Hopper-v5")
     make_own("my/fast-v0", "Hopper-v5", kwargs={"forward_reward_weight": 50.0})
     _, out, _ = stab_data("list")
-    named = {line.split()[0]: line.split()[-1] for line in out.splitlines() if line.startswith("my/")}
+    named = {
+        line.split()[0]: line.split()[-1] for line in out.splitlines() if line.startswith("my/")
+    }
     assert named == {name: task_for(name) for name in ("my/plain-v0", "my/fast-v0")}
     assert named == {"my/plain-v0": "hopper", "my/fast-v0": "recorded"}
 

@@ -17,10 +17,10 @@ import safetensors.numpy
 
 from stab.cli.expert import compare
 from stab.cli.main import main
-from stab.tasks import datasets, experts
-from stab.tasks.base import Curve, References
 from stab.tasks.catalog import CATALOG
-from stab.tasks.experts import training
+from stab.tasks.control import experts
+from stab.tasks.control.experts import training
+from stab.tasks.references import Curve, References, references_from
 
 HOPPER = next(record for record in CATALOG if record.name == "hopper")
 
@@ -60,7 +60,9 @@ def tensors(seed=0, observations=11, actions=3):
 def write_expert(folder, found=None, **card):
     """An untrained hopper expert of three episodes and its card; return the path of the weights."""
     weights = safetensors.numpy.save(found or tensors())
-    actor = experts.make_actor(safetensors.torch.load(weights), *_hopper()) if found is None else None
+    actor = (
+        experts.make_actor(safetensors.torch.load(weights), *_hopper()) if found is None else None
+    )
     flat = Curve([0.0] * 1000, 0.0, 3, 0, 10.0)
     references = experts.measure(HOPPER, actor) if actor else References(flat, flat)
     about = training._about(HOPPER, training.Best(weights, 1_000, references.expert), 2_000, 0)
@@ -73,7 +75,7 @@ def write_expert(folder, found=None, **card):
 def _hopper():
     import gymnasium as gym
 
-    from stab.tasks.episodes import make
+    from stab.tasks.control.episodes import make
 
     return make(gym.spec(HOPPER.environment)), "hopper"
 
@@ -168,8 +170,14 @@ EVALUATE = {
     "malformed card": (malformed_card, "cannot read its card"),
     "no references": (card_without_references, "lacks references"),
     "weights the card does not describe": (altered, "SHA-256 differs"),
-    "another environment": (lambda folder: write_expert(folder, tensors(), environment="Ant-v5"), "trained in Ant-v5"),
-    "another task's shapes": (lambda folder: write_expert(folder, tensors(observations=17)), "reads 17 observations"),
+    "another environment": (
+        lambda folder: write_expert(folder, tensors(), environment="Ant-v5"),
+        "trained in Ant-v5",
+    ),
+    "another task's shapes": (
+        lambda folder: write_expert(folder, tensors(observations=17)),
+        "reads 17 observations",
+    ),
     "no actions": (lambda folder: write_expert(folder, tensors(actions=6)), "gives 6 actions"),
     "other tensors": (renamed_tensors, "no such network"),
     "layers that do not fit": (unfitting_layers, "no such network"),
@@ -213,7 +221,9 @@ def test_without_sbx_training_says_what_to_install(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize("out", ["file", "file/below", "/proc/experts"])
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, monkeypatch, capsys, out):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(training, "_import", lambda module: None)  # it says so before it begins to train
+    monkeypatch.setattr(
+        training, "_import", lambda module: None
+    )  # it says so before it begins to train
     code, _, err = run(monkeypatch, capsys, "train", "hopper", "--out", out)
     assert code == 2
     assert err.strip().splitlines()[-1].startswith(f"stab: cannot write {out}")
@@ -236,7 +246,9 @@ def test_interrupted_it_says_how_to_go_on(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "train", interrupted)
-    code, _, err = run(monkeypatch, capsys, "train", "hopper", "--out", "my experts", "--steps", 2_000)
+    code, _, err = run(
+        monkeypatch, capsys, "train", "hopper", "--out", "my experts", "--steps", 2_000
+    )
     assert code == 130
     assert "nothing is kept yet" in err
     assert "Go on with: stab expert train hopper --out 'my experts' --seed 0 --steps 2000" in err
@@ -275,7 +287,10 @@ def test_killed_it_goes_on_and_the_card_holds(stab, tmp_path):
     assert "of 1,000 steps" in left["unfinished"]
     kept = training.Checkpoint.read(files.checkpoint)
     assert 0 < kept.steps < 1_000
-    assert not any(name.startswith("\x80") or name.endswith((".pkl", ".pickle")) for name in os.listdir(files.folder))
+    assert not any(
+        name.startswith("\x80") or name.endswith((".pkl", ".pickle"))
+        for name in os.listdir(files.folder)
+    )
 
     other = stab("expert", "train", "hopper", "--steps", 1_000, "--seed", 2)
     assert other.returncode == 2
@@ -299,4 +314,6 @@ def test_killed_it_goes_on_and_the_card_holds(stab, tmp_path):
     again = stab("expert", "evaluate", "hopper", "--expert", files.weights)
     assert again.returncode == 0, again.stdout
     assert again.stdout.splitlines()[-1] == "equal to the last bit"
-    assert replace(experts.load(HOPPER, files.weights).references) == datasets.references_from(card["references"])
+    assert replace(experts.load(HOPPER, files.weights).references) == references_from(
+        card["references"]
+    )

@@ -26,7 +26,10 @@ def written(tmp_path_factory):
     top = tmp_path_factory.mktemp("new")
     for arguments, _ in NEW.values():
         done = subprocess.run(
-            [Path(sys.executable).parent / "stab", "new", *arguments], cwd=top, capture_output=True, text=True
+            [Path(sys.executable).parent / "stab", "new", *arguments],
+            cwd=top,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         (top / f"{arguments[1]}.stdout").write_text(done.stdout)
@@ -38,15 +41,32 @@ def installed(written, tmp_path_factory):
     """Run a module's or a function's code in an environment that sees this one's packages and has the three installed."""
     top = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", top / "venv"], check=True)
-    site = top / "venv" / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    (site / "base.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    site = (
+        top
+        / "venv"
+        / "lib"
+        / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        / "site-packages"
+    )
+    (site / "base.pth").write_text(
+        f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+    )
     sources = []
     for name, folder in written.items():  # copies: a build leaves its own files beside the sources
         sources.append(top / name)
         sources[-1].mkdir()
         for file in folder.iterdir():
             (sources[-1] / file.name).write_bytes(file.read_bytes())
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index"]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-build-isolation",
+        "--no-deps",
+        "--no-index",
+    ]
     subprocess.run([*install, "--target", site, *sources], check=True, capture_output=True)
 
     def run(*arguments, cwd, **env):
@@ -67,7 +87,9 @@ def test_it_writes_three_files_and_says_how_to_go_on(written):
         assert sorted(file.name for file in folder.iterdir()) == files
         said = (folder.parent / f"{name}.stdout").read_text().splitlines()
         assert said[:5] == [*(f"{folder.name}/{file}" for file in files), "", "Next:"]
-        compare = "--task hold_it --all" if name == "hold_it" else f"--task cliff --stabilizers {name}"
+        compare = (
+            "--task hold_it --all" if name == "hold_it" else f"--task cliff --stabilizers {name}"
+        )
         assert said[5:] == [
             f"  pip install -e ./{folder.name} pytest", f"  pytest {folder.name}", f"  stab compare {compare}"
         ]  # fmt: skip
@@ -85,7 +107,15 @@ def _umask():
 def test_it_is_formatted_and_clean(written):
     top = next(iter(written.values())).parent
     for command in (("check",), ("format", "--check")):
-        ruff = [sys.executable, "-m", "ruff", *command, "--no-cache", "--config", ROOT / "pyproject.toml"]
+        ruff = [
+            sys.executable,
+            "-m",
+            "ruff",
+            *command,
+            "--no-cache",
+            "--config",
+            ROOT / "pyproject.toml",
+        ]
         done = subprocess.run([*ruff, *written.values()], cwd=top, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -93,7 +123,14 @@ def test_it_is_formatted_and_clean(written):
 def test_their_own_tests_pass(written, installed, tmp_path):
     root = tmp_path / "datasets"
     done = installed(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", *written.values(), cwd=tmp_path, MINARI_DATASETS_PATH=str(root)
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *written.values(),
+        cwd=tmp_path,
+        MINARI_DATASETS_PATH=str(root),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "failed" not in done.stdout
@@ -102,7 +139,9 @@ def test_their_own_tests_pass(written, installed, tmp_path):
 
 def test_listed_checked_and_compared(installed, tmp_path):
     def stab(*arguments):
-        done = installed(*COMMAND, *arguments, cwd=tmp_path, MINARI_DATASETS_PATH=str(tmp_path / "datasets"))
+        done = installed(
+            *COMMAND, *arguments, cwd=tmp_path, MINARI_DATASETS_PATH=str(tmp_path / "datasets")
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return " ".join(done.stdout.split())
 
@@ -112,9 +151,21 @@ def test_listed_checked_and_compared(installed, tmp_path):
     assert "hold_it Hold a point mass at the origin" in said
     assert "all passed" in stab("check", *NEW)
     assert "equal bit for bit" in stab("data", "verify", "hold_it")
-    run = ("--task", "hold_it", "--stabilizers", "my_mean,small_steps", "--seeds", 1, "--out", "run")
+    run = (
+        "--task",
+        "hold_it",
+        "--stabilizers",
+        "my_mean,small_steps",
+        "--seeds",
+        1,
+        "--out",
+        "run",
+    )
     assert "small_steps" in stab("compare", *run, *TINY)
-    entries = {e["stabilizer"]: e for e in json.loads((tmp_path / "run" / "leaderboard.json").read_text())["entries"]}
+    entries = {
+        e["stabilizer"]: e
+        for e in json.loads((tmp_path / "run" / "leaderboard.json").read_text())["entries"]
+    }
     assert set(entries) == {"none", "my_mean", "small_steps"}
     assert all(entry["gva"] is not None for entry in entries.values())
 
@@ -141,7 +192,10 @@ def test_names_that_are_refused(stab, tmp_path, arguments, why):
 def test_a_plugins_name_is_refused_with_its_distribution(installed, tmp_path):
     done = installed(*COMMAND, "new", "task", "my_mean", cwd=tmp_path)
     assert done.returncode == 2
-    assert "stabilizer 'my_mean' is registered already (stab-my-mean 0.1.0: stab_my_mean:MyMean)" in done.stderr
+    assert (
+        "stabilizer 'my_mean' is registered already (stab-my-mean 0.1.0: stab_my_mean:MyMean)"
+        in done.stderr
+    )
 
 
 def test_a_folder_that_exists_is_left_alone(stab, tmp_path):
@@ -161,7 +215,8 @@ def test_a_folder_that_cannot_be_written_to(stab, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "made"), [("state", "StateStabilizer"), ("average", "AverageStabilizer"), ("true", "TrueStabilizer")]
+    ("name", "made"),
+    [("state", "StateStabilizer"), ("average", "AverageStabilizer"), ("true", "TrueStabilizer")],
 )
 def test_a_class_hides_no_other_name(stab, tmp_path, name, made):
     assert stab("new", "stabilizer", name).returncode == 0
@@ -170,6 +225,9 @@ def test_a_class_hides_no_other_name(stab, tmp_path, name, made):
 
 
 def test_help_has_examples(stab):
-    assert "stab new stabilizer small_steps --kind intervention" in stab("new", "stabilizer", "--help").stdout
+    assert (
+        "stab new stabilizer small_steps --kind intervention"
+        in stab("new", "stabilizer", "--help").stdout
+    )
     assert "stab new task my_task" in stab("new", "task", "--help").stdout
     assert "new" in stab("--help").stdout

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stab.reports import rows
+from stab.run import rows
 
 STAB = Path(sys.executable).parent / "stab"
 SETTINGS = (
@@ -27,7 +27,13 @@ SETTINGS = (
         "--policy",
         "gpt:width=16,depth=1",
     ),
-    *("train.updates=120", "train.batch_size=8", "eval.checkpoint_every=10", "eval.starts=3", "eval.horizon=40"),
+    *(
+        "train.updates=120",
+        "train.batch_size=8",
+        "eval.checkpoint_every=10",
+        "eval.starts=3",
+        "eval.horizon=40",
+    ),
     *("data.train_episodes=2", "data.validation_episodes=1"),
 )
 
@@ -75,7 +81,9 @@ def test_rows_say_what_was_written(run):
 
 def test_an_interrupted_run_of_one_worker_ends_as_the_whole_one_of_two(run, tmp_path):
     command = [str(STAB), *map(str, SETTINGS), "--workers", "1", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "run").glob("parts/*/state*")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -97,7 +105,15 @@ def test_tasks_with_other_defaults_are_compared_one_at_a_time(stab):
 
 def test_what_the_user_says_comes_before_the_tasks_defaults(stab):
     done = stab(
-        "compare", "--task", "stories", "--all", "--dry-run", "--updates", 240, "eval.starts=4", "snapshots.every=16"
+        "compare",
+        "--task",
+        "stories",
+        "--all",
+        "--dry-run",
+        "--updates",
+        240,
+        "eval.starts=4",
+        "snapshots.every=16",
     )
     assert done.returncode == 0, done.stderr
     assert "of 240 updates" in done.stdout

@@ -35,11 +35,15 @@ METHODS = (
 
 
 def cells(run: Path) -> dict[str, dict]:
-    return {path.name: json.loads(path.read_text()) for path in sorted((run / "cells").glob("*.json"))}
+    return {
+        path.name: json.loads(path.read_text()) for path in sorted((run / "cells").glob("*.json"))
+    }
 
 
 def returns(cell: dict, string: str) -> list:
-    return [(r["update"], r["start"], r["return"]) for r in cell["rows"] if r["stabilizer"] == string]
+    return [
+        (r["update"], r["start"], r["return"]) for r in cell["rows"] if r["stabilizer"] == string
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +60,16 @@ def swept(tmp_path_factory, stab_in):
 def test_the_plan_comes_first(swept, stab_in):
     done = stab_in(swept.parent, "compare", "--config", "sweep.yaml", "--dry-run", "--out", "other")
     said = " ".join(done.stdout.split())
-    assert "12 entries on cliff: none, lr_decay, ema:half_life=30|60, lr_decay+ema:half_life=30|60," in said
+    assert (
+        "12 entries on cliff: none, lr_decay, ema:half_life=30|60, lr_decay+ema:half_life=30|60,"
+        in said
+    )
     assert "recipe:lr=0.003+lr_decay+ema:half_life=30|60" in said
     assert "tuning budget, settings a method: none 2, lr_decay 2, ema 4, lr_decay+ema 4" in said
-    assert "8 cells (training runs) of 200 updates, 2 seeds; sharing trajectories saves 16 training runs" in said
+    assert (
+        "8 cells (training runs) of 200 updates, 2 seeds; sharing trajectories saves 16 training runs"
+        in said
+    )
     assert "about" in said
     assert not (swept.parent / "other").exists()
     assert "tuning budget" in (swept.parent / "stderr").read_text()
@@ -70,8 +80,12 @@ def test_every_combination_is_an_entry_and_trajectories_are_shared(swept):
     leaderboard = json.loads((swept / "leaderboard.json").read_text())
     assert {entry["stabilizer"] for entry in leaderboard["entries"]} == wanted
     for entry in leaderboard["entries"]:
-        assert entry["settings"]["lr"] == (0.003 if entry["stabilizer"].startswith("recipe:") else 0.01)
-        assert entry["settings"]["schedule"] == ("linear" if "lr_decay" in entry["stabilizer"] else "constant")
+        assert entry["settings"]["lr"] == (
+            0.003 if entry["stabilizer"].startswith("recipe:") else 0.01
+        )
+        assert entry["settings"]["schedule"] == (
+            "linear" if "lr_decay" in entry["stabilizer"] else "constant"
+        )
     found = cells(swept)
     assert len(found) == 2 * 2 * 2
     assert all(len(cell["stabilizers"]) == 3 for cell in found.values())
@@ -80,7 +94,16 @@ def test_every_combination_is_an_entry_and_trajectories_are_shared(swept):
 def test_an_entry_of_a_sweep_is_the_same_training_run_as_without(swept, stab_in):
     folder = swept.parent
     done = stab_in(
-        folder, "compare", "-t", "cliff", "-s", "lr_decay+ema:half_life=60", "--out", "alone", *SIZES, "train.lr=0.003"
+        folder,
+        "compare",
+        "-t",
+        "cliff",
+        "-s",
+        "lr_decay+ema:half_life=60",
+        "--out",
+        "alone",
+        *SIZES,
+        "train.lr=0.003",
     )
     assert done.returncode == 0, done.stderr
     alone, together = cells(folder / "alone"), cells(swept)
@@ -102,7 +125,9 @@ def test_the_run_s_own_settings_hold_no_lists_and_run_again(swept, stab_in):
 
 def test_a_longer_list_runs_what_is_new(swept, stab_in, tmp_path):
     (tmp_path / "sweep.yaml").write_text(FILE.replace("0.003]", "0.003, 0.02]"))
-    done = stab_in(tmp_path, "compare", "--config", "sweep.yaml", "--out", swept, "--resume", "--dry-run")
+    done = stab_in(
+        tmp_path, "compare", "--config", "sweep.yaml", "--out", swept, "--resume", "--dry-run"
+    )
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     assert "18 entries on cliff" in said
@@ -126,12 +151,25 @@ def test_report_groups_and_filters(swept, stab_in):
     }
     done = stab_in(swept.parent, "report", "run", "--where", "method=ema", "--format", "json")
     assert len(json.loads(done.stdout)["entries"]) == 4
-    assert len(json.loads((swept / "leaderboard.json").read_text())["entries"]) == 12, "files hold everything"
+    assert len(json.loads((swept / "leaderboard.json").read_text())["entries"]) == 12, (
+        "files hold everything"
+    )
 
 
 def test_several_runs_are_reported_as_one(swept, stab_in):
     folder = swept.parent
-    done = stab_in(folder, "compare", "-t", "cliff", "-s", "ema:half_life=30", "--out", "base", *SIZES, "train.lr=0.01")
+    done = stab_in(
+        folder,
+        "compare",
+        "-t",
+        "cliff",
+        "-s",
+        "ema:half_life=30",
+        "--out",
+        "base",
+        *SIZES,
+        "train.lr=0.01",
+    )
     assert done.returncode == 0, done.stderr
     done = stab_in(folder, "report", "run", "base", "--where", "lr=0.01")
     assert done.returncode == 0, done.stderr
@@ -144,7 +182,10 @@ def test_several_runs_are_reported_as_one(swept, stab_in):
         ("ema:half_life=30", True),
     }
     done = stab_in(folder, "report", "run", "base", "--by", "lr")
-    assert (done.returncode, done.stderr) == (2, "stab: --averages and --by are for one run folder\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "stab: --averages and --by are for one run folder\n",
+    )
 
 
 @pytest.mark.parametrize(

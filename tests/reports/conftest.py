@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stab import gva
+from stab import files, gva
 from stab.config import Config, Evaluation
 from stab.recipe import Recipe
-from stab.reports import rows
+from stab.run import rows
 from stab.stabilizers import parse
 
 CONFIG = Config(
@@ -25,7 +25,11 @@ CONFIG = Config(
     train=Recipe(updates=80, batch_size=4),
     eval=Evaluation(checkpoint_every=10, starts=2, horizon=4),
 )
-SWING = {"none": 0.3, "ema": 0.02, "lr_decay": 0.1}  # of the returns: fixes the order of the leaderboard
+SWING = {
+    "none": 0.3,
+    "ema": 0.02,
+    "lr_decay": 0.1,
+}  # of the returns: fixes the order of the leaderboard
 LEVEL = {"none": 0.6, "ema": 0.8, "lr_decay": 0.7}  # of the returns
 RANDOM, EXPERT = 5.0, 25.0
 
@@ -35,15 +39,22 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     """Write a run: none and ema on one trajectory, lr_decay on another, dropout failed, accumulation skipped."""
 
     def make(
-        *, smoke: bool = False, level: dict[str, float] | None = None, static: str = "", learned: bool = True
+        *,
+        smoke: bool = False,
+        level: dict[str, float] | None = None,
+        static: str = "",
+        learned: bool = True,
     ) -> Path:
         run, config = tmp_path / "run", dataclasses.replace(CONFIG, smoke=smoke)
-        rows.write_text(run / "config.yaml", json.dumps(config.to_dict()))  # YAML contains JSON
-        rows.write_json(run / "run.json", {"command": "stab compare toy", "seconds": 1.0, "cores": 2})
-        rows.write_json(
-            run / "skipped.json", [{"task": "toy", "stabilizer": "accumulation", "reason": "odd batch [see | docs]"}]
+        files.write_text(run / "config.yaml", json.dumps(config.to_dict()))  # YAML contains JSON
+        files.write_json(
+            run / "run.json", {"command": "stab compare toy", "seconds": 1.0, "cores": 2}
         )
-        rows.write_json(
+        files.write_json(
+            run / "skipped.json",
+            [{"task": "toy", "stabilizer": "accumulation", "reason": "odd batch [see | docs]"}],
+        )
+        files.write_json(
             run / "failures" / "toy-dropout-seed1.json",
             {"task": "toy", "stabilizers": ["dropout"], "seed": 1, "reason": "ValueError: boom"},
         )
@@ -65,7 +76,12 @@ def run(make_run: Callable[..., Path]) -> Path:
 
 
 def _write_cell(
-    run: Path, config: Config, riders: Sequence[str], seed: int, level: dict[str, float], static: str
+    run: Path,
+    config: Config,
+    riders: Sequence[str],
+    seed: int,
+    level: dict[str, float],
+    static: str,
 ) -> None:
     recipe = parse(riders[0]).apply(config.train)
     horizons, starts = gva.horizon_grid(config.eval.horizon), [50_000, 50_001]
@@ -78,9 +94,15 @@ def _write_cell(
         for k, update in enumerate(config.checkpoints):
             content = string if string == static else f"{string} {seed} {update}"
             digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-            checkpoints[string].append({"update": update, "val_loss": 0.1 / (k + 1), "weights": digest})
+            checkpoints[string].append(
+                {"update": update, "val_loss": 0.1 / (k + 1), "weights": digest}
+            )
             for start in starts:
-                value = level[string] + SWING[string] * (1 if update % 20 == 0 else -1) + 0.01 * generator.normal()
+                value = (
+                    level[string]
+                    + SWING[string] * (1 if update % 20 == 0 else -1)
+                    + 0.01 * generator.normal()
+                )
                 found.append(
                     {
                         "stabilizer": string,
@@ -88,11 +110,13 @@ def _write_cell(
                         "start": start,
                         "return": value,
                         "length": config.eval.horizon,
-                        "cumulative": [share * (RANDOM + value * (EXPERT - RANDOM)) for share in shares],
+                        "cumulative": [
+                            share * (RANDOM + value * (EXPERT - RANDOM)) for share in shares
+                        ],
                     }
                 )
     key = f"toy-{recipe.key}-seed{seed}"
-    rows.write_json(
+    files.write_json(
         run / "timings" / f"{key}.json",
         {
             "train_seconds": 2.0 + seed,
@@ -102,7 +126,7 @@ def _write_cell(
             "rollout_steps": 10,
         },
     )
-    rows.write_json(
+    files.write_json(
         run / "cells" / f"{key}.json",
         {
             "schema": rows.SCHEMA,
@@ -121,7 +145,10 @@ def _write_cell(
             "versions": {"stab": "0.1.0"},
             "horizons": horizons,
             "starts": starts,
-            "references": {"random": [s * RANDOM for s in shares], "expert": [s * EXPERT for s in shares]},
+            "references": {
+                "random": [s * RANDOM for s in shares],
+                "expert": [s * EXPERT for s in shares],
+            },
             "references_source": "measured",
             "window": config.window,
             "stabilizers": list(riders),
@@ -135,7 +162,8 @@ def _write_cell(
                 for string in riders
             },
             "trajectory": [
-                {"update": u, "lr": 1e-3, "gradient_variance": 0.1, "gradient_norm2": 0.2} for u in config.checkpoints
+                {"update": u, "lr": 1e-3, "gradient_variance": 0.1, "gradient_norm2": 0.2}
+                for u in config.checkpoints
             ],
             "checkpoints": checkpoints,
             "rows": found,

@@ -44,7 +44,9 @@ def second_task(run: Path, name: str = "other") -> Path:
         for path in (run / kind).glob("toy-*.json"):
             cell = json.loads(path.read_text())
             if kind == "cells" and cell["raw"] == "none":
-                (path.parent / path.name.replace("toy", name, 1)).write_text(json.dumps(cell | {"task": name}))
+                (path.parent / path.name.replace("toy", name, 1)).write_text(
+                    json.dumps(cell | {"task": name})
+                )
     return change(run, tasks=["toy", name])
 
 
@@ -53,20 +55,34 @@ def many(leaderboard: dict[str, Any], count: int) -> dict[str, Any]:
     base = next(entry for entry in leaderboard["entries"] if entry["stabilizer"] == "none")
     more = [
         base
-        | {"stabilizer": f"recipe:lr=0.000{n}+lr_decay+ema:half_life={n}", "method": "lr_decay+ema", "gva": 1e-3 * n}
-        | {"rank": n + 1 if 2 * n < count else None, "status": "sound" if 2 * n < count else "unsound"}
+        | {
+            "stabilizer": f"recipe:lr=0.000{n}+lr_decay+ema:half_life={n}",
+            "method": "lr_decay+ema",
+            "gva": 1e-3 * n,
+        }
+        | {
+            "rank": n + 1 if 2 * n < count else None,
+            "status": "sound" if 2 * n < count else "unsound",
+        }
         for n in range(count)
     ]
     found = [*more[: count // 2], *leaderboard["entries"], *more[count // 2 :]]
     settings = leaderboard["run"]["settings"]
-    settings |= {"stabilizers": [*settings["stabilizers"], *(entry["stabilizer"] for entry in more)]}
+    settings |= {
+        "stabilizers": [*settings["stabilizers"], *(entry["stabilizer"] for entry in more)]
+    }
     return leaderboard | {"entries": found, "run": leaderboard["run"] | {"settings": settings}}
 
 
-def test_curves_show_the_raw_iterates_and_every_average_of_them(results: statistics.Results) -> None:
+def test_curves_show_the_raw_iterates_and_every_average_of_them(
+    results: statistics.Results,
+) -> None:
     figure = figures.draw(results, statistics.leaderboard(results))["toy-curves"]
     rows = np.array(figure.axes).reshape(-1, 2)
-    assert [left.get_ylabel().split("\n")[0] for left, _ in rows] == ["none", "ema"]  # not lr_decay: other iterates
+    assert [left.get_ylabel().split("\n")[0] for left, _ in rows] == [
+        "none",
+        "ema",
+    ]  # not lr_decay: other iterates
     for (left, right), name in zip(rows, ("none", "ema"), strict=True):
         series = results.series["toy", name]
         np.testing.assert_allclose(lines(left)[-1], series.returns.mean((0, 2)))
@@ -81,7 +97,10 @@ def test_scores_stand_in_the_order_of_the_leaderboard(results: statistics.Result
     names = [label.get_text().split("\n")[0] for label in left.get_yticklabels()]
     assert names == [entry["stabilizer"] for entry in leaderboard["entries"]]
     assert left.get_ylim()[0] > left.get_ylim()[1], "the first entry is on top"
-    points = [{(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.get_lines()} for axes in (left, right)]
+    points = [
+        {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.get_lines()}
+        for axes in (left, right)
+    ]
     for y, entry in zip(left.get_yticks(), leaderboard["entries"], strict=True):
         if entry["gva"] is not None:
             assert (entry["gva"], y) in points[0]
@@ -107,9 +126,15 @@ def test_a_dots_area_is_its_cost_and_unranked_ones_are_hollow(results: statistic
     ema, *_ = (entry for entry in leaderboard["entries"] if entry["stabilizer"] == "ema")
     ema |= {"samples": 4 * ema["samples"], "rank": None, "status": "unsound"}
     figure = figures.tradeoff(leaderboard, "toy")
-    dots = {line.get_label(): line for line in figure.axes[0].get_lines() if line.get_marker() == "o"}
-    assert dots["ema"].get_markersize() ** 2 == pytest.approx(4 * dots["none"].get_markersize() ** 2)
-    assert [dots[name].get_markerfacecolor() == "white" for name in ("none", "ema", "lr_decay")] == [False, True, False]
+    dots = {
+        line.get_label(): line for line in figure.axes[0].get_lines() if line.get_marker() == "o"
+    }
+    assert dots["ema"].get_markersize() ** 2 == pytest.approx(
+        4 * dots["none"].get_markersize() ** 2
+    )
+    assert [
+        dots[name].get_markerfacecolor() == "white" for name in ("none", "ema", "lr_decay")
+    ] == [False, True, False]
     sizes = {line.get_label(): line.get_markersize() for line in figure.legends[0].get_lines()}
     assert sizes == {"x1": dots["none"].get_markersize(), "x4": dots["ema"].get_markersize()}
 
@@ -129,15 +154,24 @@ def test_horizons_and_lags(run: Path) -> None:
     _, leaderboard, found = drawn(run)
     left, right = found["toy-horizons"].axes
     shown = [
-        entry for name in ("none", "ema", "lr_decay") for entry in leaderboard["entries"] if entry["stabilizer"] == name
+        entry
+        for name in ("none", "ema", "lr_decay")
+        for entry in leaderboard["entries"]
+        if entry["stabilizer"] == name
     ]
     for axes, key in ((left, "gva_by_horizon"), (right, "gva_by_lag")):
-        assert [line.get_label() for line in axes.get_lines()] == [entry["stabilizer"] for entry in shown]
+        assert [line.get_label() for line in axes.get_lines()] == [
+            entry["stabilizer"] for entry in shown
+        ]
         for line, entry in zip(axes.get_lines(), shown, strict=True):
             assert line.get_xdata().tolist() == [int(n) for n in entry[key]]
             assert line.get_ydata().tolist() == list(entry[key].values())
         looks = {(line.get_color(), line.get_marker()) for line in axes.get_lines()}
-        assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == len(shown)
+        assert (
+            len({colour for colour, _ in looks})
+            == len({marker for _, marker in looks})
+            == len(shown)
+        )
 
 
 def test_those_chosen_are_none_and_the_best_of_each_method(results: statistics.Results) -> None:
@@ -163,11 +197,20 @@ def test_the_heat_map_holds_every_return(run: Path) -> None:
         cells = np.asarray(image.get_array()).reshape(seeds, starts, checkpoints)
         for seed, k, start in np.ndindex(series.returns.shape):
             assert cells[seed, start, k] == series.returns[seed, k, start]
-        ticks = {int(x): label.get_text() for x, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)}
+        ticks = {
+            int(x): label.get_text()
+            for x, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        }
         assert ticks == {k: str(series.updates[k]) for k in ticks}
-        upright = [line.get_xdata()[0] for line in axes.get_lines() if len(set(line.get_xdata())) == 1]
+        upright = [
+            line.get_xdata()[0] for line in axes.get_lines() if len(set(line.get_xdata())) == 1
+        ]
         assert upright == [series.window.argmax() - 0.5]
-    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["seed 0", "seed 1", "seed 2"]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == [
+        "seed 0",
+        "seed 1",
+        "seed 2",
+    ]
 
 
 def test_the_leaderboard_is_an_image_of_the_table(run: Path) -> None:
@@ -177,16 +220,22 @@ def test_the_leaderboard_is_an_image_of_the_table(run: Path) -> None:
     lines = [said[n : n + len(table.COLUMNS)] for n in range(0, len(said), len(table.COLUMNS))]
     assert lines[0] == list(table.COLUMNS)
     for line, entry in zip(lines[1:], leaderboard["entries"], strict=True):
-        assert [cell.split() for cell in line] == [cell.split() for cell in table.cells(leaderboard, entry)]
+        assert [cell.split() for cell in line] == [
+            cell.split() for cell in table.cells(leaderboard, entry)
+        ]
     tops = [text.get_position()[1] for text in axes.texts[:: len(table.COLUMNS)]]
     rule = axes.get_lines()[-1].get_ydata()[0]
-    assert sum(top < rule for top in tops) == 1 + 3, "the head and the ranked ones stand above the line"
+    assert sum(top < rule for top in tops) == 1 + 3, (
+        "the head and the ranked ones stand above the line"
+    )
 
 
 def test_of_a_long_leaderboard_the_first_and_none_are_shown(results: statistics.Results) -> None:
     leaderboard = many(statistics.leaderboard(results), 60)
     figure = figures.board(leaderboard, "toy")
-    names = [text.get_text().replace("\n", "") for text in figure.axes[0].texts[1 :: len(table.COLUMNS)]]
+    names = [
+        text.get_text().replace("\n", "") for text in figure.axes[0].texts[1 :: len(table.COLUMNS)]
+    ]
     assert names[1:] == [*(entry["stabilizer"] for entry in leaderboard["entries"][:19]), "none"]
     assert f"... and {len(leaderboard['entries']) - 20} more" in figure.get_supxlabel()
 
@@ -195,7 +244,8 @@ def test_the_matrix_crosses_tasks_and_stabilizers(run: Path) -> None:
     _, leaderboard, found = drawn(second_task(run))
     axes = found["tasks-matrix"].axes[0]
     tasks, strings = (
-        [label.get_text() for label in labels] for labels in (axes.get_xticklabels(), axes.get_yticklabels())
+        [label.get_text() for label in labels]
+        for labels in (axes.get_xticklabels(), axes.get_yticklabels())
     )
     assert tasks == ["toy", "other"]
     assert strings == leaderboard["run"]["settings"]["stabilizers"]
@@ -208,7 +258,10 @@ def test_the_matrix_crosses_tasks_and_stabilizers(run: Path) -> None:
             assert said[x + 0.5, y + 0.5].get_text() == "–"
             assert np.ma.is_masked(value) or np.isnan(value)
         else:
-            assert said[x + 0.5, y + 0.5].get_text().split() == [f"{entry['gva']:.3f}", f"{entry['return']:.2f}"]
+            assert said[x + 0.5, y + 0.5].get_text().split() == [
+                f"{entry['gva']:.3f}",
+                f"{entry['return']:.2f}",
+            ]
             assert value == entry["gva"]
 
 
@@ -225,7 +278,9 @@ def test_the_matrix_marks_what_is_not_ranked_and_is_readable(make_run: Any) -> N
 
 
 def luminance(colour: Any) -> float:
-    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3])
+    red, green, blue = (
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]
+    )
     return float(0.2126 * red + 0.7152 * green + 0.0722 * blue)
 
 
@@ -244,7 +299,9 @@ def test_one_seed_one_entry_and_returns_below_0(make_run: Any, tmp_path: Path) -
     run = change(make_run(level={"none": -3.0}), seeds=1, stabilizers=["none"])
     _, leaderboard, found = drawn(second_task(run))
     assert leaderboard["entries"][0]["gva_low"] is None
-    assert {"toy-tradeoff", "toy-horizons", "toy-heat", "toy-leaderboard", "tasks-matrix"} <= set(found)
+    assert {"toy-tradeoff", "toy-horizons", "toy-heat", "toy-leaderboard", "tasks-matrix"} <= set(
+        found
+    )
     assert len(found["toy-tradeoff"].axes[0].get_lines()) == 1, "no intervals"
     figures.save(found, tmp_path)
 
@@ -253,11 +310,19 @@ def test_one_seed_one_entry_and_returns_below_0(make_run: Any, tmp_path: Path) -
     "stabilizers",
     [
         ["none", "none"],
-        ["none", "gone:a=$x$_{,b=$", "x:" + ",".join(f"k{n}={n}" for n in range(60)), "y" * 300, ""],
+        [
+            "none",
+            "gone:a=$x$_{,b=$",
+            "x:" + ",".join(f"k{n}={n}" for n in range(60)),
+            "y" * 300,
+            "",
+        ],
     ],
     ids=["twice", "odd names"],
 )
-def test_every_run_that_can_be_read_can_be_drawn(run: Path, stabilizers: list[str], tmp_path: Path) -> None:
+def test_every_run_that_can_be_read_can_be_drawn(
+    run: Path, stabilizers: list[str], tmp_path: Path
+) -> None:
     *_, found = drawn(second_task(change(run, stabilizers=stabilizers)))
     figures.save(found, tmp_path)
 
@@ -313,7 +378,10 @@ def test_a_task_without_its_raw_iterates_has_scores_but_no_curves(run: Path) -> 
         if '"raw": "none"' in path.read_text():
             path.unlink()
     results = statistics.read(run)
-    assert list(figures.draw(results, statistics.leaderboard(results))) == ["toy-scores", "toy-leaderboard"]
+    assert list(figures.draw(results, statistics.leaderboard(results))) == [
+        "toy-scores",
+        "toy-leaderboard",
+    ]
 
 
 def test_importing_reports_is_light() -> None:
@@ -350,7 +418,9 @@ def test_lines_along_the_half_lives_begin_with_their_raw_iterates() -> None:
     families = figures._families(leaderboard, "toy")
     figure = figures.half_lives(leaderboard, "toy", families)
     left, right = figure.axes
-    drawn = {line.get_label(): line for line in left.get_lines() if not line.get_label().startswith("_")}
+    drawn = {
+        line.get_label(): line for line in left.get_lines() if not line.get_label().startswith("_")
+    }
     assert list(drawn) == ["ema", "recipe:lr=0.1+lr_decay+ema"]
     np.testing.assert_allclose(drawn["ema"].get_xydata(), [(1, 0.3), (30, 0.2), (100, 0.1)])
     # The raw iterates of lr_decay at this learning rate are no entry: the line begins with the average.
@@ -358,16 +428,26 @@ def test_lines_along_the_half_lives_begin_with_their_raw_iterates() -> None:
     looks = {(line.get_color(), line.get_linestyle()) for line in drawn.values()}
     assert len(looks) == 2
     dots = {
-        tuple(line.get_xydata()[0]): line.get_markerfacecolor() for line in left.get_lines() if line.get_marker() == "o"
+        tuple(line.get_xydata()[0]): line.get_markerfacecolor()
+        for line in left.get_lines()
+        if line.get_marker() == "o"
     }
-    assert [dots[place] == "white" for place in ((1, 0.3), (30, 0.2), (100, 0.1))] == [False, True, False]
-    assert {tuple(line.get_xydata()[-1]) for line in right.get_lines() if line.get_label() == "ema"} == {(100, 0.9)}
+    assert [dots[place] == "white" for place in ((1, 0.3), (30, 0.2), (100, 0.1))] == [
+        False,
+        True,
+        False,
+    ]
+    assert {
+        tuple(line.get_xydata()[-1]) for line in right.get_lines() if line.get_label() == "ema"
+    } == {(100, 0.9)}
 
 
 def test_every_line_along_the_half_lives_looks_otherwise_or_is_left_out_with_a_word() -> None:
     kinds = ("", "lr_decay+", "lr_decay:shape=cosine+", "weight_decay+", "dropout+")
     recipes = ("", *(f"recipe:batch_size=64,lr=0.{n}+" for n in range(1, 8)))
-    leaderboard = lives([(f"{r}{k}ema:half_life={n}", n, 0.1, 1) for r in recipes for k in kinds for n in (30, 90)])
+    leaderboard = lives(
+        [(f"{r}{k}ema:half_life={n}", n, 0.1, 1) for r in recipes for k in kinds for n in (30, 90)]
+    )
     figure = figures.half_lives(leaderboard, "toy", figures._families(leaderboard, "toy"))
     drawn = [line for line in figure.axes[0].get_lines() if not line.get_label().startswith("_")]
     assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == len(drawn) == 6 * 4
@@ -380,8 +460,13 @@ def test_every_line_along_the_half_lives_looks_otherwise_or_is_left_out_with_a_w
 
 def test_hundreds_of_entries_are_cut_and_the_title_says_so(results: statistics.Results) -> None:
     leaderboard = statistics.leaderboard(results)
-    first, none = (next(e for e in leaderboard["entries"] if e["stabilizer"] == s) for s in ("ema", "none"))
-    leaderboard["entries"] = [*(first | {"stabilizer": f"ema:half_life={n}"} for n in range(1, 500)), none]
+    first, none = (
+        next(e for e in leaderboard["entries"] if e["stabilizer"] == s) for s in ("ema", "none")
+    )
+    leaderboard["entries"] = [
+        *(first | {"stabilizer": f"ema:half_life={n}"} for n in range(1, 500)),
+        none,
+    ]
     figure = figures.scores(leaderboard, "toy")
     assert len(figure.axes[0].get_yticklabels()) == figures.ROWS + 1
     assert figure.axes[0].get_yticklabels()[-1].get_text() == "none"

@@ -13,7 +13,8 @@ import jsonschema
 import pytest
 
 from stab.registry import StabError
-from stab.reports import render, rows, statistics
+from stab.reports import render, statistics
+from stab.run import rows
 
 SCHEMA = json.loads(resources.files("stab.reports").joinpath("leaderboard.schema.json").read_text())
 
@@ -27,9 +28,12 @@ def test_the_schema_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"smoke": True}, {"static": "ema"}, {"level": {"lr_decay": 0.1}}, {"learned": False}]
+    "change",
+    [{}, {"smoke": True}, {"static": "ema"}, {"level": {"lr_decay": 0.1}}, {"learned": False}],
 )
-def test_the_leaderboard_obeys_its_schema(make_run: Callable[..., Path], change: dict[str, Any]) -> None:
+def test_the_leaderboard_obeys_its_schema(
+    make_run: Callable[..., Path], change: dict[str, Any]
+) -> None:
     check(statistics.leaderboard(statistics.read(make_run(**change))))
 
 
@@ -66,18 +70,27 @@ def test_render_writes_everything(run: Path) -> None:
     leaderboard = render(run)
     assert json.loads((run / "leaderboard.json").read_text()) == leaderboard
     with (run / "leaderboard.csv").open(newline="") as file:
-        assert [row["stabilizer"] for row in csv.DictReader(file)] == [e["stabilizer"] for e in leaderboard["entries"]]
+        assert [row["stabilizer"] for row in csv.DictReader(file)] == [
+            e["stabilizer"] for e in leaderboard["entries"]
+        ]
     assert "| 1 | ema |" in (run / "leaderboard.md").read_text()
     names = ("curves", "recipes", "scores", "tradeoff", "horizons", "heat", "leaderboard")
     figures = {f"toy-{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert "Toy-v0" in (run / "report.html").read_text()
     assert {path.name for path in (run / "figures").iterdir()} == figures
-    assert {path.name for path in (run / "tensorboard").iterdir()} == {"none", "ema", "lr_decay", "leaderboard"}
+    assert {path.name for path in (run / "tensorboard").iterdir()} == {
+        "none",
+        "ema",
+        "lr_decay",
+        "leaderboard",
+    }
 
 
 def test_rendering_again_gives_the_same_and_leaves_nothing_stale(run: Path) -> None:
     render(run)
-    before = {path.name: path.read_bytes() for path in (*run.glob("leaderboard.*"), run / "report.html")}
+    before = {
+        path.name: path.read_bytes() for path in (*run.glob("leaderboard.*"), run / "report.html")
+    }
     (run / "tensorboard" / "stale").write_text("")
     (run / "figures" / "stale.png").write_text("")
     render(run)
@@ -89,7 +102,12 @@ def test_rendering_again_gives_the_same_and_leaves_nothing_stale(run: Path) -> N
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("foreign.json", '{"hello": 1}'), ("foreign.json", "[]"), ("foreign.json", "no JSON"), ("foreign.json", "")],
+    [
+        ("foreign.json", '{"hello": 1}'),
+        ("foreign.json", "[]"),
+        ("foreign.json", "no JSON"),
+        ("foreign.json", ""),
+    ],
 )
 def test_a_foreign_file_among_the_cells_is_named(run: Path, name: str, content: str) -> None:
     (run / "cells" / name).write_text(content)

@@ -25,13 +25,31 @@ junk = st.recursive(
     | st.floats()
     | st.text(max_size=8)
     | st.sampled_from(
-        ["", "..", "../../x", "${oc.env:HOME}", "${x}", "none", "ema", "os:system", "0x1", "1e999", "\x00"]
+        [
+            "",
+            "..",
+            "../../x",
+            "${oc.env:HOME}",
+            "${x}",
+            "none",
+            "ema",
+            "os:system",
+            "0x1",
+            "1e999",
+            "\x00",
+        ]
     ),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 EXAMPLES = int(os.environ.get("STAB_FUZZ", "300"))  # of each; more by hand
-many = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 @pytest.fixture
@@ -58,7 +76,13 @@ def changed(data, rng, value):
     data = copy.deepcopy(data)
     at, steps = data, rng.randrange(1, 7)
     for step in range(steps):
-        keys = list(at) if isinstance(at, dict) else list(range(len(at))) if isinstance(at, list) else []
+        keys = (
+            list(at)
+            if isinstance(at, dict)
+            else list(range(len(at)))
+            if isinstance(at, list)
+            else []
+        )
         if not keys:
             return value
         key = rng.choice(keys)
@@ -120,14 +144,21 @@ def test_settings_from_anything(value):
 @many
 @given(value=junk, seed=st.integers(0, 2**32))
 def test_settings_with_anything_in_them(value, seed):
-    found = clean(load, changed(Config(tasks=("hopper",), stabilizers=("ema",)).to_dict(), random.Random(seed), value))
+    found = clean(
+        load,
+        changed(
+            Config(tasks=("hopper",), stabilizers=("ema",)).to_dict(), random.Random(seed), value
+        ),
+    )
     assert found is None or isinstance(found, Config)
 
 
 @many
 @given(
     text=st.text(max_size=60)
-    | st.from_regex(r"(train|eval|data|tasks|seeds)(\.[a-z_]{1,8})?[:=] ?[-\[\]{}&*!0-9a-z.,\n]{0,20}")
+    | st.from_regex(
+        r"(train|eval|data|tasks|seeds)(\.[a-z_]{1,8})?[:=] ?[-\[\]{}&*!0-9a-z.,\n]{0,20}"
+    )
 )
 def test_a_configuration_file_of_any_text(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
@@ -138,7 +169,8 @@ def test_a_configuration_file_of_any_text(tmp_path_factory, text):
 
 @many
 @given(
-    text=st.text(max_size=40) | st.from_regex(r"(train|eval|data)\.(lr|updates|starts|policy|optimizer_args)=.{0,20}")
+    text=st.text(max_size=40)
+    | st.from_regex(r"(train|eval|data)\.(lr|updates|starts|policy|optimizer_args)=.{0,20}")
 )
 def test_any_override(text):
     found = clean(lambda: load(overrides=[text]))
@@ -150,13 +182,17 @@ def test_any_override(text):
 def test_a_recipe_of_anything(value, seed):
     data = changed(Recipe().to_dict(), random.Random(seed), value)
     found = clean(Recipe.from_dict, data if isinstance(data, dict) else {}, also=(TypeError,))
-    assert found is None or found.key == Recipe.from_dict(json.loads(json.dumps(found.to_dict()))).key
+    assert (
+        found is None or found.key == Recipe.from_dict(json.loads(json.dumps(found.to_dict()))).key
+    )
 
 
 @many
 @given(
     text=st.text(max_size=30)
-    | st.from_regex(r"(ema|swa|none|lr_decay)(:[a-z_]{1,9}=[-+0-9.einfa]{0,6})?(\+(ema|swa|polyak))?")
+    | st.from_regex(
+        r"(ema|swa|none|lr_decay)(:[a-z_]{1,9}=[-+0-9.einfa]{0,6})?(\+(ema|swa|polyak))?"
+    )
 )
 def test_any_stabilizer_string(text):
     found = clean(parse, text)
@@ -166,19 +202,38 @@ def test_any_stabilizer_string(text):
 @many
 @given(
     lists=st.dictionaries(
-        st.sampled_from(["lr", "policy", "batch_size", "schedule", "dropout", "updates", "optimizer_args", "nothing"]),
-        st.lists(junk | st.sampled_from([1e-3, 0.5, 64, "mlp", "mlp:width=8,depth=1", "linear", "3e-4"]), max_size=4)
+        st.sampled_from(
+            [
+                "lr",
+                "policy",
+                "batch_size",
+                "schedule",
+                "dropout",
+                "updates",
+                "optimizer_args",
+                "nothing",
+            ]
+        ),
+        st.lists(
+            junk | st.sampled_from([1e-3, 0.5, 64, "mlp", "mlp:width=8,depth=1", "linear", "3e-4"]),
+            max_size=4,
+        )
         | junk,
         max_size=3,
     ),
     names=st.lists(
-        st.sampled_from(["none", "ema", "ema:half_life=5|7", "none|lr_decay+ema", "a|b", "|", "ema:|"]), max_size=3
+        st.sampled_from(
+            ["none", "ema", "ema:half_life=5|7", "none|lr_decay+ema", "a|b", "|", "ema:|"]
+        ),
+        max_size=3,
     ),
 )
 def test_a_sweep_of_anything(tmp_path_factory, lists, names):
     path = tmp_path_factory.getbasetemp() / "swept.yaml"
     try:
-        path.write_text(json.dumps({"tasks": ["hopper"], "stabilizers": ["ema", *names], "train": lists}))
+        path.write_text(
+            json.dumps({"tasks": ["hopper"], "stabilizers": ["ema", *names], "train": lists})
+        )
     except ValueError:  # surrogates
         return
     found = clean(lambda: make_config(file=path))
@@ -190,8 +245,11 @@ def test_a_sweep_of_anything(tmp_path_factory, lists, names):
 
 @many
 @given(
-    text=st.text(max_size=20) | st.from_regex(r"(lr|method|task|ema\.half_life|status)=[-+0-9a-z.|]{0,12}"),
-    by=st.lists(st.text(max_size=6) | st.sampled_from(["lr", "method", "task", "ema.half_life"]), max_size=3),
+    text=st.text(max_size=20)
+    | st.from_regex(r"(lr|method|task|ema\.half_life|status)=[-+0-9a-z.|]{0,12}"),
+    by=st.lists(
+        st.text(max_size=6) | st.sampled_from(["lr", "method", "task", "ema.half_life"]), max_size=3
+    ),
 )
 def test_any_filter_and_group(results, text, by):
     leaderboard = statistics.leaderboard(results)

@@ -50,19 +50,26 @@ def test_holm_keeps_the_chance_of_any_false_finding() -> None:
 @pytest.mark.parametrize("seeds", [3, 6])
 def test_rank_intervals_hold_all_true_ranks(seeds: int) -> None:
     rng, truth = np.random.default_rng(2), np.array([0.0, 0.0, 0.5, 1.0, 4.0])
-    lowest = [1 + int((truth < value).sum()) for value in truth]  # equals may have any rank of theirs
+    lowest = [
+        1 + int((truth < value).sum()) for value in truth
+    ]  # equals may have any rank of theirs
     highest = [int((truth <= value).sum()) for value in truth]
     missed, widths = 0, []
     for _ in range(400):
         found = inference.rank_intervals(truth[:, None] + 0.3 * rng.standard_normal((5, seeds)))
-        missed += any(low > a or high < b for (low, high), a, b in zip(found, lowest, highest, strict=True))
+        missed += any(
+            low > a or high < b for (low, high), a, b in zip(found, lowest, highest, strict=True)
+        )
         widths.append(np.mean([high - low for low, high in found]))
     assert missed / 400 <= 0.05
     assert np.mean(widths) < (4 if seeds == 3 else 2.2), "and say something"
 
 
 def test_rank_intervals_at_their_edges() -> None:
-    assert inference.rank_intervals([[0.1, 0.2], [5, 6]]) == [(1, 2), (1, 2)]  # two seeds: nothing is known
+    assert inference.rank_intervals([[0.1, 0.2], [5, 6]]) == [
+        (1, 2),
+        (1, 2),
+    ]  # two seeds: nothing is known
     assert inference.rank_intervals([[0.1, 0.2, 0.3]]) == [(1, 1)]
     apart = [[k + 0.01 * s * (-1) ** k for s in range(5)] for k in range(4)]
     assert inference.rank_intervals(apart) == [(1, 1), (2, 2), (3, 3), (4, 4)]
@@ -73,16 +80,22 @@ def test_the_verdict_is_plain() -> None:
     far, near = [0.01, 0.02, 0.01, 0.0, 0.01], [0.31, 0.29, 0.3, 0.29, 0.32]
     p = inference.holm([inference.paired_p(far, none), inference.paired_p(near, none)])
     said = inference.verdict(["ema", "dropout"], [far, near], none, p, 2)
-    assert said.startswith("Steadier than none: ema (p < 0.0001) (paired t-test over 5 seeds, Holm's correction for 2")
+    assert said.startswith(
+        "Steadier than none: ema (p < 0.0001) (paired t-test over 5 seeds, Holm's correction for 2"
+    )
     assert "dropout" not in said
     assert said.endswith("Of the other ranked ones 5 seeds do not tell.")
     said = inference.verdict(["ema"], [far], none, [0.012], 9)
-    assert said.endswith("ema (p = 0.012) (paired t-test over 5 seeds, Holm's correction for 9 comparisons, 5 %).")
+    assert said.endswith(
+        "ema (p = 0.012) (paired t-test over 5 seeds, Holm's correction for 9 comparisons, 5 %)."
+    )
     said = inference.verdict(["dropout"], [near], none, [0.8], 1)
     assert said.startswith("5 seeds do not tell any ranked entry from none")
     assert "Less steady than none: ema" in inference.verdict(["ema"], [none], far, [0.001], 1)
     for seeds, said in ((1, "1 seed: too few"), (2, "2 seeds: too few")):
-        assert inference.verdict(["ema"], [far[:seeds]], none[:seeds], [float("nan")], 1).startswith(said)
+        assert inference.verdict(
+            ["ema"], [far[:seeds]], none[:seeds], [float("nan")], 1
+        ).startswith(said)
     many = [f"ema:half_life={n}" for n in range(20)]
     assert " and 14 more (" in inference.verdict(many, [far] * 20, none, [0.001] * 20, 20)
 
@@ -104,7 +117,10 @@ def test_the_leaderboard_says_it_of_its_entries(run) -> None:
     leaderboard = statistics.leaderboard(statistics.read(run))
     entries = {e["stabilizer"]: e for e in leaderboard["entries"]}
     names = ("ema", "lr_decay")
-    raw = [stats.ttest_rel(entries[n]["gva_per_seed"], entries["none"]["gva_per_seed"]).pvalue for n in names]
+    raw = [
+        stats.ttest_rel(entries[n]["gva_per_seed"], entries["none"]["gva_per_seed"]).pvalue
+        for n in names
+    ]
     assert [entries[n]["p_value"] for n in names] == pytest.approx(inference.holm(raw))
     assert entries["ema"]["improvement"] == 1
     for name in ("none", "dropout", "accumulation"):

@@ -15,8 +15,9 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from stab import files
 from stab.registry import StabError
-from stab.reports import inference, merge, rows, statistics
+from stab.reports import inference, merge, statistics
 
 
 @pytest.fixture
@@ -28,9 +29,9 @@ def pair(run: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 def change(run: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     for path in (run / "cells").glob("*.json"):
-        cell = rows.read_json(path)
+        cell = files.read_json(path)
         edit(cell)
-        rows.write_json(path, cell)
+        files.write_json(path, cell)
 
 
 def settings(run: Path, **new: Any) -> None:
@@ -76,7 +77,9 @@ def test_entries_keep_their_origin_and_are_ranked_together(pair: tuple[Path, Pat
 
 def test_the_files_of_merged_runs_are_left_alone(pair: tuple[Path, Path]) -> None:
     def files() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for run in pair for path in run.rglob("*") if path.is_file()}
+        return {
+            path: path.read_bytes() for run in pair for path in run.rglob("*") if path.is_file()
+        }
 
     before = files()
     shown(merged(*pair))
@@ -86,7 +89,10 @@ def test_the_files_of_merged_runs_are_left_alone(pair: tuple[Path, Path]) -> Non
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda cell: cell.update(environment="Toy-v1"), "toy has other environments (Toy-v0 and Toy-v1)"),
+        (
+            lambda cell: cell.update(environment="Toy-v1"),
+            "toy has other environments (Toy-v0 and Toy-v1)",
+        ),
         (lambda cell: cell.update(task_version=2), "toy has other versions of the task (1 and 2)"),
         (lambda cell: cell.update(expert_sha256="2" * 64), "toy has other experts (1111"),
         (
@@ -120,20 +126,27 @@ def test_every_cell_is_looked_at(pair: tuple[Path, Path]) -> None:
         merged(*pair)
     # Where none has not finished, too.
     for path in (pair[1] / "cells").glob("*.json"):
-        if rows.read_json(path)["raw"] == "none":
+        if files.read_json(path)["raw"] == "none":
             path.unlink()
     with pytest.raises(StabError, match="toy has other experts"):
         merged(*pair)
 
 
 def test_references_may_differ_in_their_last_bits(pair: tuple[Path, Path]) -> None:
-    change(pair[1], lambda cell: cell["references"]["expert"].__setitem__(-1, np.nextafter(25.0, 26.0)))
+    change(
+        pair[1], lambda cell: cell["references"]["expert"].__setitem__(-1, np.nextafter(25.0, 26.0))
+    )
     assert len(merged(*pair)["entries"]) == 10
 
 
-def test_the_version_of_mujoco_matters_where_the_environment_uses_it(pair: tuple[Path, Path]) -> None:
+def test_the_version_of_mujoco_matters_where_the_environment_uses_it(
+    pair: tuple[Path, Path],
+) -> None:
     def versions(mujoco: str, environment: str) -> Callable[[dict[str, Any]], Any]:
-        return lambda cell: (cell["versions"].update(mujoco=mujoco), cell.update(environment=environment))
+        return lambda cell: (
+            cell["versions"].update(mujoco=mujoco),
+            cell.update(environment=environment),
+        )
 
     for environment, refused in (("CartPole-v1", False), ("Hopper-v5", True)):
         change(pair[0], versions("3.3.0", environment))
@@ -182,7 +195,9 @@ def test_what_changed_is_said_with_a_paired_test(pair: tuple[Path, Path]) -> Non
 
     change(second, noisier)
     settings(second, stabilizers=["none", "ema", "lr_decay", "swa"])
-    rows.write_json(second / "run.json", {"command": "stab", "seconds": 1.0, "cores": 2, "machine": "Plan9 vax"})
+    files.write_json(
+        second / "run.json", {"command": "stab", "seconds": 1.0, "cores": 2, "machine": "Plan9 vax"}
+    )
     found = merged(first, second)
     changed = found["changes"]
     assert changed["versions"] == [{"key": "torch", "before": None, "after": "9.9"}]
@@ -190,7 +205,10 @@ def test_what_changed_is_said_with_a_paired_test(pair: tuple[Path, Path]) -> Non
     assert changed["only_before"] == ["toy accumulation", "toy dropout"]
     assert changed["only_after"] == ["toy swa"]
     boards = [
-        {e["stabilizer"]: e["gva_per_seed"] for e in statistics.leaderboard(statistics.read(run))["entries"]}
+        {
+            e["stabilizer"]: e["gva_per_seed"]
+            for e in statistics.leaderboard(statistics.read(run))["entries"]
+        }
         for run in pair
     ]
     names = [score["stabilizer"] for score in changed["scores"]]
@@ -198,7 +216,9 @@ def test_what_changed_is_said_with_a_paired_test(pair: tuple[Path, Path]) -> Non
     for score, p in zip(changed["scores"], inference.holm(raw), strict=True):
         name = score["stabilizer"]
         assert score["p_value"] == pytest.approx(p)
-        assert score["difference"] == pytest.approx(np.mean(boards[1][name]) - np.mean(boards[0][name]))
+        assert score["difference"] == pytest.approx(
+            np.mean(boards[1][name]) - np.mean(boards[0][name])
+        )
         assert score["difference_low"] < score["difference"] < score["difference_high"]
         assert not score["same"]
     said = shown(found)
@@ -222,7 +242,9 @@ def test_what_is_the_same_is_no_comparison_that_counts(pair: tuple[Path, Path]) 
     scores = {score["stabilizer"]: score for score in merged(*pair)["changes"]["scores"]}
     assert [scores[name]["same"] for name in ("none", "ema", "lr_decay")] == [True, False, True]
     boards = [statistics.leaderboard(statistics.read(run))["entries"] for run in pair]
-    one, other = (next(e["gva_per_seed"] for e in found if e["stabilizer"] == "ema") for found in boards)
+    one, other = (
+        next(e["gva_per_seed"] for e in found if e["stabilizer"] == "ema") for found in boards
+    )
     assert scores["ema"]["p_value"] == pytest.approx(stats.ttest_rel(one, other).pvalue)
     assert scores["none"]["p_value"] is None
     # Lengths belong to the rows, too.

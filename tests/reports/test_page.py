@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from stab.reports import figures, page, rows, statistics, sweep, table
+from stab.reports import figures, page, statistics, sweep, table
+from stab.run import rows
 
 VOID = {"meta", "br", "img", "wbr", "link", "input", "hr"}
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\u202e\ud800{{ 7 * 7 }}&amp;'
@@ -54,7 +55,9 @@ class Parsed(HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
 
-def written(run: Path, change: Callable[[statistics.Results], statistics.Results] = lambda results: results) -> str:
+def written(
+    run: Path, change: Callable[[statistics.Results], statistics.Results] = lambda results: results
+) -> str:
     results = change(statistics.read(run))
     page.write(results, statistics.leaderboard(results), run / "figures", run / "report.html")
     return (run / "report.html").read_text()
@@ -82,7 +85,9 @@ def test_it_holds_every_entry_and_says_who_is_steadiest(run: Path) -> None:
             assert entry["reason"] in parsed.text
     for note in [*table.taskbullets(leaderboard, "toy"), *table.generalbullets(leaderboard, "toy")]:
         assert note in parsed.text
-    assert re.search(r"ema has the lowest GVA of \d ranked entries, 0\.\d+ against 0\.\d+ for none", parsed.text)
+    assert re.search(
+        r"ema has the lowest GVA of \d ranked entries, 0\.\d+ against 0\.\d+ for none", parsed.text
+    )
     for known in (
         "stab compare toy",
         "Toy-v0",
@@ -99,7 +104,12 @@ def test_it_holds_every_entry_and_says_who_is_steadiest(run: Path) -> None:
 def test_unranked_entries_are_below_a_line(run: Path) -> None:
     text = written(run)
     ranked, unranked = re.findall(r"<tbody>(.*?)</tbody>", text, flags=re.S)
-    assert [name in ranked for name in ("ema", "lr_decay", "dropout", "accumulation")] == [True, True, False, False]
+    assert [name in ranked for name in ("ema", "lr_decay", "dropout", "accumulation")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert "failed" in unranked
     assert "skipped" in unranked
 
@@ -140,7 +150,13 @@ def test_a_figure_is_an_svg_unless_its_png_is_much_smaller(run: Path, svg: int, 
     head = '<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"><metadata>now</metadata>'
     (run / "figures" / "toy-new_one.svg").write_text(f'{head}\n<g id="{"a" * svg}#&amp;%"/></svg>')
     (run / "figures" / "toy-new_one.png").write_bytes(b"\x89PNG" + bytes(1000))
-    for name in ("tasks-all.png", "other-scores.png", "toy.png", "toy-notes.txt", "toy-leaderboard.png"):
+    for name in (
+        "tasks-all.png",
+        "other-scores.png",
+        "toy.png",
+        "toy-notes.txt",
+        "toy-leaderboard.png",
+    ):
         (run / "figures" / name).write_bytes(b"\x89PNG")
     everywhere, own = Parsed(written(run)).all("img")
     assert everywhere["alt"] == "All tasks: All"
@@ -196,10 +212,15 @@ def test_nothing_of_a_run_folder_becomes_markup(run: Path) -> None:
         ({"learned": False}, "has not learned (return 0."),
         ({"static": "ema"}, "static"),
         ({"static": "none"}, "lowest GVA"),
-        ({"level": {"ema": 0.1, "lr_decay": 0.1}}, "none has the lowest GVA; nothing else is ranked"),
+        (
+            {"level": {"ema": 0.1, "lr_decay": 0.1}},
+            "none has the lowest GVA; nothing else is ranked",
+        ),
     ],
 )
-def test_runs_of_other_kinds(make_run: Callable[..., Path], change: dict[str, Any], said: str) -> None:
+def test_runs_of_other_kinds(
+    make_run: Callable[..., Path], change: dict[str, Any], said: str
+) -> None:
     assert said in Parsed(written(make_run(**change))).text
 
 
@@ -226,7 +247,10 @@ def test_several_tasks(run: Path) -> None:
         for path in (run / folder).glob("toy-*.json"):
             copy = path.with_name(path.name.replace("toy-", "other-"))
             copy.write_text(path.read_text())
-            rewrite(copy, **({"task": "other", "versions": {"stab": "9.9"}} if folder == "cells" else {}))
+            rewrite(
+                copy,
+                **({"task": "other", "versions": {"stab": "9.9"}} if folder == "cells" else {}),
+            )
     (run / "figures").mkdir()
     for name in ("tasks-all.png", "toy-scores.png", "other-scores.png"):
         (run / "figures" / name).write_bytes(b"\x89PNG")
@@ -235,7 +259,11 @@ def test_several_tasks(run: Path) -> None:
     ids = [attrs["id"] for _, attrs in parsed.tags if attrs.get("id")]
     assert ids == ["overview", "task-toy", "task-other", "score", "recipe", "provenance"]
     assert [link["href"] for link in parsed.all("a")] == ["#task-toy", "#task-other"]
-    assert [str(one["alt"]).split(":")[0] for one in parsed.all("img")] == ["All tasks", "toy", "other"]
+    assert [str(one["alt"]).split(":")[0] for one in parsed.all("img")] == [
+        "All tasks",
+        "toy",
+        "other",
+    ]
     assert "stab 9.9" in parsed.text
     assert all(note in parsed.text for note in table.OVERVIEW)
     assert "amplification" in parsed.cells
@@ -247,9 +275,10 @@ def test_a_sweep(run: Path) -> None:
     parsed = Parsed(written(run))
     groups = sweep.groups(statistics.leaderboard(statistics.read(run)), "toy")
     assert len(groups) > 1
-    assert {*sweep.heads(groups, ["method"]), *(cell for group in groups for cell in sweep.cells(group))} <= {
-        *parsed.cells
-    }
+    assert {
+        *sweep.heads(groups, ["method"]),
+        *(cell for group in groups for cell in sweep.cells(group)),
+    } <= {*parsed.cells}
     for expected in ("toy, tuned", *sweep.notes(groups), "Where recipe: does not say otherwise"):
         assert expected in parsed.text
     assert any(cell.startswith("recipe:lr=0.1+ema:half_life=3 ") for cell in parsed.cells)

@@ -28,7 +28,13 @@ UNSOUND = ("recipe:lr=0.003", "recipe:lr=0.003+ema:half_life=30")
 def entry(string: str, scores: list[float], **more: Any) -> dict[str, Any]:
     lr = float(string.partition("lr=")[2].partition("+")[0]) if "lr=" in string else 1e-3
     return {
-        **{"task": "toy", "stabilizer": string, "method": method(string), "status": "sound", "reason": None},
+        **{
+            "task": "toy",
+            "stabilizer": string,
+            "method": method(string),
+            "status": "sound",
+            "reason": None,
+        },
         **{
             "rank": None,
             "gva": float(np.mean(scores)),
@@ -46,7 +52,11 @@ def entry(string: str, scores: list[float], **more: Any) -> dict[str, Any]:
             "seeds": 3,
             "starts": 2,
         },
-        **{"checkpoints": 4, "amplification": 1.0, "settings": sweep.settings(string, Recipe(lr=lr))},
+        **{
+            "checkpoints": 4,
+            "amplification": 1.0,
+            "settings": sweep.settings(string, Recipe(lr=lr)),
+        },
         **more,
     }
 
@@ -67,8 +77,18 @@ def leaderboard() -> dict[str, Any]:
     ranked = sorted((e for e in found if e["status"] == "sound"), key=lambda e: e["gva"])
     for rank, one in enumerate(ranked, 1):
         one["rank"] = rank
-    settings = {"train": Recipe(updates=10, batch_size=10).to_dict(), "stabilizers": strings, "data": {"dataset": None}}
-    about = {"warnings": [], "noise_floor": 0.01, "environment": "Toy-v0", "verdict": "Nothing.", "none": NONE}
+    settings = {
+        "train": Recipe(updates=10, batch_size=10).to_dict(),
+        "stabilizers": strings,
+        "data": {"dataset": None},
+    }
+    about = {
+        "warnings": [],
+        "noise_floor": 0.01,
+        "environment": "Toy-v0",
+        "verdict": "Nothing.",
+        "none": NONE,
+    }
     return {
         "run": {"smoke": False, "budget": "Budget.", "settings": settings, "tasks": {"toy": about}},
         "entries": ranked + [e for e in found if e["rank"] is None],
@@ -89,7 +109,9 @@ def test_the_expected_lowest_is_the_mean_over_every_subset(ranked: int) -> None:
         slow = np.mean([0.5 if value == np.inf else value for value in lowest])
         assert sweep.expected_lowest(scores.tolist(), 7, budget, 0.5) == pytest.approx(slow)
     if ranked:
-        assert sweep.expected_lowest(scores.tolist(), 7, 7, np.nan) == scores.min(), "no fallback where none is needed"
+        assert sweep.expected_lowest(scores.tolist(), 7, 7, np.nan) == scores.min(), (
+            "no fallback where none is needed"
+        )
 
 
 def test_held_out_is_honest_where_the_best_is_flattered() -> None:
@@ -138,7 +160,9 @@ def test_filters(leaderboard: dict[str, Any], conditions: list[str], wanted: set
         (["method=none", "ema.half_life=30"], "no entry has method=none and ema.half_life=30"),
     ],
 )
-def test_filters_that_are_wrong(leaderboard: dict[str, Any], conditions: list[str], said: str) -> None:
+def test_filters_that_are_wrong(
+    leaderboard: dict[str, Any], conditions: list[str], said: str
+) -> None:
     with pytest.raises(StabError) as caught:
         sweep.select(leaderboard, conditions)
     assert str(caught.value).startswith(said)
@@ -146,7 +170,10 @@ def test_filters_that_are_wrong(leaderboard: dict[str, Any], conditions: list[st
 
 def test_groups_by_method_at_an_equal_budget(leaderboard: dict[str, Any]) -> None:
     found = {group.name: group for group in sweep.groups(leaderboard, "toy")}
-    assert {name: (group.ranked, group.tried) for name, group in found.items()} == {"none": (2, 3), "ema": (5, 6)}
+    assert {name: (group.ranked, group.tried) for name, group in found.items()} == {
+        "none": (2, 3),
+        "ema": (5, 6),
+    }
     for name, group in found.items():
         members = [e for e in leaderboard["entries"] if e["method"] == name]
         assert group.budget == 3
@@ -159,13 +186,20 @@ def test_groups_by_method_at_an_equal_budget(leaderboard: dict[str, Any]) -> Non
 
 
 def test_groups_by_settings(leaderboard: dict[str, Any]) -> None:
-    names = {group.name: group.tried for group in sweep.groups(leaderboard, "toy", ("lr", "ema.half_life"))}
+    names = {
+        group.name: group.tried
+        for group in sweep.groups(leaderboard, "toy", ("lr", "ema.half_life"))
+    }
     assert names == {f"lr={lr}, ema.half_life={life}": 1 for lr in LRS for life in ("–", 30, 100)}
-    with pytest.raises(StabError, match=r"entries have no 'half_life'\. Did you mean 'ema\.half_life'"):
+    with pytest.raises(
+        StabError, match=r"entries have no 'half_life'\. Did you mean 'ema\.half_life'"
+    ):
         sweep.groups(leaderboard, "toy", ("half_life",))
 
 
-def test_a_group_with_nothing_to_choose_has_no_figures_and_comes_last(leaderboard: dict[str, Any]) -> None:
+def test_a_group_with_nothing_to_choose_has_no_figures_and_comes_last(
+    leaderboard: dict[str, Any],
+) -> None:
     for one in leaderboard["entries"]:
         if one["method"] == "ema":
             one["rank"], one["status"] = None, "unsound"

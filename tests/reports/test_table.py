@@ -22,7 +22,9 @@ def board(run: Path) -> dict[str, Any]:
 
 
 def shown(leaderboard: dict[str, Any], width: int = 80) -> str:
-    console = Console(width=width, record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console = Console(
+        width=width, record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
     console.print(table.table(leaderboard, "toy"))
     return console.export_text()
 
@@ -67,13 +69,18 @@ def test_captions_say_how_to_read_the_numbers(run: Path) -> None:
 
 def test_failed_and_skipped_entries_stand_below_with_their_reasons(run: Path) -> None:
     text = shown(board(run))
-    order = [text.index(name) for name in ("ema", "lr_decay", "none", "dropout (failed)", "accumulation (skipped)")]
+    order = [
+        text.index(name)
+        for name in ("ema", "lr_decay", "none", "dropout (failed)", "accumulation (skipped)")
+    ]
     assert order == sorted(order)
     assert "seed 1: ValueError: boom" in text
     assert "odd batch [see | docs]" in text  # square brackets are text, not rich's markup
 
 
-@pytest.mark.parametrize(("change", "status"), [({"static": "ema"}, "static"), ({"level": {"ema": 0.5}}, "unsound")])
+@pytest.mark.parametrize(
+    ("change", "status"), [({"static": "ema"}, "static"), ({"level": {"ema": 0.5}}, "unsound")]
+)
 def test_a_steady_policy_that_is_frozen_or_worse_is_not_ranked(
     make_run: Callable[..., Path], change: dict[str, Any], status: str
 ) -> None:
@@ -145,7 +152,9 @@ def test_markdown_is_a_table_with_the_same_columns(run: Path) -> None:
 def test_csv_has_one_line_an_entry_and_only_scalars(run: Path) -> None:
     leaderboard = board(run)
     read = list(csv.DictReader(io.StringIO(table.csv_text(leaderboard))))
-    assert [row["stabilizer"] for row in read] == [entry["stabilizer"] for entry in leaderboard["entries"]]
+    assert [row["stabilizer"] for row in read] == [
+        entry["stabilizer"] for entry in leaderboard["entries"]
+    ]
     for row, entry in zip(read, leaderboard["entries"], strict=True):
         assert not set(row) & set(table.NESTED)
         assert set(entry) - set(table.NESTED) < set(row)
@@ -160,10 +169,14 @@ def test_what_had_no_effect_is_said(run: Path) -> None:
         if "lr_decay" in cell["checkpoints"]:
             base = next(
                 other
-                for other in map(json.loads, (p.read_text() for p in (run / "cells").glob("*.json")))
+                for other in map(
+                    json.loads, (p.read_text() for p in (run / "cells").glob("*.json"))
+                )
                 if "none" in other["checkpoints"] and other["seed"] == cell["seed"]
             )
-            for own, raw in zip(cell["checkpoints"]["lr_decay"], base["checkpoints"]["none"], strict=True):
+            for own, raw in zip(
+                cell["checkpoints"]["lr_decay"], base["checkpoints"]["none"], strict=True
+            ):
                 own["weights"] = raw["weights"]
             path.write_text(json.dumps(cell))
     leaderboard = board(run)

@@ -47,16 +47,25 @@ HOSTILE = [
 ]
 
 
-def add_texts(run: Path, change: Callable[[list[str]], list[str]] = lambda text: text, **also: float) -> Path:
+def add_texts(
+    run: Path, change: Callable[[list[str]], list[str]] = lambda text: text, **also: float
+) -> Path:
     """Give the rows of a run texts: two checkpoints write the same for some tokens, averages for longer ones."""
     for path in (run / "cells").glob("*.json"):
         cell = json.loads(path.read_text())
         for row in cell["rows"]:
             shared = np.random.default_rng([row["start"], cell["seed"]])
-            own = np.random.default_rng([row["start"], cell["seed"], row["update"], len(row["stabilizer"])])
+            own = np.random.default_rng(
+                [row["start"], cell["seed"], row["update"], len(row["stabilizer"])]
+            )
             same = own.geometric(0.03 if row["stabilizer"] == "ema" else 0.2)
-            written = [*shared.choice(WORDS, 30).tolist()[:same], *own.choice(WORDS, 40).tolist()][:40]
-            row["text"] = {"prompt": change(["once", "upon", "a", "time"]), "tokens": [*change(written), "<end>"]}
+            written = [*shared.choice(WORDS, 30).tolist()[:same], *own.choice(WORDS, 40).tolist()][
+                :40
+            ]
+            row["text"] = {
+                "prompt": change(["once", "upon", "a", "time"]),
+                "tokens": [*change(written), "<end>"],
+            }
             row["measures"] = {"sentences": own.random(), "until": 40.0, **also}
         path.write_text(json.dumps(cell))
     return run
@@ -73,9 +82,13 @@ def pairs(series: statistics.Series) -> list[tuple[list[str], list[str]]]:
     found = []
     for cell in series.cells:
         own = {
-            (r["update"], r["start"]): r["text"]["tokens"] for r in cell["rows"] if r["stabilizer"] == series.stabilizer
+            (r["update"], r["start"]): r["text"]["tokens"]
+            for r in cell["rows"]
+            if r["stabilizer"] == series.stabilizer
         }
-        found += [(own[u, start], own[v, start]) for u, v in pairwise(window) for start in cell["starts"]]
+        found += [
+            (own[u, start], own[v, start]) for u, v in pairwise(window) for start in cell["starts"]
+        ]
     return found
 
 
@@ -97,7 +110,9 @@ def shown(leaderboard: dict[str, Any]) -> str:
     ],
 )
 def test_where_two_texts_part(a: str, b: str, expected: tuple[int, bool]) -> None:
-    assert texts.divergence(a.split(), b.split()) == texts.divergence(b.split(), a.split()) == expected
+    assert (
+        texts.divergence(a.split(), b.split()) == texts.divergence(b.split(), a.split()) == expected
+    )
 
 
 @given(a=tokens, b=tokens)
@@ -126,7 +141,10 @@ def test_times_are_of_neighbours_in_the_window(run: Path) -> None:
     for series in results.series.values():
         times = texts.times(series)
         assert times.shape == (3, 4, 2)
-        expected = [place if differs else math.inf for place, differs in (texts.divergence(*p) for p in pairs(series))]
+        expected = [
+            place if differs else math.inf
+            for place, differs in (texts.divergence(*p) for p in pairs(series))
+        ]
         assert times.ravel().tolist() == expected
         assert texts.longest(series) == 41
 
@@ -166,7 +184,9 @@ def test_the_example_is_the_median_start_of_none_at_the_end(run: Path) -> None:
     found = texts.example(results, leaderboard, "toy")
     assert found is not None
     last = texts.times(results.series["toy", "none"])[0, -1]
-    assert last[[50_000, 50_001].index(found.start)] == sorted(last)[0]  # of two, the lower median is the lower
+    assert (
+        last[[50_000, 50_001].index(found.start)] == sorted(last)[0]
+    )  # of two, the lower median is the lower
     assert [pair.stabilizer for pair in found.pairs] == ["none", "ema"]
     assert found.prompt == "once upon a time"
     for pair in found.pairs:
@@ -175,7 +195,8 @@ def test_the_example_is_the_median_start_of_none_at_the_end(run: Path) -> None:
             (row,) = (
                 row
                 for row in series.cells[0]["rows"]
-                if (row["stabilizer"], row["update"], row["start"]) == (pair.stabilizer, text.update, found.start)
+                if (row["stabilizer"], row["update"], row["start"])
+                == (pair.stabilizer, text.update, found.start)
             )
             assert text.same + text.mark + text.rest == " ".join(row["text"]["tokens"])
             assert text.score == scores
@@ -207,7 +228,10 @@ def test_what_ends_first_says_so_and_equal_texts_have_no_mark(run: Path) -> None
     found = texts.example(results, leaderboard, "toy")
     assert found is not None
     raw, average = found.pairs
-    assert [(t.same + t.mark, t.rest) for t in raw.texts] == [(f"he lived {texts.GONE}", ""), ("he lived there", "")]
+    assert [(t.same + t.mark, t.rest) for t in raw.texts] == [
+        (f"he lived {texts.GONE}", ""),
+        ("he lived there", ""),
+    ]
     assert [(t.same, t.mark, t.rest) for t in average.texts] == [("he lived", "", "")] * 2
     assert (raw.place, average.place) == (3, None)
     assert average.said == "the same to the end"
@@ -222,8 +246,12 @@ def test_curves_hold_the_shares_raw_and_average_first(run: Path) -> None:
     assert len({(line.get_color(), line.get_linestyle()) for line in bold}) == 3
     for line, name in zip(bold, ("none", "ema", "lr_decay")):
         found = pairs(results.series["toy", name])
-        np.testing.assert_allclose(line.get_ydata(), [np.mean([a[:t] == b[:t] for a, b in found]) for t in range(42)])
-        parted = [place for place, differs in (texts.divergence(*pair) for pair in found) if differs]
+        np.testing.assert_allclose(
+            line.get_ydata(), [np.mean([a[:t] == b[:t] for a, b in found]) for t in range(42)]
+        )
+        parted = [
+            place for place, differs in (texts.divergence(*pair) for pair in found) if differs
+        ]
         never = 1 - len(parted) / len(found)
         assert line.get_label().endswith(f"mean {np.mean(parted):.1f}, never {never:.0%}")
     assert len(axes.get_lines()) == 3 * (1 + 3), "and a thin line a seed"
@@ -232,7 +260,9 @@ def test_curves_hold_the_shares_raw_and_average_first(run: Path) -> None:
 def test_a_run_with_texts_is_rendered_whole(run: Path) -> None:
     leaderboard = stab.reports.render(add_texts(run))
     schema = Path(stab.reports.__file__).with_name("leaderboard.schema.json")
-    jsonschema.validate(json.loads((run / "leaderboard.json").read_text()), json.loads(schema.read_text()))
+    jsonschema.validate(
+        json.loads((run / "leaderboard.json").read_text()), json.loads(schema.read_text())
+    )
     for kind in ("texts", "divergence"):
         assert (run / "figures" / f"toy-{kind}.png").read_bytes().startswith(b"\x89PNG")
         assert (run / "figures" / f"toy-{kind}.svg").exists()
@@ -245,7 +275,10 @@ def test_a_run_with_texts_is_rendered_whole(run: Path) -> None:
         means = entry["measures"]
         expected = [f"{means['perplexity']:#.3g}", f"{means['sentences']:.3f}", "40.0"]
         assert line.split() == [entry["stabilizer"], *expected]
-        assert f"| {' | '.join([entry['stabilizer'], *expected])} |" in (run / "leaderboard.md").read_text()
+        assert (
+            f"| {' | '.join([entry['stabilizer'], *expected])} |"
+            in (run / "leaderboard.md").read_text()
+        )
     html = (run / "report.html").read_text()
     for name in ("perplexity", "sentences", "until"):
         assert f"{name}: {table.MEASURES[name]}" in " ".join(text.split())
@@ -318,11 +351,15 @@ def test_nothing_that_a_text_holds_breaks_a_rendering(run: Path, spaced: bool) -
     assert "[red]" in text
     html = (run / "report.html").read_text()
     for raw in ("alert(1)</script>", "<b>", "<!--", "{{", "\x1b", "\u202e", "49", "&#55296;"):
-        assert raw not in re.sub(r'src="[^"]*"|&#?\w+;|<style>.*?</style>', "", html, flags=re.S) or raw in ("{{", "49")
+        assert raw not in re.sub(
+            r'src="[^"]*"|&#?\w+;|<style>.*?</style>', "", html, flags=re.S
+        ) or raw in ("{{", "49")
     assert html.count("<script") == 1
     assert "{{ 7 * 7 }}" in html
     read_back = list(csv.DictReader(io.StringIO((run / "leaderboard.csv").read_text())))
-    assert [row["return"] for row in read_back[:3]] == [str(e["return"]) for e in leaderboard["entries"][:3]]
+    assert [row["return"] for row in read_back[:3]] == [
+        str(e["return"]) for e in leaderboard["entries"][:3]
+    ]
 
 
 def test_no_line_reaches_beyond_its_place(run: Path) -> None:
@@ -336,7 +373,11 @@ def test_no_line_reaches_beyond_its_place(run: Path) -> None:
     middle = axes.transData.transform((across / 2, 0))[0]
     for text in axes.texts:
         box = text.get_window_extent()
-        if text.get_position()[0] < across / 2 and text.get_weight() != "bold" and text.get_style() != "italic":
+        if (
+            text.get_position()[0] < across / 2
+            and text.get_weight() != "bold"
+            and text.get_style() != "italic"
+        ):
             assert box.x1 < middle, text.get_text()
         assert box.x0 >= 0
         assert box.x1 <= figure.bbox.width
@@ -351,7 +392,9 @@ def test_the_same_texts_are_the_same_files(run: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         drawn = figures.draw(*read(run))
-        figures.save({name: drawn[name] for name in ("toy-texts", "toy-divergence")}, tmp_path / folder)
+        figures.save(
+            {name: drawn[name] for name in ("toy-texts", "toy-divergence")}, tmp_path / folder
+        )
     for path in sorted((tmp_path / "one").iterdir()):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
@@ -372,7 +415,9 @@ def test_the_same_texts_are_the_same_files(run: Path, tmp_path: Path) -> None:
         ("until", None, "–"),
     ],
 )
-def test_numbers_have_the_digits_that_can_be_read(name: str, value: float | None, expected: str) -> None:
+def test_numbers_have_the_digits_that_can_be_read(
+    name: str, value: float | None, expected: str
+) -> None:
     assert table._measure(name, value) == expected
 
 

@@ -77,7 +77,9 @@ def trained(average="ema", updates=20):
     return loop, attached
 
 
-@pytest.mark.parametrize("average", ["ema", "ema:half_life=3,burn_in=0", "polyak", "swa:every=2", "polyak:start=0"])
+@pytest.mark.parametrize(
+    "average", ["ema", "ema:half_life=3,burn_in=0", "polyak", "swa:every=2", "polyak:start=0"]
+)
 def test_attaching_changes_nothing_about_training(average):
     loop, attached = trained(average)
     with attached.swapped():
@@ -98,7 +100,9 @@ def test_polyak_is_the_mean_of_the_iterates():
         if step >= 11:
             seen.append(snapshot(loop.model))
     for name, value in attached.read().items():
-        torch.testing.assert_close(value, torch.stack([s[name] for s in seen]).double().mean(0).float())
+        torch.testing.assert_close(
+            value, torch.stack([s[name] for s in seen]).double().mean(0).float()
+        )
 
 
 def test_swapped_holds_the_average_and_gives_the_raw_weights_back():
@@ -133,8 +137,12 @@ def test_swapped_keeps_parameters_the_same_objects_and_gradients_possible():
     loop, attached = trained()
     before = list(loop.model.parameters())
     with attached.swapped():
-        assert all(a is b and a.requires_grad for a, b in zip(before, loop.model.parameters(), strict=True))
-    assert all(a is b and a.requires_grad for a, b in zip(before, loop.model.parameters(), strict=True))
+        assert all(
+            a is b and a.requires_grad for a, b in zip(before, loop.model.parameters(), strict=True)
+        )
+    assert all(
+        a is b and a.requires_grad for a, b in zip(before, loop.model.parameters(), strict=True)
+    )
     loop.step()
     attached.update()
 
@@ -266,7 +274,9 @@ def test_a_swap_that_fails_half_way_leaves_the_raw_weights(monkeypatch):
     average = stab.attach(model, "ema", total=10)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     read = average.read()
-    monkeypatch.setattr(average, "read", lambda: {"weight": read["weight"] + 1})  # the bias is missing
+    monkeypatch.setattr(
+        average, "read", lambda: {"weight": read["weight"] + 1}
+    )  # the bias is missing
     with pytest.raises(KeyError), average.swapped():
         pass
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())

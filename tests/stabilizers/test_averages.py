@@ -21,7 +21,9 @@ from stab.stabilizers.ema import EMA
 from stab.stabilizers.polyak import Polyak
 from stab.stabilizers.swa import SWA
 
-NAMES = [n for n in stabilizers.names() if issubclass(stabilizers.peek(n) or object, Average)]  # built in
+NAMES = [
+    n for n in stabilizers.names() if issubclass(stabilizers.peek(n) or object, Average)
+]  # built in
 TOTAL = 240
 F64 = torch.float64
 
@@ -74,7 +76,9 @@ CASES = [
     (SWA, slow_swa, {"start": 13, "every": 7}),
     (SWA, slow_swa, {"start": 0.5, "every": 10_000}),
 ]
-GENERIC = [stabilizers.get(name)() for name in NAMES] + [make(**args) for make, _, args in CASES if args]
+GENERIC = [stabilizers.get(name)() for name in NAMES] + [
+    make(**args) for make, _, args in CASES if args
+]
 
 
 def name(case):
@@ -83,7 +87,9 @@ def name(case):
 
 def walk(seed=0, total=TOTAL, shape=(3,), dtype=F64):
     """Iterates 0..total, one of them exactly zero."""
-    steps = torch.from_numpy(np.random.default_rng(seed).standard_normal((total + 1, *shape))).to(dtype)
+    steps = torch.from_numpy(np.random.default_rng(seed).standard_normal((total + 1, *shape))).to(
+        dtype
+    )
     steps[total // 2] = 0
     return steps
 
@@ -113,21 +119,29 @@ def test_every_read_is_the_slow_references(make, slow, args):
     for step, state in run(average, iterates):
         seen.append(iterates[step].numpy())
         found = average.read(state)
-        np.testing.assert_allclose(found["w"].numpy(), slow(seen, TOTAL, **args), rtol=1e-10, atol=1e-12)
-        np.testing.assert_allclose(found["b"].numpy(), slow(seen, TOTAL, **args)[:2] * 3, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(
+            found["w"].numpy(), slow(seen, TOTAL, **args), rtol=1e-10, atol=1e-12
+        )
+        np.testing.assert_allclose(
+            found["b"].numpy(), slow(seen, TOTAL, **args)[:2] * 3, rtol=1e-10, atol=1e-12
+        )
 
 
 def test_ema_by_hand():
     theta = torch.tensor([5.0, 7.0, 1.0, 0.0, 4.0], dtype=F64)  # theta[3] is zero
     half = [s["w"].item() for s in reads(EMA(half_life=1, burn_in=2), theta, 10)]
     # g_min = 1 - 2^-1 = 1/2 from the first update on: max(1/2, 1/2), max(1/2, 1/3)
-    assert half == pytest.approx([5, 7, 1, 1 / 2 * 1 + 1 / 2 * 0, 1 / 4 * 1 + 1 / 4 * 0 + 1 / 2 * 4], rel=1e-15)
+    assert half == pytest.approx(
+        [5, 7, 1, 1 / 2 * 1 + 1 / 2 * 0, 1 / 4 * 1 + 1 / 4 * 0 + 1 / 2 * 4], rel=1e-15
+    )
     mean = [s["w"].item() for s in reads(EMA(half_life=9, burn_in=2), theta, 10)]
     # g_min = 1 - 2^(-1/9) = 0.074 does not bind yet: the running mean of theta[2..t]
     assert mean == pytest.approx([5, 7, 1, (1 + 0) / 2, (1 + 0 + 4) / 3], rel=1e-15)
     fast = [s["w"].item() for s in reads(EMA(half_life=9, burn_in=2, alpha=0.5), theta, 10)]
     g3, g4 = 2**-0.5, 3**-0.5
-    assert fast[3:] == pytest.approx([(1 - g3) * 1 + g3 * 0, (1 - g4) * ((1 - g3) * 1 + g3 * 0) + g4 * 4], rel=1e-14)
+    assert fast[3:] == pytest.approx(
+        [(1 - g3) * 1 + g3 * 0, (1 - g4) * ((1 - g3) * 1 + g3 * 0) + g4 * 4], rel=1e-14
+    )
 
 
 def test_polyak_by_hand():
@@ -135,13 +149,17 @@ def test_polyak_by_hand():
     found = [s["w"].item() for s in reads(Polyak(start=2), theta, 10)]
     assert found == pytest.approx([5, 7, 1, (1 + 0) / 2, (1 + 0 + 4) / 3], rel=1e-15)
     from_zero = [s["w"].item() for s in reads(Polyak(start=0), theta, 10)]
-    assert from_zero == pytest.approx([5, 7, (7 + 1) / 2, (7 + 1 + 0) / 3, (7 + 1 + 0 + 4) / 4], rel=1e-15)
+    assert from_zero == pytest.approx(
+        [5, 7, (7 + 1) / 2, (7 + 1 + 0) / 3, (7 + 1 + 0 + 4) / 4], rel=1e-15
+    )
 
 
 def test_swa_by_hand():
     theta = torch.tensor([5.0, 7.0, 1.0, 0.0, 4.0, 8.0, 9.0], dtype=F64)
     found = [s["w"].item() for s in reads(SWA(start=1, every=2), theta, 10)]
-    assert found == pytest.approx([5, 7, 7, (7 + 0) / 2, (7 + 0) / 2, (7 + 0 + 8) / 3, (7 + 0 + 8) / 3], rel=1e-15)
+    assert found == pytest.approx(
+        [5, 7, 7, (7 + 0) / 2, (7 + 0) / 2, (7 + 0 + 8) / 3, (7 + 0 + 8) / 3], rel=1e-15
+    )
 
 
 def test_swa_takes_every_hundredth_from_a_quarter():
@@ -159,7 +177,9 @@ def reads(average, theta, total):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("args", [{}, {"alpha": 0.67}, {"burn_in": 0}, {"half_life": 500, "burn_in": 17}])
+@pytest.mark.parametrize(
+    "args", [{}, {"alpha": 0.67}, {"burn_in": 0}, {"half_life": 500, "burn_in": 17}]
+)
 def test_ema_is_torch_ema_used_directly(args, dtype):
     average = EMA(**args)
     life = average.half_life if isinstance(average.half_life, int) else average.half_life * TOTAL
@@ -206,7 +226,9 @@ def test_swa_and_polyak_are_torchs_averaged_model(average, counts, dtype):
         if dtype == torch.float32:
             assert torch.equal(average.read(state)["w"], theirs.module.w)
         else:  # AveragedModel counts in a tensor, and so rounds 1 / n to float32
-            torch.testing.assert_close(average.read(state)["w"], theirs.module.w.detach(), rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(
+                average.read(state)["w"], theirs.module.w.detach(), rtol=1e-6, atol=1e-7
+            )
     assert theirs.n_averaged > 1
 
 
@@ -216,7 +238,10 @@ def test_swa_and_polyak_are_torchs_averaged_model(average, counts, dtype):
 @pytest.mark.parametrize("average", GENERIC, ids=name)
 def test_reads_the_initial_and_the_first_iterate(average):
     iterates = walk(dtype=torch.float32)
-    found = [{k: v.clone() for k, v in average.read(state).items()} for _, state in run(average, iterates[:2], TOTAL)]
+    found = [
+        {k: v.clone() for k, v in average.read(state).items()}
+        for _, state in run(average, iterates[:2], TOTAL)
+    ]
     assert torch.equal(found[0]["w"], iterates[0])
     assert list(found[0]) == ["w", "b"]
     if getattr(average, "burn_in", 1) != 0:
@@ -226,7 +251,14 @@ def test_reads_the_initial_and_the_first_iterate(average):
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize(
     ("average", "last"),
-    [(EMA(burn_in=50), 50), (EMA(), 24), (Polyak(start=50), 50), (Polyak(), 60), (SWA(start=50), 50), (SWA(), 60)],
+    [
+        (EMA(burn_in=50), 50),
+        (EMA(), 24),
+        (Polyak(start=50), 50),
+        (Polyak(), 60),
+        (SWA(start=50), 50),
+        (SWA(), 60),
+    ],
     ids=str,
 )
 def test_before_it_begins_it_is_the_latest_iterate_bitwise(average, last, dtype):
@@ -299,8 +331,12 @@ def test_a_leading_axis_is_separate_runs(average):
 @pytest.mark.parametrize("average", [a for a in GENERIC if a.convex], ids=name)
 def test_affine_equivariance(average):
     iterates = walk(4)
-    for (_, state), (_, moved) in zip(run(average, iterates), run(average, 3 - 2 * iterates), strict=True):
-        torch.testing.assert_close(average.read(moved)["w"], 3 - 2 * average.read(state)["w"], rtol=1e-10, atol=1e-10)
+    for (_, state), (_, moved) in zip(
+        run(average, iterates), run(average, 3 - 2 * iterates), strict=True
+    ):
+        torch.testing.assert_close(
+            average.read(moved)["w"], 3 - 2 * average.read(state)["w"], rtol=1e-10, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("at", [0, 1, 24, 25, 60, 61, 130, 239])
@@ -390,14 +426,18 @@ def test_over_independent_iterates_the_stationary_variance_of_ema_is_g_by_2_minu
     assert variance == pytest.approx(9 * g / (2 - g), rel=5 * math.sqrt(2 / width))
 
 
-@pytest.mark.parametrize(("average", "n"), [(Polyak(start=21), 40), (SWA(start=10, every=5), 11)], ids=str)
+@pytest.mark.parametrize(
+    ("average", "n"), [(Polyak(start=21), 40), (SWA(start=10, every=5), 11)], ids=str
+)
 def test_over_independent_iterates_the_variance_of_a_mean_is_one_by_n(average, n):
     rng = torch.Generator().manual_seed(n)
     total, width = 60, 20_000
     state = average.init({"w": torch.zeros(width)}, total)
     for step in range(1, total + 1):
         average.update(state, {"w": torch.randn(width, generator=rng)}, step)
-    assert average.read(state)["w"].double().var().item() == pytest.approx(1 / n, rel=5 * math.sqrt(2 / width))
+    assert average.read(state)["w"].double().var().item() == pytest.approx(
+        1 / n, rel=5 * math.sqrt(2 / width)
+    )
     assert (memory(average, total, [total])[total] ** 2).sum() == pytest.approx(1 / n, rel=1e-12)
 
 
@@ -407,7 +447,9 @@ def test_weights_are_convex_and_give_the_average(average):
     weights = memory(average, TOTAL, steps)
     assert sorted(weights) == steps
     iterates = walk(5)
-    iterates[0] = 0  # memory starts from zero, so that EMA without burn-in gives the initial parameters no weight
+    iterates[0] = (
+        0  # memory starts from zero, so that EMA without burn-in gives the initial parameters no weight
+    )
     for step, state in run(average, iterates):
         if step in weights:
             assert len(weights[step]) == step
@@ -415,7 +457,9 @@ def test_weights_are_convex_and_give_the_average(average):
             if getattr(average, "burn_in", 1) != 0:
                 assert weights[step].sum() == pytest.approx(1, rel=1e-12)
             expected = weights[step] @ iterates[1 : step + 1].numpy()
-            np.testing.assert_allclose(average.read(state)["w"].numpy(), expected, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(
+                average.read(state)["w"].numpy(), expected, rtol=1e-9, atol=1e-12
+            )
 
 
 @pytest.mark.parametrize("half_life", [5, 30, 0.05])
@@ -450,7 +494,9 @@ def test_memory_of_polyak_is_flat_and_of_swa_a_comb():
     comb = memory(SWA(start=20, every=20), 100, [99, 100])
     assert np.flatnonzero(comb[99]).tolist() == [19, 39, 59, 79]
     assert effective_half_life(comb[99]) == 40  # 80 and 60 hold half: iterates 60..99
-    assert effective_half_life(comb[100]) == 41  # 100, 80 and 60 hold three fifths: iterates 60..100
+    assert (
+        effective_half_life(comb[100]) == 41
+    )  # 100, 80 and 60 hold three fifths: iterates 60..100
 
 
 @pytest.mark.parametrize(
@@ -483,7 +529,9 @@ def test_a_start_beyond_training_is_refused(average, total):
 
 
 @pytest.mark.parametrize("which", ["ema", "polyak", "swa"])
-@pytest.mark.parametrize("value", [None, "x", True, math.nan, math.inf, -1, -0.5, 1.5, [1]], ids=str)
+@pytest.mark.parametrize(
+    "value", [None, "x", True, math.nan, math.inf, -1, -0.5, 1.5, [1]], ids=str
+)
 def test_hyper_parameters_out_of_range(which, value):
     cls = stabilizers.get(which)
     for field in dataclasses.fields(cls):

@@ -92,16 +92,28 @@ def test_listing_and_docs_page_show_them(stab):
     assert listed.returncode == 0, listed.stderr
     assert max(map(len, listed.stdout.splitlines())) <= 80
     said = " ".join(listed.stdout.split())
-    assert "ema Exponential moving average with burn-in and a decaying rate. rule avg <- (1 - g_t) avg" in said
-    assert "half_life 0.05: updates after which an iterate's weight has halved; an integer >= 1" in said
-    assert re.search(r"cost one copy .* Measured: x1\.\d\d time, 1 more copy of the parameters\.", said)
+    assert (
+        "ema Exponential moving average with burn-in and a decaying rate. rule avg <- (1 - g_t) avg"
+        in said
+    )
+    assert (
+        "half_life 0.05: updates after which an iterate's weight has halved; an integer >= 1"
+        in said
+    )
+    assert re.search(
+        r"cost one copy .* Measured: x1\.\d\d time, 1 more copy of the parameters\.", said
+    )
     for label in ("suggested", "conflicts", "source", "defined in"):
         assert len(re.findall(rf"^  {label}  ", listed.stdout, re.MULTILINE)) >= len(BUILT_IN)
 
     made = stab("list", "stabilizers", "--markdown")
     assert made.returncode == 0, made.stderr
-    sections = {s.splitlines()[0]: s for s in re.split(r"^## ", made.stdout, flags=re.MULTILINE)[1:]}
-    kept = {s.splitlines()[0]: s for s in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]}
+    sections = {
+        s.splitlines()[0]: s for s in re.split(r"^## ", made.stdout, flags=re.MULTILINE)[1:]
+    }
+    kept = {
+        s.splitlines()[0]: s for s in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]
+    }
     assert list(sections)[: len(BUILT_IN)] == BUILT_IN
     for name in BUILT_IN:
         assert without_costs(sections[name]).strip() == without_costs(kept[name]).strip(), (

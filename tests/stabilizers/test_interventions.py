@@ -41,7 +41,11 @@ BASES = [
 
 
 def changed(before, after):
-    return {f.name for f in dataclasses.fields(Recipe) if getattr(before, f.name) != getattr(after, f.name)}
+    return {
+        f.name
+        for f in dataclasses.fields(Recipe)
+        if getattr(before, f.name) != getattr(after, f.name)
+    }
 
 
 @pytest.mark.parametrize("base", BASES, ids=["base", "other"])
@@ -83,8 +87,12 @@ def test_what_each_does_to_the_base_recipe():
     assert parse("accumulation").apply(base) == Recipe(accumulation=4)
     assert parse("accumulation:steps=2").apply(base).samples == 2 * base.samples
     assert parse("lr_decay").apply(base) == Recipe(schedule="linear", schedule_final=0.0)
-    assert parse("lr_decay:shape=cosine,final=0.1").apply(base) == Recipe(schedule="cosine", schedule_final=0.1)
-    assert parse("lr_decay:shape=polynomial,power=2").apply(base) == Recipe(schedule="polynomial", schedule_power=2.0)
+    assert parse("lr_decay:shape=cosine,final=0.1").apply(base) == Recipe(
+        schedule="cosine", schedule_final=0.1
+    )
+    assert parse("lr_decay:shape=polynomial,power=2").apply(base) == Recipe(
+        schedule="polynomial", schedule_power=2.0
+    )
     assert parse("weight_decay").apply(base) == Recipe(weight_decay=0.1)
     assert parse("weight_decay:coefficient=0.01").apply(base) == Recipe(weight_decay=0.01)
     assert parse("dropout").apply(base) == Recipe(dropout=0.1)
@@ -94,7 +102,9 @@ def test_what_each_does_to_the_base_recipe():
 def test_accumulation_multiplies_and_weight_decay_adds():
     base = BASES[1]
     assert parse("accumulation:steps=5").apply(base).accumulation == 15
-    assert parse("weight_decay:coefficient=0.1").apply(base).weight_decay == pytest.approx(0.3 + 0.1)
+    assert parse("weight_decay:coefficient=0.1").apply(base).weight_decay == pytest.approx(
+        0.3 + 0.1
+    )
     assert parse("accumulation:steps=2+accumulation:steps=3").apply(Recipe()).accumulation == 6
 
 
@@ -111,17 +121,27 @@ def test_composition_is_application_in_turn():
     for part in string.split("+"):
         recipe = parse(part).apply(recipe)
     assert parse(string).apply(Recipe()) == recipe
-    assert changed(Recipe(), recipe) == {"accumulation", "schedule", "schedule_final", "weight_decay", "dropout"}
+    assert changed(Recipe(), recipe) == {
+        "accumulation",
+        "schedule",
+        "schedule_final",
+        "weight_decay",
+        "dropout",
+    }
 
 
 def test_an_average_leaves_the_recipe_alone():
     """So that it rides on the very same trajectory."""
     for name in ("ema", "polyak", "swa"):
         assert parse(name).apply(Recipe()).key == Recipe().key
-        assert parse(f"lr_decay+{name}").apply(Recipe()).key == parse("lr_decay").apply(Recipe()).key
+        assert (
+            parse(f"lr_decay+{name}").apply(Recipe()).key == parse("lr_decay").apply(Recipe()).key
+        )
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "recipe"])  # whose ranges are the recipe's own
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name != "recipe"]
+)  # whose ranges are the recipe's own
 @pytest.mark.parametrize("value", [None, "x", True, float("nan"), -1, [1]], ids=str)
 def test_a_value_outside_the_declared_range_is_refused(name, value):
     cls = stabilizers.get(name)

@@ -48,7 +48,9 @@ def test_canonical_form(text):
 
 
 def test_what_a_string_stands_for():
-    found = parse("accumulation:steps=2+lr_decay:shape=cosine,final=0.1+ema:half_life=500,alpha=0.67")
+    found = parse(
+        "accumulation:steps=2+lr_decay:shape=cosine,final=0.1+ema:half_life=500,alpha=0.67"
+    )
     assert found.interventions == (Accumulation(2), LRDecay("cosine", 0.1))
     assert found.average == EMA(half_life=500, alpha=0.67)
     assert found.raw == "accumulation:steps=2+lr_decay:final=0.1,shape=cosine"
@@ -60,7 +62,8 @@ def test_what_a_string_stands_for():
 
 
 @pytest.mark.parametrize(
-    ("text", "raw"), [("ema", "none"), ("none", "none"), ("lr_decay", "lr_decay"), ("none+swa", "none")]
+    ("text", "raw"),
+    [("ema", "none"), ("none", "none"), ("lr_decay", "lr_decay"), ("none+swa", "none")],
 )
 def test_raw_is_the_string_without_its_average(text, raw):
     assert parse(text).raw == raw
@@ -79,7 +82,9 @@ def test_an_integer_means_updates_and_a_fraction_a_fraction():
     assert parse("ema:half_life=500") != parse("ema:half_life=501")
 
 
-@pytest.mark.parametrize(("text", "same"), [("none+ema", "ema"), ("none+lr_decay", "lr_decay"), ("none+none", "none")])
+@pytest.mark.parametrize(
+    ("text", "same"), [("none+ema", "ema"), ("none+lr_decay", "lr_decay"), ("none+none", "none")]
+)
 def test_none_in_a_composition_is_nothing(text, same):
     assert parse(text) == parse(same)
 
@@ -93,7 +98,10 @@ def test_none_in_a_composition_is_nothing(text, same):
         ("none", ["none"]),
         ("none,ema", ["none", "ema"]),
         ("none, ema , swa", ["none", "ema", "swa"]),
-        ("none,ema:half_life=500,alpha=0.67,lr_decay+ema", ["none", "ema:half_life=500,alpha=0.67", "lr_decay+ema"]),
+        (
+            "none,ema:half_life=500,alpha=0.67,lr_decay+ema",
+            ["none", "ema:half_life=500,alpha=0.67", "lr_decay+ema"],
+        ),
         ("ema:half_life=500,alpha=0.67", ["ema:half_life=500,alpha=0.67"]),
         (
             "lr_decay:shape=cosine,final=0.1+ema:half_life=5,burn_in=0,swa",
@@ -122,7 +130,9 @@ def test_an_empty_or_dangling_piece_of_a_list_is_an_error_not_a_surprise(text):
 atoms = st.one_of(
     st.sampled_from(["lr_decay", "dropout", "accumulation"]),
     st.builds(
-        "lr_decay:final={},shape={}".format, st.floats(0, 1), st.sampled_from(["linear", "cosine", "polynomial"])
+        "lr_decay:final={},shape={}".format,
+        st.floats(0, 1),
+        st.sampled_from(["linear", "cosine", "polynomial"]),
     ),
     st.builds("weight_decay:coefficient={}".format, st.floats(0, 1e40)),
     st.builds("accumulation:steps={}".format, st.integers(1, 99)),
@@ -132,11 +142,18 @@ moments = st.one_of(st.integers(0, 10**7), st.floats(0, 1, exclude_max=True, all
 lengths = moments.filter(lambda m: m > 0)
 averages = st.one_of(
     st.sampled_from(["ema", "polyak", "swa"]),
-    st.builds("ema:half_life={},burn_in={},alpha={}".format, lengths, moments, st.floats(0, 1, exclude_min=True)),
+    st.builds(
+        "ema:half_life={},burn_in={},alpha={}".format,
+        lengths,
+        moments,
+        st.floats(0, 1, exclude_min=True),
+    ),
     st.builds("polyak:start={}".format, moments),
     st.builds("swa:every={},start={}".format, st.integers(1, 10**6), moments),
 )
-strings = st.builds(lambda parts, last: "+".join([*parts, last]), st.lists(atoms, max_size=3), averages)
+strings = st.builds(
+    lambda parts, last: "+".join([*parts, last]), st.lists(atoms, max_size=3), averages
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -170,7 +187,10 @@ def test_slugs_are_file_names_and_differ_where_strings_do(text, other):
     ("text", "parts"),
     [
         ("emma", ["Unknown stabilizer 'emma'", "Did you mean 'ema'", "polyak"]),
-        ("ema:half_live=5", ["no argument 'half_live'", "Did you mean 'half_life'", "burn_in", "alpha"]),
+        (
+            "ema:half_live=5",
+            ["no argument 'half_live'", "Did you mean 'half_life'", "burn_in", "alpha"],
+        ),
         ("ema:beta=5", ["no argument 'beta'", "half_life", "burn_in", "alpha"]),
         ("none:x=1", ["no argument 'x'", "it takes none"]),
         ("ema:alpha=0", ["alpha=0.0", "out of range", "(0, 1]", "'ema'"]),
@@ -247,7 +267,9 @@ def test_any_text_parses_or_is_a_stab_error(text):
 @settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(["ema", "polyak", "swa", "lr_decay", "dropout", "accumulation"]),
-    st.sampled_from(["half_life", "burn_in", "alpha", "start", "every", "shape", "final", "power", "p", "steps"]),
+    st.sampled_from(
+        ["half_life", "burn_in", "alpha", "start", "every", "shape", "final", "power", "p", "steps"]
+    ),
     st.one_of(st.text(max_size=6), st.floats().map(str), st.integers().map(str)),
 )
 def test_any_value_is_taken_or_is_a_stab_error(name, key, value):
@@ -304,7 +326,9 @@ def test_alternatives_of_names_compose_with_those_of_values():
     ]
 
 
-@pytest.mark.parametrize("text", ["none|lr_decay+" * 14 + "ema", "ema:half_life=" + "|".join(map(str, range(10_001)))])
+@pytest.mark.parametrize(
+    "text", ["none|lr_decay+" * 14 + "ema", "ema:half_life=" + "|".join(map(str, range(10_001)))]
+)
 def test_too_many_alternatives_are_refused(text):
     with pytest.raises(StabError, match="spells more than 10000 stabilizers"):
         expand(text)
@@ -369,9 +393,16 @@ def test_arguments_by_name():
 
 def test_recipe_settings_edit_what_they_name_and_nothing_else():
     base = Recipe(updates=77, weight_decay=0.2)
-    found = parse("recipe:lr=3e-4,batch_size=64,policy=mlp:width=128;depth=3,optimizer=SGD").apply(base)
+    found = parse("recipe:lr=3e-4,batch_size=64,policy=mlp:width=128;depth=3,optimizer=SGD").apply(
+        base
+    )
     assert found == Recipe(
-        updates=77, weight_decay=0.2, lr=3e-4, batch_size=64, policy="mlp:width=128,depth=3", optimizer="SGD"
+        updates=77,
+        weight_decay=0.2,
+        lr=3e-4,
+        batch_size=64,
+        policy="mlp:width=128,depth=3",
+        optimizer="SGD",
     )
     assert parse("recipe").apply(base) == base
     # Left to right: the last one wins.
@@ -400,12 +431,18 @@ def test_recipe_settings_out_of_range_are_refused(text, said):
 
 
 def test_a_list_may_hold_a_policy_s_colon_behind_its_key():
-    assert split("recipe:lr=0.1,policy=mlp:width=8,ema") == ["recipe:lr=0.1,policy=mlp:width=8", "ema"]
+    assert split("recipe:lr=0.1,policy=mlp:width=8,ema") == [
+        "recipe:lr=0.1,policy=mlp:width=8",
+        "ema",
+    ]
 
 
 @given(
     st.lists(
-        st.sampled_from(["ema", "lr_decay", "recipe", ":", "+", "=", ",", "|", ";", "lr", "0.1", "mlp"]), max_size=14
+        st.sampled_from(
+            ["ema", "lr_decay", "recipe", ":", "+", "=", ",", "|", ";", "lr", "0.1", "mlp"]
+        ),
+        max_size=14,
     )
 )
 def test_any_list_with_alternatives_expands_or_is_a_stab_error(pieces):

@@ -39,8 +39,12 @@ def test_averages(found, string):
 def test_averages_with_a_memory_much_longer_than_the_iterates_lose_it_all_to_length(found):
     """The limit of all of them: V (1 + a) / (1 - a) / n_eff, with n_eff = n of a mean and (2 - g) / g of an EMA."""
     g = 1 - 2 ** (-1 / 20)
-    assert found["ema:burn_in=60,half_life=20"] == pytest.approx(V * (1 + A) / (1 - A) * g / (2 - g), rel=0.4)
-    assert found["polyak:start=60"] == pytest.approx(V * (1 + A) / (1 - A) / (UPDATES - 59), rel=0.1)
+    assert found["ema:burn_in=60,half_life=20"] == pytest.approx(
+        V * (1 + A) / (1 - A) * g / (2 - g), rel=0.4
+    )
+    assert found["polyak:start=60"] == pytest.approx(
+        V * (1 + A) / (1 - A) / (UPDATES - 59), rel=0.1
+    )
 
 
 @pytest.mark.parametrize("k", [1, 3])

@@ -11,12 +11,15 @@ import torch
 from torch import nn
 
 from stab.recipe import Recipe
-from stab.tasks.policies import build, chain, onednn
-from stab.tasks.policies.dropout import Dropout
-from stab.tasks.policies.linear import Linear
+from stab.tasks.policies import build
+from stab.tasks.policies.kernels import chain, onednn
+from stab.tasks.policies.kernels.dropout import Dropout
+from stab.tasks.policies.kernels.linear import Linear
 from stab.tasks.transitions import Transitions
 
-pytestmark = pytest.mark.skipif(not onednn.has_onednn(torch.zeros(1)), reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(
+    not onednn.has_onednn(torch.zeros(1)), reason="this torch has no oneDNN"
+)
 
 
 def modules(*sizes, bias=True):
@@ -31,7 +34,9 @@ def modules(*sizes, bias=True):
 @pytest.mark.parametrize("bias", [True, False])
 def test_layers_as_one_function_are_the_layers_one_by_one_to_the_bit(sizes, bias):
     stack = modules(*sizes, bias=bias)
-    parameters = [p for layer in stack if isinstance(layer, Linear) for p in (layer.weight, layer.bias)]
+    parameters = [
+        p for layer in stack if isinstance(layer, Linear) for p in (layer.weight, layer.bias)
+    ]
     x = torch.randn(256, sizes[0])
 
     def slopes(function, needs_x):
@@ -55,7 +60,9 @@ def test_frozen_layers_have_no_gradient():
     stack = modules(11, 256, 256, 3)
     stack[0].requires_grad_(False)
     stack[2].bias.requires_grad_(False)
-    parameters = [p for layer in stack if isinstance(layer, Linear) for p in (layer.weight, layer.bias)]
+    parameters = [
+        p for layer in stack if isinstance(layer, Linear) for p in (layer.weight, layer.bias)
+    ]
     chain.layers(torch.randn(256, 11), parameters).sum().backward()
     assert [p.grad is None for p in parameters] == [True, True, False, True, False, False]
 
@@ -66,22 +73,30 @@ def test_second_derivatives_of_a_whole_policy():
     exact = modules(11, 256, 256, 3).double()
     exact.load_state_dict(stack.state_dict())
     x = torch.randn(64, 11)
-    parameters = [p for layer in stack if isinstance(layer, Linear) for p in (layer.weight, layer.bias)]
+    parameters = [
+        p for layer in stack if isinstance(layer, Linear) for p in (layer.weight, layer.bias)
+    ]
     for function, inputs, over in (
         (lambda x: chain.layers(x, parameters), x, stack),
         (exact, x.double(), exact),
     ):
-        first = torch.autograd.grad(function(inputs).square().mean(), list(over.parameters()), create_graph=True)
+        first = torch.autograd.grad(
+            function(inputs).square().mean(), list(over.parameters()), create_graph=True
+        )
         sum(g.square().sum() for g in first).backward()
     for mine, true in zip(stack.parameters(), exact.parameters(), strict=True):
-        assert torch.allclose(mine.grad.double(), true.grad, rtol=1e-3, atol=1e-4 * true.grad.abs().max())
+        assert torch.allclose(
+            mine.grad.double(), true.grad, rtol=1e-3, atol=1e-4 * true.grad.abs().max()
+        )
 
 
 def made(policy, dropout=0.0, seed=0, rows=256):
     torch.manual_seed(seed)
     space = gym.spaces.Box(np.array([-1, -2, 0.5], np.float32), np.array([1, 3, 4], np.float32))
     data = Transitions(torch.randn(rows, 11), torch.randn(rows, 3), np.zeros(rows, np.int64))
-    return build(Recipe(policy=policy, dropout=dropout), torch.randn(11), torch.rand(11) + 0.5, space), data
+    return build(
+        Recipe(policy=policy, dropout=dropout), torch.randn(11), torch.rand(11) + 0.5, space
+    ), data
 
 
 def gradients(policy, loss, scale=1.0):
@@ -94,7 +109,14 @@ def gradients(policy, loss, scale=1.0):
 
 @pytest.mark.parametrize(
     "policy",
-    ["mlp", "mlp:actions=clipped", "mlp:depth=0", "mlp:depth=4,width=600", "mlp:depth=3,width=33", "mlp:width=1"],
+    [
+        "mlp",
+        "mlp:actions=clipped",
+        "mlp:depth=0",
+        "mlp:depth=4,width=600",
+        "mlp:depth=3,width=33",
+        "mlp:width=1",
+    ],
 )
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_the_loss_is_that_of_the_modules_to_the_bit(policy, dropout):
@@ -102,7 +124,9 @@ def test_the_loss_is_that_of_the_modules_to_the_bit(policy, dropout):
     batch = data.batch(np.arange(256))
 
     def one_by_one():
-        return policy.error(policy.finish(policy.layers(policy.normalise(batch.observations))), batch.actions)
+        return policy.error(
+            policy.finish(policy.layers(policy.normalise(batch.observations))), batch.actions
+        )
 
     for training in (True, False):
         policy.train(training)
@@ -120,7 +144,10 @@ def test_the_loss_is_that_of_the_modules_to_the_bit(policy, dropout):
 def test_one_function_takes_the_place_of_many():
     policy, data = made("mlp", dropout=0.3)
     loss = policy.loss(data.batch(np.arange(256)))
-    assert {type(node).__name__ for node, _ in loss.grad_fn.next_functions} <= {"AccumulateGrad", "NoneType"}
+    assert {type(node).__name__ for node, _ in loss.grad_fn.next_functions} <= {
+        "AccumulateGrad",
+        "NoneType",
+    }
 
 
 @pytest.mark.parametrize("dropout", [1e-6, 1 - 1e-6])
@@ -164,10 +191,15 @@ def test_second_derivatives_of_the_loss(policy, dropout):
     torch.manual_seed(2)
     losses = (
         policy.loss(batch),
-        exact.error(exact.finish(layers(exact.normalise(batch.observations.double()))), batch.actions.double()),
+        exact.error(
+            exact.finish(layers(exact.normalise(batch.observations.double()))),
+            batch.actions.double(),
+        ),
     )
     for loss, over in zip(losses, (policy, exact), strict=True):
         first = torch.autograd.grad(loss, list(over.parameters()), create_graph=True)
         sum(g.square().sum() for g in first).backward()
     for mine, true in zip(policy.parameters(), exact.parameters(), strict=True):
-        assert torch.allclose(mine.grad.double(), true.grad, rtol=1e-3, atol=1e-4 * true.grad.abs().max())
+        assert torch.allclose(
+            mine.grad.double(), true.grad, rtol=1e-3, atol=1e-4 * true.grad.abs().max()
+        )

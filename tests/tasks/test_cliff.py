@@ -17,8 +17,8 @@ from gymnasium.utils.env_checker import check_env
 from stab import StabError
 from stab.recipe import Recipe
 from stab.tasks import datasets, environments, tasks
-from stab.tasks.cliff import LINEAR, NOISE, Cliff, CliffEpisodes
-from stab.tasks.collected import EPISODES, episode
+from stab.tasks.control.cliff import LINEAR, NOISE, Cliff, CliffEpisodes
+from stab.tasks.control.scripted import EPISODES, episode
 from stab.tasks.environments import ANGLE, CLIFF, HORIZON, PUSH, START, advance, expert
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cliff_horizon.py"
@@ -51,7 +51,9 @@ def test_the_closed_loops_eigenvalues_are_the_documented_ones(radius):
     np.testing.assert_allclose(np.sort_complex(np.linalg.eigvals(closed_loop(radius))),
                                [radius * np.exp(-1j * ANGLE), radius * np.exp(1j * ANGLE)], rtol=1e-12)  # fmt: skip
     still = closed_loop(radius, np.zeros_like)  # without actions
-    np.testing.assert_allclose(abs(np.linalg.eigvals(still)), radius + PUSH * environments.GAIN, rtol=1e-12)
+    np.testing.assert_allclose(
+        abs(np.linalg.eigvals(still)), radius + PUSH * environments.GAIN, rtol=1e-12
+    )
 
 
 def test_the_noiseless_expert_never_falls():
@@ -62,7 +64,9 @@ def test_the_noiseless_expert_never_falls():
         assert made.truncations[-1]
         assert not made.terminations.any()
         # Marginal stability: it circles at its first distance (actions are float32).
-        np.testing.assert_allclose(np.hypot(*made.observations.T), np.hypot(*made.observations[0]), rtol=1e-4)
+        np.testing.assert_allclose(
+            np.hypot(*made.observations.T), np.hypot(*made.observations[0]), rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("growth", [0.003, 0.01, 0.03])
@@ -206,6 +210,8 @@ def test_the_example_draws(minari_root, tmp_path, monkeypatch):
     spec.loader.exec_module(example)
     given = ["cliff_horizon.py", "--radii", "0.99", "--seeds", "1", "--runs", tmp_path / "runs"]
     overrides = [piece for piece in TINY if "policy" not in piece]
-    monkeypatch.setattr("sys.argv", [*map(str, given), "--out", str(tmp_path / "plot.png"), *overrides])
+    monkeypatch.setattr(
+        "sys.argv", [*map(str, given), "--out", str(tmp_path / "plot.png"), *overrides]
+    )
     example.main()
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

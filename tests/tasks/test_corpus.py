@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stab.registry import StabError
-from stab.tasks import corpus
-from stab.tasks.corpus import (
+from stab.tasks.language import corpus
+from stab.tasks.language.corpus import (
     HUBS,
     Hub,
     pack,
@@ -35,7 +35,9 @@ from stab.tasks.corpus import (
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra text: pip install '.[text]'")
 pa = pytest.importorskip("pyarrow", reason="needs the extra text: pip install '.[text]'")
-parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra text: pip install '.[text]'")
+parquet = pytest.importorskip(
+    "pyarrow.parquet", reason="needs the extra text: pip install '.[text]'"
+)
 if find_spec("datasets") is None:  # not imported yet: its cache is to be that of the tests
     pytest.skip("needs the extra text: pip install '.[text]'", allow_module_level=True)
 
@@ -54,8 +56,14 @@ def stories(tmp_path):
     """A copy of roneneldan/TinyStories, small: two files to train on, one to validate, older text files beside them."""
     folder = tmp_path / "copies" / "stories"
     write(folder / "data" / "train-00000-of-00002-2d5a1467fff1081b.parquet", values=STORIES[:100])
-    write(folder / "data" / "train-00001-of-00002-5852b56a2bd28fd9.parquet", values=[*STORIES[100:], None, " \n"])
-    write(folder / "data" / "validation-00000-of-00001-869c898b519ad725.parquet", values=["to validate"])
+    write(
+        folder / "data" / "train-00001-of-00002-5852b56a2bd28fd9.parquet",
+        values=[*STORIES[100:], None, " \n"],
+    )
+    write(
+        folder / "data" / "validation-00000-of-00001-869c898b519ad725.parquet",
+        values=["to validate"],
+    )
     (folder / "TinyStories-train.txt").write_text("older")
     (folder / "README.md").write_text("---\nlicense: cdla-sharing-1.0\nlanguage:\n- en\n---\n")
     return folder
@@ -101,7 +109,13 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
     (tmp_path / ".cache" / "x.txt").write_text("hidden")
     (tmp_path / "d.txt").mkdir()
     write(tmp_path / "b" / "a.parquet", values=["one", None, "", "  ", "two"], n=[0, 1, 2, 3, 4])
-    assert list(read_folder(tmp_path)) == ["before the folder", "one", "two", "déjà vu", "with a mark\r\n"]
+    assert list(read_folder(tmp_path)) == [
+        "before the folder",
+        "one",
+        "two",
+        "déjà vu",
+        "with a mark\r\n",
+    ]
 
 
 def test_parquet_is_streamed_and_long_strings_are_strings(tmp_path):
@@ -114,7 +128,10 @@ def test_parquet_is_streamed_and_long_strings_are_strings(tmp_path):
 
 
 def test_folders_that_cannot_be_read(tmp_path):
-    assert error(read_folder(tmp_path / "none")) == f"{tmp_path / 'none'} does not exist: expected a folder of texts"
+    assert (
+        error(read_folder(tmp_path / "none"))
+        == f"{tmp_path / 'none'} does not exist: expected a folder of texts"
+    )
     file = tmp_path / "file"
     file.write_text("text")
     assert "is a file: expected a folder" in error(read_folder(file))
@@ -124,7 +141,11 @@ def test_folders_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.txt", b"caf\xe9 au lait", "is not UTF-8 (invalid continuation byte at byte 3): save it as UTF-8"),
+        (
+            "a.txt",
+            b"caf\xe9 au lait",
+            "is not UTF-8 (invalid continuation byte at byte 3): save it as UTF-8",
+        ),
         ("a.txt", "text".encode("utf-16"), "is not UTF-8"),
         ("a.parquet", b"", "cannot be read as parquet"),
         ("a.parquet", b"PAR1 this is no table PAR1", "cannot be read as parquet"),
@@ -170,9 +191,13 @@ def no_network(monkeypatch):
 
 def test_copies_of_the_repositories_are_read(stories, articles, no_network, monkeypatch):
     assert list(read_hub(HUBS["tinystories"], str(stories))) == STORIES
-    assert list(read_hub(HUBS["wikipedia"], str(articles))) == [f"20231101.en {n}" for n in range(3)]
+    assert list(read_hub(HUBS["wikipedia"], str(articles))) == [
+        f"20231101.en {n}" for n in range(3)
+    ]
     assert next(read_hub(Hub("any/name", split="validation"), str(stories))) == "to validate"
-    assert next(read_hub(Hub("any/name", config="20231101.ab", column="title"), str(articles))) == "a"
+    assert (
+        next(read_hub(Hub("any/name", config="20231101.ab", column="title"), str(articles))) == "a"
+    )
     # A folder whose name is that of a builder of the library, or of a repository.
     stories.rename(stories.parent / "text")
     monkeypatch.chdir(stories.parent)
@@ -188,13 +213,17 @@ def test_copies_that_cannot_be_read(stories, articles, tmp_path, no_network):
     )
     (tmp_path / "empty").mkdir()
     assert "empty cannot be read: " in error(read_hub(about, str(tmp_path / "empty")))
-    assert "Available splits: ['train', 'validation']" in error(read_hub(Hub("a/b", split="test"), str(stories)))
+    assert "Available splits: ['train', 'validation']" in error(
+        read_hub(Hub("a/b", split="test"), str(stories))
+    )
     assert f"{stories} (20231101.en) cannot be read: " in error(read_hub(wikipedia, str(stories)))
     assert "pick one among the available configs" in error(read_hub(about, str(articles)))
     found = error(read_hub(Hub("a/b", config="20231101.en", column="story"), str(articles)))
     assert found == f"{articles} has no column 'story', but: id, url, title, text"
     numbers = write(tmp_path / "numbers" / "data" / "train-00000-of-00001.parquet", values=[1, 2])
-    assert error(read_hub(about, str(tmp_path / "numbers"))).endswith("has int in its column 'text': expected text")
+    assert error(read_hub(about, str(tmp_path / "numbers"))).endswith(
+        "has int in its column 'text': expected text"
+    )
     numbers.write_bytes(numbers.read_bytes()[:-20])
     assert "numbers cannot be read: " in error(read_hub(about, str(tmp_path / "numbers")))
 
@@ -211,9 +240,15 @@ class Repositories(BaseHTTPRequestHandler):
         self.server.asked.append(self.path)
         _, kind, *rest = self.path.partition("?")[0].split("/")
         if kind == "api" and "/".join(rest[1:3]) in self.server.copies:
-            folder, revision, within = self.server.copies["/".join(rest[1:3])], rest[4], "/".join(rest[5:])
+            folder, revision, within = (
+                self.server.copies["/".join(rest[1:3])],
+                rest[4],
+                "/".join(rest[5:]),
+            )
             if rest[3] == "revision":
-                return self.answer(200, json.dumps({"id": "/".join(rest[1:3]), "sha": revision}).encode())
+                return self.answer(
+                    200, json.dumps({"id": "/".join(rest[1:3]), "sha": revision}).encode()
+                )
             tree = [
                 {
                     "type": "directory" if f.is_dir() else "file",
@@ -225,7 +260,10 @@ class Repositories(BaseHTTPRequestHandler):
             return self.answer(200, json.dumps([entry | {"oid": "0"} for entry in tree]).encode())
         if kind == "datasets" and "/".join(rest[:2]) in self.server.copies:
             path = self.server.copies["/".join(rest[:2])].joinpath(*rest[4:])
-            about = {"X-Repo-Commit": rest[3], "ETag": f'"{hashlib.sha1(str(path).encode()).hexdigest()}"'}
+            about = {
+                "X-Repo-Commit": rest[3],
+                "ETag": f'"{hashlib.sha1(str(path).encode()).hexdigest()}"',
+            }
             if path.is_file():
                 return self.answer(200, path.read_bytes(), about)
             return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
@@ -262,11 +300,14 @@ def python(code, folder=None, **environment):
 
 def test_repositories_are_streamed_and_nothing_is_said_or_reported(stories, articles, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Repositories)
-    server.copies, server.asked = {"roneneldan/TinyStories": stories, "wikimedia/wikipedia": articles}, []
+    server.copies, server.asked = (
+        {"roneneldan/TinyStories": stories, "wikimedia/wikipedia": articles},
+        [],
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         done = python(
-            "import json\nfrom stab.tasks.corpus import HUBS, read_hub\n"
+            "import json\nfrom stab.tasks.language.corpus import HUBS, read_hub\n"
             "open('found', 'w').write(json.dumps([list(read_hub(HUBS[name])) for name in ('tinystories', 'wikipedia')]))",
             HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
             HF_HOME=str(tmp_path / "home"),
@@ -276,16 +317,26 @@ def test_repositories_are_streamed_and_nothing_is_said_or_reported(stories, arti
         server.shutdown()
         server.server_close()
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
-    assert json.loads((tmp_path / "found").read_text()) == [STORIES, [f"20231101.en {n}" for n in range(3)]]
-    assert not [path for path in server.asked if "telemetry" in path or "validation" in path or ".txt" in path]
+    assert json.loads((tmp_path / "found").read_text()) == [
+        STORIES,
+        [f"20231101.en {n}" for n in range(3)],
+    ]
+    assert not [
+        path
+        for path in server.asked
+        if "telemetry" in path or "validation" in path or ".txt" in path
+    ]
     of_files = [path for path in server.asked if "/resolve/" in path]
-    assert all(HUBS["tinystories"].revision in path or HUBS["wikipedia"].revision in path for path in of_files)
+    assert all(
+        HUBS["tinystories"].revision in path or HUBS["wikipedia"].revision in path
+        for path in of_files
+    )
 
 
 def test_an_unreachable_hub_is_one_line_within_seconds():
     began = time.monotonic()
     code = (
-        "from stab.registry import StabError\nfrom stab.tasks.corpus import HUBS, read_hub\n"
+        "from stab.registry import StabError\nfrom stab.tasks.language.corpus import HUBS, read_hub\n"
         "try:\n    next(read_hub(HUBS['tinystories']))\nexcept StabError as e:\n    print(e)"
     )
     done = python(code, HF_ENDPOINT="http://127.0.0.1:9")
@@ -303,7 +354,9 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
     import huggingface_hub
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(
+            huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
+        )
         monkeypatch.setattr(corpus, "PATIENCE", 0.2)
         began = time.monotonic()
         assert "is not reachable (ReadTimeout: timed out)" in error(read_hub(HUBS["wikipedia"]))
@@ -366,7 +419,7 @@ def test_tokenizers_that_cannot_be_trained():
 
 def test_processes_agree():
     code = (
-        "import hashlib\nfrom stab.tasks.corpus import *\n"
+        "import hashlib\nfrom stab.tasks.language.corpus import *\n"
         "modules = [__import__(name) for name in ('argparse', 'inspect', 'json')]\n"
         "texts = [open(module.__file__, encoding='utf-8').read() for module in modules]\n"
         "tokenizer = train_tokenizer(texts, 1000)\n"
@@ -385,7 +438,10 @@ def test_a_tokenizer_is_kept_as_json(tokenizer):
     found = tokenizer_from(written)
     assert tokenizer_json(found) == written
     assert found.encode(STORIES[0]).ids == tokenizer.encode(STORIES[0]).ids
-    assert tokenizers.Tokenizer.from_str(written).encode(STORIES[0]).ids == found.encode(STORIES[0]).ids
+    assert (
+        tokenizers.Tokenizer.from_str(written).encode(STORIES[0]).ids
+        == found.encode(STORIES[0]).ids
+    )
 
 
 def edited(tokenizer, **model):
@@ -395,7 +451,9 @@ def edited(tokenizer, **model):
 
 
 def foreign(tokenizer):
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<end>": 0, "a": 1}, unk_token="<end>"))
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<end>": 0, "a": 1}, unk_token="<end>")
+    )
     yield words.to_str()
     lower = tokenizers.Tokenizer.from_str(tokenizer_json(tokenizer))
     lower.normalizer = tokenizers.normalizers.Lowercase()
@@ -426,7 +484,18 @@ def test_tokenizers_of_another_kind_are_refused(tokenizer, capfd):
 
 @pytest.mark.parametrize(
     "written",
-    ["", "{}", "null", "[]", "1", "\0", '{"model": {"vocab": 3, "merges": []}}', "[" * 100_000, "é\ud800", None],
+    [
+        "",
+        "{}",
+        "null",
+        "[]",
+        "1",
+        "\0",
+        '{"model": {"vocab": 3, "merges": []}}',
+        "[" * 100_000,
+        "é\ud800",
+        None,
+    ],
 )
 def test_malformed_tokenizers_are_refused(written):
     with pytest.raises(StabError, match="malformed tokenizer: ") as caught:
@@ -456,7 +525,9 @@ def test_packs_are_the_texts_one_after_the_other(tokenizer):
         assert len(packs) == len(stream) // tokens
         assert all(p.shape == (tokens,) and p.dtype == np.int64 for p in packs)
         assert np.concatenate(packs).tolist() == stream[: len(packs) * tokens]
-        assert [p.tolist() for p in pack(STORIES, tokenizer, tokens, most=3)] == [p.tolist() for p in packs[:3]]
+        assert [p.tolist() for p in pack(STORIES, tokenizer, tokens, most=3)] == [
+            p.tolist() for p in packs[:3]
+        ]
     assert pack(STORIES, tokenizer, len(stream) + 1) == []
     assert pack([], tokenizer, 5) == []
     assert [p.tolist() for p in pack(["", ""], tokenizer, 1)] == [[0], [0]]
@@ -471,7 +542,10 @@ def test_no_text_is_read_that_is_not_needed(tokenizer):
 
 
 @given(
-    st.text(st.sampled_from("ab1.'é \n\t\r\x0b\x0c\x1c\x1f\x85\xa0\u2028\u3000\u200b"), max_size=60), st.integers(1, 9)
+    st.text(
+        st.sampled_from("ab1.'é \n\t\r\x0b\x0c\x1c\x1f\x85\xa0\u2028\u3000\u200b"), max_size=60
+    ),
+    st.integers(1, 9),
 )
 def test_a_text_in_parts_has_the_tokens_of_the_whole(tokenizer, text, size):
     with pytest.MonkeyPatch.context() as patch:
@@ -498,6 +572,9 @@ def test_packs_that_cannot_be(tokenizer):
 
 def test_pieces_are_for_display_and_all_differ(tokenizer):
     shown = pieces(tokenizer)
-    assert "".join(shown[token] for token in tokenizer.encode("the cat: é").ids) == r"the cat: \xc3\xa9"
+    assert (
+        "".join(shown[token] for token in tokenizer.encode("the cat: é").ids)
+        == r"the cat: \xc3\xa9"
+    )
     assert shown[0] == "<end>"
     assert len(set(shown)) == tokenizer.get_vocab_size()

@@ -22,11 +22,14 @@ from stab import StabError
 from stab.cli.main import main
 from stab.comparison import make_config
 from stab.recipe import Recipe
-from stab.tasks import datasets, experts, tasks
+from stab.tasks import datasets, tasks
 from stab.tasks.catalog import CATALOG
-from stab.tasks.recorded import task_for
+from stab.tasks.control import experts
+from stab.tasks.control.recorded import task_for
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Minari's, about authors and permalinks
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # Minari's, about authors and permalinks
 STEPS = 8
 MONITOR = {"name": "Monitor", "entry_point": "no_such_package.monitor:Monitor", "kwargs": None}
 TINY = ("train.updates=40", "eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=30", "train.batch_size=16",
@@ -64,7 +67,9 @@ def command(tmp_path, monkeypatch, capsys):
     """Run ``stab`` with the given arguments in this process; return exit code, stdout, stderr."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("stab.comparison.costs", lambda plan, cells: None)  # the plan's measurement takes a second
+        monkeypatch.setattr(
+            "stab.comparison.costs", lambda plan, cells: None
+        )  # the plan's measurement takes a second
         monkeypatch.setenv("COLUMNS", "80")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["stab", *arguments])
@@ -110,16 +115,22 @@ def imitate(dataset_id, env="Hopper-v5", episodes=3, change=None, remove=(), mor
     path = datasets.root() / dataset_id / "data" / "metadata.json"
     metadata = json.loads(path.read_text())
     metadata["env_spec"] = json.dumps(json.loads(metadata["env_spec"]) | (change or {}))
-    path.write_text(json.dumps({k: v for k, v in (metadata | (more or {})).items() if k not in remove}))
+    path.write_text(
+        json.dumps({k: v for k, v in (metadata | (more or {})).items() if k not in remove})
+    )
     return made, buffers
 
 
 def hopper(dataset_id, **settings):
-    return tasks.get("hopper")(dataset_id=dataset_id, **{"train_episodes": 2, "validation_episodes": 1, **settings})
+    return tasks.get("hopper")(
+        dataset_id=dataset_id, **{"train_episodes": 2, "validation_episodes": 1, **settings}
+    )
 
 
 def recorded(dataset_id, **settings):
-    return tasks.get("recorded")(dataset_id=dataset_id, **{"train_episodes": 2, "validation_episodes": 1, **settings})
+    return tasks.get("recorded")(
+        dataset_id=dataset_id, **{"train_episodes": 2, "validation_episodes": 1, **settings}
+    )
 
 
 def data_file(dataset_id: str) -> Path:
@@ -133,7 +144,9 @@ def test_episodes_come_whole_and_in_the_datasets_own_bits():
     for part in (data.train, data.validation):
         for number in np.unique(part.episodes):
             rows = torch.from_numpy(part.episodes == number)
-            expected = np.asarray(buffers[number].observations[:STEPS], dtype=np.float32)  # the last is not acted on
+            expected = np.asarray(
+                buffers[number].observations[:STEPS], dtype=np.float32
+            )  # the last is not acted on
             assert np.array_equal(part.observations[rows].numpy(), expected)
             assert np.array_equal(part.actions[rows].numpy(), buffers[number].actions)
             seen.add(int(number))
@@ -142,10 +155,16 @@ def test_episodes_come_whole_and_in_the_datasets_own_bits():
 
 def test_which_episodes_validate_is_always_the_same_and_not_the_first_or_last_ones():
     imitate("mujoco/hopper/some-v0", episodes=12)
-    splits = [hopper("mujoco/hopper/some-v0", train_episodes=t, validation_episodes=4).dataset() for t in (4, 8, 8)]
+    splits = [
+        hopper("mujoco/hopper/some-v0", train_episodes=t, validation_episodes=4).dataset()
+        for t in (4, 8, 8)
+    ]
     validating = [set(data.validation.episodes) for data in splits]
     assert validating[0] == validating[1] == validating[2]
-    assert validating[0] not in ({0, 1, 2, 3}, {8, 9, 10, 11})  # a dataset may be ordered by how good its policy was
+    assert validating[0] not in (
+        {0, 1, 2, 3},
+        {8, 9, 10, 11},
+    )  # a dataset may be ordered by how good its policy was
     assert set(splits[0].train.episodes) < set(splits[1].train.episodes)
     assert splits[1].dataset_sha256 == splits[2].dataset_sha256 != splits[0].dataset_sha256
 
@@ -154,12 +173,18 @@ def test_a_hub_dataset_without_reference_scores_is_normalised_by_the_card():
     imitate("mujoco/hopper/some-v0")
     data = hopper("mujoco/hopper/some-v0").dataset()
     assert data.references == experts.load(CATALOG[0]).references
-    assert (data.dataset, data.environment, data.expert_sha256) == ("mujoco/hopper/some-v0", "Hopper-v5", None)
+    assert (data.dataset, data.environment, data.expert_sha256) == (
+        "mujoco/hopper/some-v0",
+        "Hopper-v5",
+        None,
+    )
 
 
 def test_reference_scores_of_a_stranger_do_not_replace_the_cards():
     imitate("mujoco/hopper/some-v0", more={"ref_min_score": -5.0, "ref_max_score": 12.0})
-    assert hopper("mujoco/hopper/some-v0").dataset().references == experts.load(CATALOG[0]).references
+    assert (
+        hopper("mujoco/hopper/some-v0").dataset().references == experts.load(CATALOG[0]).references
+    )
 
 
 def test_a_monitor_that_is_not_installed_is_left_out(stab, command, tmp_path):
@@ -181,19 +206,25 @@ def test_a_monitor_that_is_not_installed_is_left_out(stab, command, tmp_path):
 def test_ant_without_contact_forces_is_accepted_as_it_is():
     without = {"include_cfrc_ext_in_observation": False}
     imitate("mujoco/ant/small-v0", env="Ant-v5", kwargs=without)
-    task = tasks.get("ant")(dataset_id="mujoco/ant/small-v0", train_episodes=2, validation_episodes=1)
+    task = tasks.get("ant")(
+        dataset_id="mujoco/ant/small-v0", train_episodes=2, validation_episodes=1
+    )
     data = task.dataset()
     assert data.train.observations.shape == (2 * STEPS, 27)
     assert data.references == experts.load(next(r for r in CATALOG if r.name == "ant")).references
     policy = task.policy(Recipe())
     stacked = {name: value[None] for name, value in policy.state_dict().items()}
-    cumulative, lengths = task.rollout(policy, stacked, [7], [5])  # in the environment that shows 27
+    cumulative, lengths = task.rollout(
+        policy, stacked, [7], [5]
+    )  # in the environment that shows 27
     env = gym.make("Ant-v5", **without)
     observation, _ = env.reset(seed=7)
     total = 0.0
     for _ in range(5):
         with torch.inference_mode():
-            action = policy(torch.tensor(observation, dtype=torch.float32)[None])[0].clip(-1, 1).numpy()
+            action = (
+                policy(torch.tensor(observation, dtype=torch.float32)[None])[0].clip(-1, 1).numpy()
+            )
         observation, reward, *_ = env.step(action)
         total += reward
     assert cumulative[0, 0, 0] == pytest.approx(total, rel=1e-4)
@@ -203,19 +234,26 @@ def test_ant_without_contact_forces_is_accepted_as_it_is():
 
 def test_ant_with_all_observations_and_no_kwargs_is_accepted():
     imitate("mujoco/ant/full-v0", env="Ant-v5", change={"kwargs": {}})
-    task = tasks.get("ant")(dataset_id="mujoco/ant/full-v0", train_episodes=2, validation_episodes=1)
+    task = tasks.get("ant")(
+        dataset_id="mujoco/ant/full-v0", train_episodes=2, validation_episodes=1
+    )
     assert task.dataset().train.observations.shape == (2 * STEPS, 105)
 
 
 @pytest.mark.parametrize(
     ("recorded_in", "said"),
-    [({"include_cfrc_ext_in_observation": False}, {}), ({}, {"include_cfrc_ext_in_observation": False})],
+    [
+        ({"include_cfrc_ext_in_observation": False}, {}),
+        ({}, {"include_cfrc_ext_in_observation": False}),
+    ],
     ids=["fewer than said", "more than said"],
 )
 def test_observations_of_another_size_than_the_spec_says_are_refused(recorded_in, said):
     imitate("mujoco/ant/odd-v0", env="Ant-v5", kwargs=recorded_in, change={"kwargs": said})
     task = tasks.get("ant")(dataset_id="mujoco/ant/odd-v0", train_episodes=2, validation_episodes=1)
-    with pytest.raises(StabError, match=r"mujoco/ant/odd-v0.* observation space .*not recorded in this environment"):
+    with pytest.raises(
+        StabError, match=r"mujoco/ant/odd-v0.* observation space .*not recorded in this environment"
+    ):
         task.dataset()
 
 
@@ -251,7 +289,11 @@ def test_returns_that_cannot_be_compared_are_refused(case):
 
 def test_what_is_no_task_of_ours_is_compared_alone(root):
     """The hint of the refusal works: without a task named, the dataset is one of its own."""
-    imitate("my/short-v0", change={"max_episode_steps": 6}, more={"ref_min_score": 0.0, "ref_max_score": 10.0})
+    imitate(
+        "my/short-v0",
+        change={"max_episode_steps": 6},
+        more={"ref_min_score": 0.0, "ref_max_score": 10.0},
+    )
     assert task_for("my/short-v0") == "recorded"
     assert make_config(dataset="my/short-v0", stabilizers="ema")[0].tasks == ("recorded",)
     assert recorded("my/short-v0").horizon == 6
@@ -265,10 +307,16 @@ def test_hopper_v4_is_refused_from_the_command_line(refused):
 
 def test_a_wrapper_of_gymnasium_is_rebuilt_when_the_dataset_stands_alone():
     clip = OTHER["wrapper"][0]["additional_wrappers"]
-    imitate("my/clipped-v0", change={"additional_wrappers": clip}, more={"ref_min_score": 0.0, "ref_max_score": 10.0})
+    imitate(
+        "my/clipped-v0",
+        change={"additional_wrappers": clip},
+        more={"ref_min_score": 0.0, "ref_max_score": 10.0},
+    )
     task = recorded("my/clipped-v0")
     policy = task.policy(Recipe())
-    cumulative, lengths = task.rollout(policy, {k: v[None] for k, v in policy.state_dict().items()}, [1, 2], [5])
+    cumulative, lengths = task.rollout(
+        policy, {k: v[None] for k, v in policy.state_dict().items()}, [1, 2], [5]
+    )
     assert (cumulative > 0).all()
     assert (cumulative[..., -1] <= lengths).all()  # rewards of at most 1
 
@@ -288,7 +336,11 @@ def test_a_foreign_wrapper_with_a_harmless_name_is_not_imported_either(stranger)
 
 
 def test_commands_run_no_code_of_a_dataset(stranger, command):
-    code = {"entry_point": "stranger:Env", "vector_entry_point": "stranger:Env", "additional_wrappers": [FOREIGN]}
+    code = {
+        "entry_point": "stranger:Env",
+        "vector_entry_point": "stranger:Env",
+        "additional_wrappers": [FOREIGN],
+    }
     imitate("my/stranger-v0", change=code)
     status, out, err = command("data", "show", "my/stranger-v0")
     assert status == 0, err
@@ -305,12 +357,20 @@ def test_commands_run_no_code_of_a_dataset(stranger, command):
 @pytest.mark.parametrize("spaces", ["recorded", "left out"])
 @pytest.mark.parametrize(
     "change",
-    [{"entry_point": "stranger:Env"}, {"id": "stranger:Env-v0"}, {"additional_wrappers": [FOREIGN]}],
+    [
+        {"entry_point": "stranger:Env"},
+        {"id": "stranger:Env-v0"},
+        {"additional_wrappers": [FOREIGN]},
+    ],
     ids=["entry point", "id", "wrapper"],
 )
 def test_an_entry_point_of_a_dataset_is_not_executed(stranger, change, spaces):
     """Minari makes the environment of the spec, as it is there, to learn spaces that the metadata leaves out."""
-    imitate("my/stranger-v0", change=change, remove=() if spaces == "recorded" else ("observation_space",))
+    imitate(
+        "my/stranger-v0",
+        change=change,
+        remove=() if spaces == "recorded" else ("observation_space",),
+    )
     attempts = (
         lambda: hopper("my/stranger-v0").dataset(),
         lambda: recorded("my/stranger-v0").dataset(),
@@ -333,7 +393,10 @@ def test_an_entry_point_of_a_dataset_is_not_executed(stranger, change, spaces):
 def test_an_entry_point_that_names_other_code_is_replaced_by_the_registered_one(stranger):
     imitate("my/stranger-v0", change={"entry_point": "stranger:Env"})
     assert len(hopper("my/stranger-v0").dataset().train) == 2 * STEPS
-    assert datasets.environment(datasets.load("my/stranger-v0")).entry_point == gym.spec("Hopper-v5").entry_point
+    assert (
+        datasets.environment(datasets.load("my/stranger-v0")).entry_point
+        == gym.spec("Hopper-v5").entry_point
+    )
     assert not stranger.exists()
 
 
@@ -351,14 +414,18 @@ def test_arrow_without_pyarrow_says_what_to_install(monkeypatch):
     imitate("my/arrow-v0", more={"data_format": "arrow"})
     monkeypatch.delitem(sys.modules, "minari.dataset._storages.arrow_storage", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(StabError, match=r"my/arrow-v0.*cannot be read.*pip install .*minari\[arrow\]"):
+    with pytest.raises(
+        StabError, match=r"my/arrow-v0.*cannot be read.*pip install .*minari\[arrow\]"
+    ):
         hopper("my/arrow-v0").dataset()
 
 
 def test_one_episode_is_too_few_to_train_and_to_validate_on():
     imitate("my/one-v0", episodes=1)
     for settings in ({}, {"train_episodes": 1, "validation_episodes": 1}):
-        with pytest.raises(StabError, match=r"my/one-v0' has 1 episode, .* one to train on and one to validate on"):
+        with pytest.raises(
+            StabError, match=r"my/one-v0' has 1 episode, .* one to train on and one to validate on"
+        ):
             hopper("my/one-v0", **settings).dataset()
 
 
@@ -371,7 +438,9 @@ def test_two_episodes_are_enough():
 
 def test_too_few_episodes_name_the_settings(refused):
     imitate("my/few-v0", episodes=3)
-    line = refused("--dataset", "my/few-v0", "-s", "ema", "train.updates=40", "eval.checkpoint_every=10")
+    line = refused(
+        "--dataset", "my/few-v0", "-s", "ema", "train.updates=40", "eval.checkpoint_every=10"
+    )
     assert "'my/few-v0' has 3 episodes, 25 are asked for" in line
     assert "data.train_episodes (20)" in line
     assert "data.validation_episodes (5)" in line
@@ -383,7 +452,9 @@ def test_values_that_are_not_finite_are_refused_by_episode(what, bad):
     imitate("my/bad-v0")
     with h5py.File(data_file("my/bad-v0"), "r+") as file:
         file[f"episode_1/{what}"][3, 2] = bad
-    with pytest.raises(StabError, match=rf"my/bad-v0' has {what} that are not finite, first in episode 1$"):
+    with pytest.raises(
+        StabError, match=rf"my/bad-v0' has {what} that are not finite, first in episode 1$"
+    ):
         hopper("my/bad-v0").dataset()
 
 
@@ -396,7 +467,9 @@ def test_a_truncated_file_is_one_clear_line():
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}"], ids=["empty", "cut", "list", "nothing said"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}"], ids=["empty", "cut", "list", "nothing said"]
+)
 def test_metadata_that_is_none_is_one_clear_line(text):
     imitate("my/cut-v0")
     (datasets.root() / "my/cut-v0/data/metadata.json").write_text(text)
@@ -407,7 +480,9 @@ def test_metadata_that_is_none_is_one_clear_line(text):
 
 def test_observations_of_another_environment_under_its_name_are_refused():
     imitate("my/walker-v0", env="Walker2d-v5", change={"id": "Hopper-v5"})
-    with pytest.raises(StabError, match=r"observation space Box.*\(17,\).*Hopper-v5 has Box.*\(11,\)"):
+    with pytest.raises(
+        StabError, match=r"observation space Box.*\(17,\).*Hopper-v5 has Box.*\(11,\)"
+    ):
         hopper("my/walker-v0").dataset()
 
 
@@ -422,7 +497,9 @@ def test_an_environment_that_is_not_registered_names_the_cure():
 
 def test_kwargs_that_the_environment_does_not_take_are_one_clear_line():
     imitate("my/odd-v0", change={"kwargs": {"gravity_of_jupiter": True}})
-    with pytest.raises(StabError, match=r"environment Hopper-v5 cannot be made: .*gravity_of_jupiter"):
+    with pytest.raises(
+        StabError, match=r"environment Hopper-v5 cannot be made: .*gravity_of_jupiter"
+    ):
         recorded("my/odd-v0").dataset()
 
 
@@ -435,9 +512,13 @@ def test_a_hub_dataset_that_cannot_be_downloaded_is_one_clear_line(monkeypatch):
 
     for name in ("minari.storage.hosting.download_dataset", "minari.download_dataset"):
         monkeypatch.setattr(name, download)
-    with pytest.raises(StabError, match="dataset 'mujoco/hopper/expert-v0' could not be downloaded: no network"):
+    with pytest.raises(
+        StabError, match="dataset 'mujoco/hopper/expert-v0' could not be downloaded: no network"
+    ):
         hopper("mujoco/hopper/expert-v0").dataset()
-    with pytest.raises(StabError, match=r"dataset 'my/nowhere-v0' is not in .*Local datasets: none"):
+    with pytest.raises(
+        StabError, match=r"dataset 'my/nowhere-v0' is not in .*Local datasets: none"
+    ):
         hopper("my/nowhere-v0").dataset()
     assert asked == ["mujoco/hopper/expert-v0"]  # one's own is never looked for on the net
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from stab.tasks.policies.dropout import Dropout
+from stab.tasks.policies.kernels.dropout import Dropout
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])

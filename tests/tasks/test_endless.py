@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stab import StabError
-from stab.cells import START_SEED
 from stab.cli.main import main
 from stab.recipe import Recipe
+from stab.run.cells import START_SEED
 from stab.tasks import tasks
 from stab.tasks.base import Endless
-from stab.tasks.experts import EPISODES, EXPERT_SEED, RANDOM_SEED
-from stab.tasks.locomotion import Locomotion
+from stab.tasks.control.experts import EPISODES
+from stab.tasks.control.locomotion import Locomotion
+from stab.tasks.references import EXPERT_SEED, RANDOM_SEED
 from stab.train import minibatches, train
 
 SIZES = {"train_episodes": 1, "validation_episodes": 1}
@@ -47,7 +48,10 @@ def pools(task):
 
 
 def rows(pool) -> set[bytes]:
-    return {bytes(o.numpy().tobytes() + a.numpy().tobytes()) for o, a in zip(pool.observations, pool.actions)}
+    return {
+        bytes(o.numpy().tobytes() + a.numpy().tobytes())
+        for o, a in zip(pool.observations, pool.actions)
+    }
 
 
 def same(one, other) -> bool:
@@ -71,7 +75,12 @@ def test_pools_share_no_transition(task, pools):
     every = np.arange(1000)
     for part in (data.train, data.validation):  # nor with the dataset's own episodes
         batch = part.batch(every)
-        found.append({o.numpy().tobytes() + a.numpy().tobytes() for o, a in zip(batch.observations, batch.actions)})
+        found.append(
+            {
+                o.numpy().tobytes() + a.numpy().tobytes()
+                for o, a in zip(batch.observations, batch.actions)
+            }
+        )
     assert all(len(pool) == 1000 for pool in found)
     for one, other in itertools.combinations(found, 2):
         assert not one & other
@@ -124,7 +133,13 @@ class Fallen:
             for n, length in remaining.items():
                 if step < length:
                     record(
-                        n, np.array([starts[n], step] + [0.0] * 9), np.zeros(3), 1.0, step == length - 1, False, None
+                        n,
+                        np.array([starts[n], step] + [0.0] * 9),
+                        np.zeros(3),
+                        1.0,
+                        step == length - 1,
+                        False,
+                        None,
                     )
 
 
@@ -157,7 +172,9 @@ def test_episodes_that_end_early_still_fill_the_pool(task, fallen, lengths):
     assert len(pool) == len(pool.actions) == len(pool.episodes) == 1000
     starts, steps = pool.observations[:, 0], pool.observations[:, 1]
     fresh = np.flatnonzero(np.diff(pool.episodes, prepend=-1))
-    assert (steps[fresh] == 0).all()  # every episode from its beginning, in order, whole but for the last
+    assert (
+        steps[fresh] == 0
+    ).all()  # every episode from its beginning, in order, whole but for the last
     expected = itertools.chain.from_iterable(range(length) for length in itertools.cycle(lengths))
     assert steps.tolist() == list(itertools.islice(expected, 1000))
     assert len(starts[fresh].unique()) == len(fresh)
@@ -166,11 +183,13 @@ def test_episodes_that_end_early_still_fill_the_pool(task, fallen, lengths):
 
 def test_ant_fills_its_pool_too(fallen, tmp_path, monkeypatch):
     """Ant's expert falls now and then; here it always does. No dataset is needed to see it."""
-    from stab.tasks.locomotion import Fresh
+    from stab.tasks.control.locomotion import Fresh
     from stab.tasks.transitions import Transitions
 
     ant = tasks.get("ant")()
-    finite = Transitions(torch.zeros(1000, 105), torch.zeros(1000, 8), np.zeros(1000, dtype=np.int64))
+    finite = Transitions(
+        torch.zeros(1000, 105), torch.zeros(1000, 8), np.zeros(1000, dtype=np.int64)
+    )
 
     def watch(self, actor, starts, record):
         assert (actor.action_space.shape, self.record.environment) == ((8,), "Ant-v5")
@@ -207,7 +226,9 @@ def test_no_transition_is_drawn_twice(length, batch_size, accumulation, seed):
     size = batch_size * accumulation
     data = Counted(length)
     if size > length:
-        with pytest.raises(StabError, match=f"{length} fresh transitions is shorter than one step's {size} samples"):
+        with pytest.raises(
+            StabError, match=f"{length} fresh transitions is shorter than one step's {size} samples"
+        ):
             minibatches(data, recipe, seed, 1)
         return
     drawn: Counter = Counter()
@@ -249,7 +270,9 @@ def test_training_is_reproducible_and_independent_of_the_checkpoints(task):
 
 
 def test_too_small_a_pool_says_what_to_change(task):
-    with pytest.raises(StabError, match=r"1000 fresh transitions .* 1024 samples: raise data\.train_episodes"):
+    with pytest.raises(
+        StabError, match=r"1000 fresh transitions .* 1024 samples: raise data\.train_episodes"
+    ):
         next(train(task, Recipe(updates=10, batch_size=256, accumulation=4), 0, {}, [10]))
 
 
@@ -261,10 +284,19 @@ def test_a_dataset_alone_has_no_fresh_episodes(task):
 
 
 @pytest.mark.parametrize("name", ["hopper", "recorded"])
-def test_a_dataset_with_infinite_data_is_refused_from_the_command_line(hopper, tmp_path, monkeypatch, capsys, name):
-    monkeypatch.setattr("stab.comparison.costs", lambda plan, cells: None)  # the plan's measurement takes a second
+def test_a_dataset_with_infinite_data_is_refused_from_the_command_line(
+    hopper, tmp_path, monkeypatch, capsys, name
+):
+    monkeypatch.setattr(
+        "stab.comparison.costs", lambda plan, cells: None
+    )  # the plan's measurement takes a second
     monkeypatch.chdir(tmp_path)
-    sizes = ("train.updates=40", "eval.checkpoint_every=10", "data.train_episodes=1", "data.validation_episodes=1")
+    sizes = (
+        "train.updates=40",
+        "eval.checkpoint_every=10",
+        "data.train_episodes=1",
+        "data.validation_episodes=1",
+    )
     chosen = ("-t", name, "--dataset", "stab/hopper/expert-v0", "-s", "ema", "data.infinite=true")
     monkeypatch.setattr(sys, "argv", ["stab", "compare", *chosen, *sizes])
     with pytest.raises(SystemExit) as stopped:

@@ -15,10 +15,14 @@ from stab.tasks.policies.gpt import GPT, GPTArguments, GPTStack
 VOCABULARY = 11
 
 
-def make(vocabulary=VOCABULARY, context=9, width=16, depth=2, heads=4, dropout=0.0, seed=0, scale=0.3):
+def make(
+    vocabulary=VOCABULARY, context=9, width=16, depth=2, heads=4, dropout=0.0, seed=0, scale=0.3
+):
     """A policy whose every parameter is random: freshly initialised, biases are 0, scales 1 and logits alike."""
     torch.manual_seed(seed)
-    policy = GPT(vocabulary, context, width=width, depth=depth, heads=heads, dropout=dropout, temperature=1.0)
+    policy = GPT(
+        vocabulary, context, width=width, depth=depth, heads=heads, dropout=dropout, temperature=1.0
+    )
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(scale * torch.randn_like(parameter))
@@ -61,7 +65,9 @@ def by_hand(policy, tokens):
 
     x = np.stack([w["embeddings"][token] + w["positions"][i] for i, token in enumerate(tokens)])
     for b in range(len(policy.blocks)):
-        query, key, value = np.split(linear(norm(x, f"blocks.{b}.norm_attention"), f"blocks.{b}.qkv"), 3, axis=-1)
+        query, key, value = np.split(
+            linear(norm(x, f"blocks.{b}.norm_attention"), f"blocks.{b}.qkv"), 3, axis=-1
+        )
         size = policy.width // policy.heads
         seen = np.zeros_like(x)
         for i in range(len(tokens)):
@@ -91,7 +97,9 @@ def test_the_blocks_are_torchs_pre_norm_layers():
     policy, x = make(width=64), torch.randn(5, 9, 64)
     later = torch.full((9, 9), -torch.inf).triu(1)
     for block in policy.blocks:
-        layer = nn.TransformerEncoderLayer(64, 4, 256, 0.0, "gelu", batch_first=True, norm_first=True).eval()
+        layer = nn.TransformerEncoderLayer(
+            64, 4, 256, 0.0, "gelu", batch_first=True, norm_first=True
+        ).eval()
         pairs = {
             "self_attn.in_proj_": block.qkv,
             "self_attn.out_proj.": block.project,
@@ -100,7 +108,9 @@ def test_the_blocks_are_torchs_pre_norm_layers():
             "norm1.": block.norm_attention,
             "norm2.": block.norm_mlp,
         }
-        layer.load_state_dict({a + b: getattr(m, b) for a, m in pairs.items() for b in ("weight", "bias")})
+        layer.load_state_dict(
+            {a + b: getattr(m, b) for a, m in pairs.items() for b in ("weight", "bias")}
+        )
         torch.testing.assert_close(block(x, later), layer(x, src_mask=later), rtol=1e-4, atol=1e-4)
 
 
@@ -120,10 +130,14 @@ def test_no_step_sees_a_later_one():
 def test_one_parameter_embeds_tokens_and_gives_logits(monkeypatch):
     policy, batch = make(), padded([9, 5])
     assert policy.state_dict().keys() == dict(policy.named_parameters()).keys()
-    assert [name for name, value in policy.state_dict().items() if VOCABULARY in value.shape] == ["embeddings"]
+    assert [name for name, value in policy.state_dict().items() if VOCABULARY in value.shape] == [
+        "embeddings"
+    ]
     (both,) = torch.autograd.grad(policy.loss(*batch), policy.embeddings)
     other = policy.embeddings.detach().clone().requires_grad_()
-    monkeypatch.setattr(gpt, "embedding", lambda tokens, weight: nn.functional.embedding(tokens, other))
+    monkeypatch.setattr(
+        gpt, "embedding", lambda tokens, weight: nn.functional.embedding(tokens, other)
+    )
     of_logits, of_tokens = torch.autograd.grad(policy.loss(*batch), (policy.embeddings, other))
     assert min(of_logits.abs().max(), of_tokens.abs().max()) > 1e-3
     torch.testing.assert_close(of_logits + of_tokens, both)
@@ -132,9 +146,20 @@ def test_one_parameter_embeds_tokens_and_gives_logits(monkeypatch):
 def test_a_fresh_policy():
     torch.manual_seed(0)
     policy = GPTArguments().build(300, 70, Recipe(dropout=0.25))
-    block = 12 * 64**2 + 13 * 64  # products 3 + 1 + 4 + 4 widths squared; biases 9 widths, LayerNorms 4
-    assert sum(p.numel() for p in policy.parameters()) == 300 * 64 + 70 * 64 + 2 * block + 2 * 64 == 123_776
-    assert (policy.temperature, policy.context, policy.vocabulary, policy.dropout.p) == (1.0, 70, 300, 0.25)
+    block = (
+        12 * 64**2 + 13 * 64
+    )  # products 3 + 1 + 4 + 4 widths squared; biases 9 widths, LayerNorms 4
+    assert (
+        sum(p.numel() for p in policy.parameters())
+        == 300 * 64 + 70 * 64 + 2 * block + 2 * 64
+        == 123_776
+    )
+    assert (policy.temperature, policy.context, policy.vocabulary, policy.dropout.p) == (
+        1.0,
+        70,
+        300,
+        0.25,
+    )
     for name, value in policy.named_parameters():
         if value.dim() == 2:
             std = 0.02 / math.sqrt(2 * 2) if "project" in name or "mlp.2" in name else 0.02
@@ -142,7 +167,9 @@ def test_a_fresh_policy():
         else:
             assert (value == (1.0 if "norm" in name and "weight" in name else 0.0)).all()
     tokens = texts(16, 71, 300)
-    assert policy.loss(tokens[:, :-1], tokens[:, 1:]).item() == pytest.approx(math.log(300), abs=0.05)
+    assert policy.loss(tokens[:, :-1], tokens[:, 1:]).item() == pytest.approx(
+        math.log(300), abs=0.05
+    )
 
 
 def test_dropout_acts_in_training_only():
@@ -176,7 +203,9 @@ def test_the_loss_is_the_mean_over_what_there_is():
     expected = []
     for row, goal in zip(inputs, targets):
         logits = by_hand(policy, row.tolist())
-        expected += [np.log(np.exp(x).sum()) - x[y] for x, y in zip(logits, goal.tolist()) if y >= 0]
+        expected += [
+            np.log(np.exp(x).sum()) - x[y] for x, y in zip(logits, goal.tolist()) if y >= 0
+        ]
     assert len(expected) == 21
     assert policy.loss(inputs, targets).item() == pytest.approx(np.mean(expected), rel=1e-5)
 
@@ -203,7 +232,9 @@ def test_without_gradients_the_loss_is_computed_in_chunks(monkeypatch):
     plain = policy.loss(*batch)
     assert plain.requires_grad
     seen, forward = [], policy.forward
-    monkeypatch.setattr(policy, "forward", lambda tokens: seen.append(len(tokens)) or forward(tokens))
+    monkeypatch.setattr(
+        policy, "forward", lambda tokens: seen.append(len(tokens)) or forward(tokens)
+    )
     monkeypatch.setattr(gpt, "CHUNK", 3)
     with torch.inference_mode():
         values = [policy.loss(*batch).item() for _ in range(2)]
@@ -257,7 +288,9 @@ def test_it_learns_a_text_by_heart():
 # Generating
 
 
-@pytest.mark.parametrize(("rows", "width", "heads"), [(5, 16, 4), (16, 16, 4), (1, 16, 1), (3, 20, 4), (3, 9, 3)])
+@pytest.mark.parametrize(
+    ("rows", "width", "heads"), [(5, 16, 4), (16, 16, 4), (1, 16, 1), (3, 20, 4), (3, 9, 3)]
+)
 def test_generating_sees_what_training_does(rows, width, heads):
     """Every step's logits are what ``forward`` says of the whole text so far; the likeliest token goes on."""
     policy, stacked = family(3, width=width, heads=heads)
@@ -269,7 +302,9 @@ def test_generating_sees_what_training_does(rows, width, heads):
             assert logits.shape == (3, rows, VOCABULARY)
             for i in range(3):
                 policy.load_state_dict({name: value[i] for name, value in stacked.items()})
-                expected = policy(torch.from_numpy(np.stack([tokens[i] for tokens in said], 1)))[:, -1]
+                expected = policy(torch.from_numpy(np.stack([tokens[i] for tokens in said], 1)))[
+                    :, -1
+                ]
                 torch.testing.assert_close(logits[i], expected, rtol=1e-5, atol=1e-5)
                 assert torch.equal(logits[i].argmax(-1), expected.argmax(-1))
             said.append(logits.argmax(-1).numpy())
@@ -295,7 +330,9 @@ def test_generating_sees_what_training_does(rows, width, heads):
 def test_a_policy_does_not_notice_its_company(policies, width, rows, heads, vocabulary):
     """Bit for bit as alone, whoever else is there or live."""
     steps, rng = 13, np.random.default_rng(0)
-    policy, stacked = family(policies, vocabulary=vocabulary, context=steps, width=width, heads=heads)
+    policy, stacked = family(
+        policies, vocabulary=vocabulary, context=steps, width=width, heads=heads
+    )
     tokens = rng.integers(vocabulary, size=(steps, policies, rows))
     ends = rng.integers(steps // 2, steps + 1, size=policies)  # how many steps each is live
     with torch.inference_mode():
@@ -306,7 +343,9 @@ def test_a_policy_does_not_notice_its_company(policies, width, rows, heads, voca
                 for i, logits in zip(live, stack.step(tokens[t], live)):
                     found[i].append(logits)
         for i in range(policies):
-            alone = policy.stack({name: value[i : i + 1].clone() for name, value in stacked.items()}, rows)
+            alone = policy.stack(
+                {name: value[i : i + 1].clone() for name, value in stacked.items()}, rows
+            )
             for t in range(ends[i]):
                 assert torch.equal(alone.step(tokens[t, i : i + 1], [0])[0], found[i][t])
 

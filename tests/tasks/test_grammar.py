@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 from stab import StabError
-from stab.tasks import grammar
-from stab.tasks.grammar import (
+from stab.tasks.language import grammar
+from stab.tasks.language.grammar import (
     END,
     FLOOR,
     LONGEST,
@@ -52,7 +52,9 @@ def lines(stages, stage, tags):
     """The lines of a stage that may be told, with their probabilities and the tags behind them."""
     told = [line for line in stages[stage] if set(line.when.split()) <= tags]
     total = sum(line.weight for line in told)
-    return [(line.weight / total, line.text.split(), tags | set(line.sets.split())) for line in told]
+    return [
+        (line.weight / total, line.text.split(), tags | set(line.sets.split())) for line in told
+    ]
 
 
 def tell(source, piece, facts):
@@ -82,7 +84,9 @@ def texts(source):
     def go(stage, tags, chance, pieces):
         if stage == len(source["stages"]):
             for facts in chosen:
-                chances[(*(tell(source, piece, facts) for piece in pieces), "<end>")] += chance / len(chosen)
+                chances[(*(tell(source, piece, facts) for piece in pieces), "<end>")] += (
+                    chance / len(chosen)
+                )
             return
         for p, text, after in lines(source["stages"], stage, tags):
             go(stage + 1, after, chance * p, pieces + text)
@@ -102,8 +106,12 @@ def begins(source, words):
             together = [next(iter(left))]
             together += [partner[together[0]]] if together[0] in partner else []
             choices = everything(source, together)
-            own = [(piece, word) for piece, word in said if piece[1:-1].partition(".")[0] in together]
-            product *= sum(all(tell(source, p, f) == word for p, word in own) for f in choices) / len(choices)
+            own = [
+                (piece, word) for piece, word in said if piece[1:-1].partition(".")[0] in together
+            ]
+            product *= sum(
+                all(tell(source, p, f) == word for p, word in own) for f in choices
+            ) / len(choices)
             for fact in together:
                 left.pop(fact, None)
         return product
@@ -117,7 +125,9 @@ def begins(source, words):
         for p, text, after in lines(source["stages"], stage, tags):
             both = list(zip(text, left, strict=False))
             if all(piece[0] == "{" or piece == word for piece, word in both):
-                total += p * go(stage + 1, after, said + [b for b in both if b[0][0] == "{"], left[len(text) :])
+                total += p * go(
+                    stage + 1, after, said + [b for b in both if b[0][0] == "{"], left[len(text) :]
+                )
         return total
 
     return go(0, set(), [], list(words))
@@ -161,7 +171,9 @@ def test_a_tiny_grammar_enumerated_whole():
             reader.read(source.tokens[word])
         if not reader.over:
             follow = {word for word in source.words if (*prefix, word) in prefixes}
-            assert {source.words[i] for i in np.flatnonzero(chances(reader, source.words))} == follow
+            assert {
+                source.words[i] for i in np.flatnonzero(chances(reader, source.words))
+            } == follow
 
 
 def test_broken_texts_of_a_tiny_grammar_against_enumeration():
@@ -178,7 +190,9 @@ def test_broken_texts_of_a_tiny_grammar_against_enumeration():
                     follow[text[1:]] += p
             said = reader.read(source.tokens[word])
             if follow:
-                assert said == pytest.approx(math.log(sum(follow.values()) / sum(left.values())), abs=1e-10)
+                assert said == pytest.approx(
+                    math.log(sum(follow.values()) / sum(left.values())), abs=1e-10
+                )
                 left = follow
             else:
                 assert said == FLOOR
@@ -197,7 +211,9 @@ def test_broken_texts_of_a_tiny_grammar_against_enumeration():
 def test_a_tiny_grammars_stories_are_as_frequent_as_their_likelihood_says():
     source, exact, count = Grammar(**TINY), texts(TINY), 20_000
     rng = np.random.default_rng(0)
-    found = collections.Counter(tuple(source.words[t] for t in source.story(rng)) for _ in range(count))
+    found = collections.Counter(
+        tuple(source.words[t] for t in source.story(rng)) for _ in range(count)
+    )
     assert set(found) <= set(exact)
     common = [text for text, p in exact.items() if p * count >= 5]
     observed = [found[text] for text in common]
@@ -253,7 +269,9 @@ def test_the_next_words_probabilities_sum_to_one_and_are_those_of_stories():
 def test_the_floor_lies_below_every_possible_token_of_broken_texts_too():
     rng, rarest = np.random.default_rng(1), 0.0
     for tokens in stories(300, seed=1):
-        broken = [int(rng.integers(len(WORDS))) if rng.random() < 0.05 else token for token in tokens]
+        broken = [
+            int(rng.integers(len(WORDS))) if rng.random() < 0.05 else token for token in tokens
+        ]
         reader = Reader()
         for token in broken:
             said = reader.read(token)
@@ -278,7 +296,13 @@ def test_the_longest_story():
     def longest(stage, tags):
         if stage == len(STAGES):
             return ["<end>"]
-        return max((t + longest(stage + 1, frozenset(after)) for _, t, after in lines(STAGES, stage, tags)), key=len)
+        return max(
+            (
+                t + longest(stage + 1, frozenset(after))
+                for _, t, after in lines(STAGES, stage, tags)
+            ),
+            key=len,
+        )
 
     pieces = longest(0, frozenset())
     assert len(pieces) == LONGEST
@@ -291,7 +315,19 @@ def test_the_longest_story():
 def test_every_fact_is_told_again_late():
     """The first sentences decide words of the last ones: else nothing would be far-reaching."""
     last = " ".join(line.text for line in STAGES[-1])
-    for fact in ("hero", "kind", "trait", "home", "dwelling", "food", "hue", "thing", "friend", "weather", "parent"):
+    for fact in (
+        "hero",
+        "kind",
+        "trait",
+        "home",
+        "dwelling",
+        "food",
+        "hue",
+        "thing",
+        "friend",
+        "weather",
+        "parent",
+    ):
         assert f"{{{fact}}}" in last
 
 
@@ -327,14 +363,14 @@ def test_text_and_tokens():
         assert encode(decode(tokens)) == tokens
     assert decode(encode("lily , a cat .")) == "lily, a cat."
     assert encode("<end>") == [END]
-    with pytest.raises(StabError, match=r"'lilly' is none of the \d+ words of the grammar. Did you mean 'lily'\?"):
+    with pytest.raises(
+        StabError, match=r"'lilly' is none of the \d+ words of the grammar. Did you mean 'lily'\?"
+    ):
         encode("lilly was a cat.")
 
 
 LILY = "lily was a shy cat. she lived in a red hut. lily ate cake every day. one cold day lily lost her blue key. "
-END_OF_LILY = (
-    "tom the dog came to help. tom saw the blue key behind a log. lily the cat and tom ate cake in the red hut."
-)
+END_OF_LILY = "tom the dog came to help. tom saw the blue key behind a log. lily the cat and tom ate cake in the red hut."
 
 
 def test_an_impossible_token_costs_the_floor_until_its_sentence_ends():
@@ -343,7 +379,9 @@ def test_an_impossible_token_costs_the_floor_until_its_sentence_ends():
     broken = read(LILY.replace("shy cat.", "shy lived cat cat."))
     assert broken[:start] == said[:start]
     assert broken[start : start + 4] == [FLOOR] * 4
-    assert read("lily was a shy. she")[4] == FLOOR  # a "." too early is impossible, and ends its sentence
+    assert (
+        read("lily was a shy. she")[4] == FLOOR
+    )  # a "." too early is impossible, and ends its sentence
     assert read("lily was a shy. she")[5] == pytest.approx(math.log(6 / 10))
 
 
@@ -429,7 +467,9 @@ def test_an_end_where_the_source_may_not_end_ends_nothing():
     assert read("lily was a shy cat.", reader)[-1] == 0
     assert reader.read(END) == FLOOR
     assert not reader.over
-    assert read("she lived in a red hut.", reader) == [FLOOR] * 7  # still the sentence that the end broke
+    assert (
+        read("she lived in a red hut.", reader) == [FLOOR] * 7
+    )  # still the sentence that the end broke
     assert read("<end>", copy.copy(reader)) == [FLOOR]
     assert read("lily ate cake every day.", reader)[-1] == 0
     assert not reader.over
@@ -464,8 +504,16 @@ def test_shares_of_nothing_are_left_out():
 def test_true_stories_are_consistent():
     for tokens in stories(100):
         first = opening(tokens)
-        assert consistency(tokens, first) == {"sentences": 1, "facts": 1, "until": len(tokens) - first}
-        assert whole(consistency(tokens[: first + 9], first)) == {"sentences": 1, "facts": 1, "until": 9}
+        assert consistency(tokens, first) == {
+            "sentences": 1,
+            "facts": 1,
+            "until": len(tokens) - first,
+        }
+        assert whole(consistency(tokens[: first + 9], first)) == {
+            "sentences": 1,
+            "facts": 1,
+            "until": 9,
+        }
 
 
 @pytest.mark.parametrize(
@@ -485,7 +533,12 @@ def test_true_stories_are_consistent():
         # Any sentence of the grammar parses, whatever should come: lily and shy are repeated, wolf is no cat.
         ("that night the shy wolf dreamed of the blue key.", 1, 1 / 2, 0),
         # The first telling counts, also against itself.
-        ("she lived in a red hut. then she went back to the blue hut. then she went back to the red hut.", 1, 6 / 7, 7),
+        (
+            "she lived in a red hut. then she went back to the blue hut. then she went back to the red hut.",
+            1,
+            6 / 7,
+            7,
+        ),
         # What a broken sentence tells is not known.
         ("she lived in a red red. then she went back to the blue hut.", 1 / 2, 1, 5),
         # Read as a new friend rather than as a wrong hero.

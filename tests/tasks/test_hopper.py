@@ -17,10 +17,11 @@ from minari.data_collector import EpisodeBuffer
 from safetensors.torch import load_file
 
 from stab import StabError
-from stab.cells import START_SEED
 from stab.recipe import Recipe
-from stab.reports import rows
+from stab.run import rows
+from stab.run.cells import START_SEED
 from stab.tasks import datasets, tasks
+from stab.tasks.references import references_from
 
 
 @pytest.fixture
@@ -41,7 +42,9 @@ def test_minari_understands_it(dataset):
 
 def test_recovered_environment_replays_the_episodes_bitwise(dataset):
     env = dataset.recover_environment()
-    for episode, about in zip(dataset.iterate_episodes([0, 24]), dataset.storage.get_episode_metadata([0, 24])):
+    for episode, about in zip(
+        dataset.iterate_episodes([0, 24]), dataset.storage.get_episode_metadata([0, 24])
+    ):
         observation, _ = env.reset(seed=about["seed"])
         for t, action in enumerate(episode.actions):
             assert np.array_equal(observation, episode.observations[t])
@@ -53,7 +56,7 @@ def test_recovered_environment_replays_the_episodes_bitwise(dataset):
 
 def test_references_are_those_of_the_experts_card(dataset):
     metadata = dataset.storage.metadata
-    references = datasets.references_from(metadata["stab"]["references"])
+    references = references_from(metadata["stab"]["references"])
     assert references.expert.episodes >= 100
     assert references.random.episodes >= 100
     assert metadata["ref_max_score"] == references.expert.at(1000) > 3000
@@ -65,7 +68,7 @@ def test_references_are_those_of_the_experts_card(dataset):
 
 
 def test_random_reference_against_a_slow_loop(dataset):
-    random = datasets.references_from(datasets.stab_metadata(dataset)["references"]).random
+    random = references_from(datasets.stab_metadata(dataset)["references"]).random
     env = gym.make("Hopper-v5")
     returns = []
     for seed in range(random.first_seed, random.first_seed + random.episodes):
@@ -99,7 +102,11 @@ def test_policy_normalises_with_training_statistics(hopper):
 def test_final_weights_rolled_out_alone_give_the_rows_of_the_run(tiny_run):
     """From outside: the deployed weights of one entry, alone, against what the run measured in company."""
     task = tasks.get("hopper")()
-    found = [r for r in rows.rows(tiny_run) if (r["stabilizer"], r["seed"], r["update"]) == ("ema", 1, 40)]
+    found = [
+        r
+        for r in rows.rows(tiny_run)
+        if (r["stabilizer"], r["seed"], r["update"]) == ("ema", 1, 40)
+    ]
     weights = load_file(tiny_run / "weights" / "hopper-ema-seed1.safetensors")
     policy = task.policy(Recipe())
     starts = [row["start"] for row in found]
@@ -112,7 +119,11 @@ def test_final_weights_rolled_out_alone_give_the_rows_of_the_run(tiny_run):
 
 def test_rows_agree_with_stepping_the_environment_one_by_one(tiny_run):
     """Closed loop against a plain Gymnasium loop with a batch of one; chaos is short at this horizon."""
-    found = next(r for r in rows.rows(tiny_run) if (r["stabilizer"], r["seed"], r["update"]) == ("none", 0, 40))
+    found = next(
+        r
+        for r in rows.rows(tiny_run)
+        if (r["stabilizer"], r["seed"], r["update"]) == ("none", 0, 40)
+    )
     policy = tasks.get("hopper")().policy(Recipe())
     policy.load_state_dict(load_file(tiny_run / "weights" / "hopper-none-seed0.safetensors"))
     env = gym.make("Hopper-v5")
@@ -120,7 +131,9 @@ def test_rows_agree_with_stepping_the_environment_one_by_one(tiny_run):
     total, done, steps = 0.0, False, 0
     while not done and steps < found["horizons"][-1]:
         with torch.inference_mode():
-            action = policy(torch.tensor(observation, dtype=torch.float32)[None])[0].clip(-1, 1).numpy()
+            action = (
+                policy(torch.tensor(observation, dtype=torch.float32)[None])[0].clip(-1, 1).numpy()
+            )
         observation, reward, done, _, _ = env.step(action)
         total, steps = total + reward, steps + 1
     assert steps == found["length"]
@@ -139,9 +152,11 @@ def test_interrupted_collection_leaves_nothing(other_root, monkeypatch, moment):
         raise KeyboardInterrupt
 
     if moment == "rollout":
-        monkeypatch.setattr("stab.tasks.experts.rollout", interrupt)
+        monkeypatch.setattr("stab.tasks.control.experts.rollout", interrupt)
     else:
-        monkeypatch.setattr("minari.dataset.minari_storage.MinariStorage.update_metadata", interrupt)
+        monkeypatch.setattr(
+            "minari.dataset.minari_storage.MinariStorage.update_metadata", interrupt
+        )
     with pytest.raises(KeyboardInterrupt):
         tasks.get("hopper")().collect(episodes=2)
     assert not other_root.exists() or list(other_root.rglob("*")) == []
@@ -151,7 +166,9 @@ def test_truncated_dataset_is_one_clear_line(hopper, other_root, stab):
     shutil.copytree(hopper.parents[1], other_root / "stab")
     data = other_root / "stab" / "hopper" / "expert-v0" / "data" / "main_data.hdf5"
     data.write_bytes(data.read_bytes()[:50_000])
-    done = stab("compare", "-t", "hopper", "-s", "ema", env={"MINARI_DATASETS_PATH": str(other_root)})
+    done = stab(
+        "compare", "-t", "hopper", "-s", "ema", env={"MINARI_DATASETS_PATH": str(other_root)}
+    )
     assert done.returncode == 2
     line = done.stderr.strip().splitlines()[-1]
     assert "stab/hopper/expert-v0" in line
@@ -196,10 +213,14 @@ def test_observations_that_are_not_finite_are_refused(minari_root):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_somebody_elses_dataset_of_the_environment_is_normalised_by_the_tasks_references(hopper, minari_root):
+def test_somebody_elses_dataset_of_the_environment_is_normalised_by_the_tasks_references(
+    hopper, minari_root
+):
     if not datasets.exists("test/other-v0"):
         make_dataset("test/other-v0", "Hopper-v5")
-    data = tasks.get("hopper")(dataset_id="test/other-v0", train_episodes=2, validation_episodes=1).dataset()
+    data = tasks.get("hopper")(
+        dataset_id="test/other-v0", train_episodes=2, validation_episodes=1
+    ).dataset()
     assert data.dataset == "test/other-v0"
     assert (len(data.train), len(data.validation)) == (10, 5)
     assert data.references == tasks.get("hopper")().dataset().references
@@ -210,5 +231,7 @@ def test_somebody_elses_dataset_of_the_environment_is_normalised_by_the_tasks_re
 def test_the_same_environment_with_other_arguments_is_another_environment(minari_root):
     if not datasets.exists("test/fast-v0"):
         make_dataset("test/fast-v0", "Hopper-v5", forward_reward_weight=50.0)
-    with pytest.raises(StabError, match=r"with forward_reward_weight=50.0: its returns cannot be compared"):
+    with pytest.raises(
+        StabError, match=r"with forward_reward_weight=50.0: its returns cannot be compared"
+    ):
         tasks.get("hopper")(dataset_id="test/fast-v0").dataset()

@@ -13,13 +13,14 @@ import torch
 from stab.checks import parametrize_with_checks
 from stab.recipe import Recipe
 from stab.registry import StabError
-from stab.reports import rows
-from stab.tasks import datasets, environments, grammar, tasks
+from stab.run import rows
+from stab.tasks import datasets, environments, tasks
 from stab.tasks.base import Endless
 from stab.tasks.catalog import LANGUAGE
 from stab.tasks.environments import TOKENS
-from stab.tasks.language import generate, windows
-from stab.tasks.sources import END, source
+from stab.tasks.language import grammar
+from stab.tasks.language.source import END, source
+from stab.tasks.language.task import generate, windows
 
 SMALL = {"name": "stories", "train_episodes": 2, "validation_episodes": 1}
 RECIPE = Recipe(policy="gpt:width=32,depth=1", batch_size=8, updates=20)
@@ -46,7 +47,9 @@ def policies(stories):
             stories.loss(policy, batch).backward()
             optimizer.step()
         made.append(policy.eval())
-    return made, {name: torch.stack([p.state_dict()[name] for p in made]) for name in made[0].state_dict()}
+    return made, {
+        name: torch.stack([p.state_dict()[name] for p in made]) for name in made[0].state_dict()
+    }
 
 
 @parametrize_with_checks([functools.partial(tasks.get("stories"), **SMALL)])
@@ -57,7 +60,11 @@ def test_the_conformance_kit(check, minari_root):
 def test_the_dataset_is_an_ordinary_one_of_minari(stories):
     found = minari.load_dataset("stab/stories/expert-v0")
     assert found.env_spec.id == TOKENS
-    assert found.env_spec.kwargs == {"vocabulary": len(grammar.WORDS), "source": "stories", "texts": 100}
+    assert found.env_spec.kwargs == {
+        "vocabulary": len(grammar.WORDS),
+        "source": "stories",
+        "texts": 100,
+    }
     assert found.recover_environment(eval_env=True).spec.kwargs == {
         "vocabulary": len(grammar.WORDS),
         "source": "stories",
@@ -102,7 +109,9 @@ def test_windows_hold_every_token_once():
     assert inputs.shape == targets.shape == (8, 6)
     assert sorted(targets[targets >= 0].tolist()) == sorted(np.concatenate(texts).tolist())
     after_first = inputs[:, 1:][targets[:, 1:] >= 0]
-    assert torch.equal(after_first, targets[:, :-1][targets[:, 1:] >= 0])  # what was next is seen then
+    assert torch.equal(
+        after_first, targets[:, :-1][targets[:, 1:] >= 0]
+    )  # what was next is seen then
 
 
 def test_references_are_uniform_tokens_and_true_stories(stories):
@@ -137,7 +146,11 @@ def test_a_rollout_is_what_the_environment_gives_step_by_step(stories, policies)
             for _ in range(horizons[-1]):
                 with torch.inference_mode():
                     logits = policy(torch.tensor([tokens]))[0, -1]
-                token = int((logits + torch.from_numpy(draws.gumbel(size=len(logits)).astype(np.float32))).argmax())
+                token = int(
+                    (
+                        logits + torch.from_numpy(draws.gumbel(size=len(logits)).astype(np.float32))
+                    ).argmax()
+                )
                 last, reward, terminated, truncated, _ = env.step(token)
                 tokens.append(token)
                 assert last == token
@@ -149,8 +162,13 @@ def test_a_rollout_is_what_the_environment_gives_step_by_step(stories, policies)
             written = tokens[len(info["prompt"]) :]
             said = remarks[i][n]["text"]
             assert "".join([*said["prompt"], *said["tokens"]]) == " " + grammar.decode(tokens[1:])
-            assert (len(said["prompt"]), len(said["tokens"])) == (len(info["prompt"]) - 1, len(written))
-            assert cumulative[i, n].tolist() == pytest.approx([sums[h - 1] for h in horizons], abs=1e-9)
+            assert (len(said["prompt"]), len(said["tokens"])) == (
+                len(info["prompt"]) - 1,
+                len(written),
+            )
+            assert cumulative[i, n].tolist() == pytest.approx(
+                [sums[h - 1] for h in horizons], abs=1e-9
+            )
             assert lengths[i, n] == len(written)
             measures = grammar.consistency(tokens[1:], len(info["prompt"]) - 1)
             assert remarks[i][n]["measures"] == measures
@@ -162,7 +180,10 @@ def test_texts_of_a_policy_do_not_depend_on_its_company(stories, policies):
     together = stories.rollout(made[0], many, [1, 2, 3], [30])
     for i, which in enumerate([0, 1, 2, 1, 0, 2, 2, 1, 0, 0, 2]):
         alone = stories.rollout(
-            made[0], {name: value[which : which + 1] for name, value in stacked.items()}, [1, 2, 3], [30]
+            made[0],
+            {name: value[which : which + 1] for name, value in stacked.items()},
+            [1, 2, 3],
+            [30],
         )
         assert np.array_equal(together[0][i], alone[0][0])
         assert together[2][i] == alone[2][0]
@@ -171,7 +192,7 @@ def test_texts_of_a_policy_do_not_depend_on_its_company(stories, policies):
 def test_texts_do_not_depend_on_how_many_generate_together(stories, policies, monkeypatch):
     made, stacked = policies
     together = stories.rollout(made[0], stacked, [1, 2, 3], [30])
-    monkeypatch.setattr("stab.tasks.language.SMALL", 0)
+    monkeypatch.setattr("stab.tasks.language.task.SMALL", 0)
     one_by_one = stories.rollout(made[0], stacked, [1, 2, 3], [30])
     assert np.array_equal(together[0], one_by_one[0])
     assert together[2] == one_by_one[2]
@@ -203,7 +224,12 @@ def test_sampling_follows_the_softmax(stories, policies):
     own = {name: value[None] for name, value in policy.state_dict().items()}
     prompt = [END, *source("stories").text(np.random.default_rng(3))[0]]
     scorer = source("stories").scorer([prompt[1:]] * rows)
-    first = [text[0] for text in generate(policy.stack(own, rows), [prompt] * rows, range(rows), 1.0, [scorer], 1)[0]]
+    first = [
+        text[0]
+        for text in generate(
+            policy.stack(own, rows), [prompt] * rows, range(rows), 1.0, [scorer], 1
+        )[0]
+    ]
     with torch.inference_mode():
         expected = policy(torch.tensor([prompt]))[0, -1].softmax(-1).numpy()
     often = np.bincount(first, minlength=len(expected))
@@ -216,7 +242,9 @@ def test_sampling_follows_the_softmax(stories, policies):
 def test_a_perfect_policy_returns_one():
     """Texts of the source itself, scored as generated ones are, return what the expert's reference is, within its error."""
     made = source("stories")
-    prompts, rests = zip(*(made.text(np.random.default_rng(seed)) for seed in range(400)), strict=True)
+    prompts, rests = zip(
+        *(made.text(np.random.default_rng(seed)) for seed in range(400)), strict=True
+    )
     cumulative, _ = made.score(prompts, rests)
     low, high = made.references()
     J = (cumulative[:, -1] - low.cumulative[-1]) / (high.cumulative[-1] - low.cumulative[-1])
@@ -231,16 +259,23 @@ def test_fresh_stories_never_repeat(minari_root):
     one, again, other, later = (data.pool(*key) for key in ((0, 0), (0, 0), (1, 0), (0, 1)))
     assert torch.equal(one.targets, again.targets)
     assert len(one) == len(data) == 200
-    told = [{tuple(row.tolist()) for row in np.split(p.targets.numpy(), p.firsts[1:])} for p in (one, other, later)]
+    told = [
+        {tuple(row.tolist()) for row in np.split(p.targets.numpy(), p.firsts[1:])}
+        for p in (one, other, later)
+    ]
     for split in (task.dataset().validation, data.finite):
-        assert not told[0] & {tuple(row.tolist()) for row in np.split(split.targets.numpy(), split.firsts[1:])}
+        assert not told[0] & {
+            tuple(row.tolist()) for row in np.split(split.targets.numpy(), split.firsts[1:])
+        }
     assert not told[0] & told[1]
     assert not told[0] & told[2]
 
 
 def test_another_grammars_dataset_is_refused(stories, monkeypatch):
     monkeypatch.setitem(source("stories").__dict__, "sha256", "0" * 64)
-    with pytest.raises(StabError, match=r"another grammar.*stab data remove stab/stories/expert-v0"):
+    with pytest.raises(
+        StabError, match=r"another grammar.*stab data remove stab/stories/expert-v0"
+    ):
         tasks.get("stories")(**SMALL).dataset()
 
 
@@ -249,7 +284,9 @@ def test_a_dataset_of_another_environment_is_refused(hopper):
         tasks.get("stories")(**SMALL, dataset_id="stab/hopper/expert-v0").dataset()
 
 
-@pytest.mark.parametrize("policy", ["mlp", "transformer", "gtp", "gpt:width=0", "gpt:heads=3", "gpt:temperature=-1"])
+@pytest.mark.parametrize(
+    "policy", ["mlp", "transformer", "gtp", "gpt:width=0", "gpt:heads=3", "gpt:temperature=-1"]
+)
 def test_policies_that_cannot_be(stories, policy):
     with pytest.raises(StabError, match=r"train\.policy="):
         stories.policy(Recipe(policy=policy))
@@ -271,7 +308,9 @@ def test_the_defaults_are_a_tenth_of_a_million(stories):
     assert 0.09e6 < sum(p.numel() for p in policy.parameters()) < 0.13e6
 
 
-@pytest.mark.parametrize("said", [{"return": 2.0}, {"measures": {"facts": float("nan")}}, {"text": "x"}, None])
+@pytest.mark.parametrize(
+    "said", [{"return": 2.0}, {"measures": {"facts": float("nan")}}, {"text": "x"}, None]
+)
 def test_remarks_of_another_form_are_refused(said):
     with pytest.raises(ValueError, match="a rollout's remarks are"):
         rows.remarks(said)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from stab.tasks.policies import onednn
-from stab.tasks.policies.linear import Linear
+from stab.tasks.policies.kernels import onednn
+from stab.tasks.policies.kernels.linear import Linear
 
-needs_onednn = pytest.mark.skipif(not onednn.has_onednn(torch.zeros(1)), reason="this torch has no oneDNN")
+needs_onednn = pytest.mark.skipif(
+    not onednn.has_onednn(torch.zeros(1)), reason="this torch has no oneDNN"
+)
 
 
 def pair(inputs, outputs, bias=True):
@@ -27,7 +29,9 @@ def gradients(layer, x):
     return [x.grad, *(p.grad for p in layer.parameters())]
 
 
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(256, 11, 256), (256, 256, 256), (1, 1024, 1024), (8, 11, 3)])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(256, 11, 256), (256, 256, 256), (1, 1024, 1024), (8, 11, 3)]
+)
 @pytest.mark.parametrize("bias", [True, False])
 def test_values_and_gradients_are_torchs_but_for_rounding(rows, inputs, outputs, bias):
     ours, theirs = pair(inputs, outputs, bias)
@@ -99,7 +103,9 @@ def test_other_shapes_are_rows(shape):
     x = torch.randn(shape)
     assert torch.equal(ours(x), ours(x.reshape(-1, 256)).reshape(shape))
     for mine, flat in zip(gradients(ours, x), gradients(ours, x.reshape(-1, 256)), strict=True):
-        assert torch.allclose(mine.flatten(), flat.flatten() * (x.numel() // 256 / len(x)), rtol=1e-4, atol=1e-4)
+        assert torch.allclose(
+            mine.flatten(), flat.flatten() * (x.numel() // 256 / len(x)), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_other_types_are_torchs():

@@ -18,10 +18,11 @@ import torch
 
 from stab.cli.main import main
 from stab.recipe import Recipe
-from stab.tasks import datasets, experts, tasks
+from stab.tasks import datasets, tasks
 from stab.tasks.catalog import CATALOG
-from stab.tasks.episodes import make_episodes
-from stab.tasks.rollout import rollout
+from stab.tasks.control import experts
+from stab.tasks.control.episodes import make_episodes
+from stab.tasks.control.rollout import rollout
 
 NAMES = ["hopper", "walker2d", "halfcheetah", "ant", "humanoid"]
 SIZES = {"train_episodes": 1, "validation_episodes": 1}
@@ -31,7 +32,7 @@ by_name = pytest.mark.parametrize("record", CATALOG, ids=lambda record: record.n
 
 
 def read_card(name: str) -> dict:
-    return json.loads((resources.files("stab.tasks.experts") / f"{name}.json").read_text())
+    return json.loads((resources.files("stab.tasks.control.experts") / f"{name}.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def folder(hopper, tmp_path_factory) -> Path:
     (made / "cwd").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(made / "minari"))
-        patch.setattr("stab.tasks.experts.ROWS", 2)
+        patch.setattr("stab.tasks.control.experts.ROWS", 2)
         patch.chdir(made / "cwd")
         for name in NAMES[1:]:
             patch.setattr(sys, "argv", ["stab", "data", "prepare", name, "--episodes", "2"])
@@ -72,7 +73,9 @@ def test_the_catalogue_holds_the_five():
 @by_name
 def test_record_card_and_weights_belong_together(record):
     card = read_card(record.name)
-    weights = (resources.files("stab.tasks.experts") / f"{record.name}.safetensors").read_bytes()
+    weights = (
+        resources.files("stab.tasks.control.experts") / f"{record.name}.safetensors"
+    ).read_bytes()
     assert card["task"] == record.name
     assert card["environment"] == record.environment
     assert card["algorithm"] == record.algorithm
@@ -96,7 +99,9 @@ def test_the_cards_references_are_its_measurement(record):
     assert round(expert["std"], 1) == card["return_std"]
     assert round(expert["length"], 1) == card["length_mean"]
     assert expert["cumulative"][-1] > random["cumulative"][-1] + 2000
-    seeds = [set(range(curve["first_seed"], curve["first_seed"] + 100)) for curve in (expert, random)]
+    seeds = [
+        set(range(curve["first_seed"], curve["first_seed"] + 100)) for curve in (expert, random)
+    ]
     assert not seeds[0] & seeds[1]
     assert str(expert["first_seed"]) in card["evaluation"]
     found = experts.load(record)
@@ -222,9 +227,17 @@ def test_all_five_end_to_end(root, stab, tmp_path):
         (line,) = (line for line in lines[begin + 2 : begin + 8] if line.split()[:1] == [name])
         shown = [float(number.strip("*")) for number in line.split()[1:]]
         assert shown == [
-            round(at[task, name][key], digits) for task in NAMES for key, digits in (("gva", 3), ("return", 2))
+            round(at[task, name][key], digits)
+            for task in NAMES
+            for key, digits in (("gva", 3), ("return", 2))
         ]
     assert any(line.startswith("amplification") for line in lines[begin:])
     for record in CATALOG:
-        assert f"{record.name} ({record.environment}): 1 seed x 3 checkpoints x 2 starts" in done.stdout
-        assert f"## {record.name} ({record.environment})" in (tmp_path / "run" / "leaderboard.md").read_text()
+        assert (
+            f"{record.name} ({record.environment}): 1 seed x 3 checkpoints x 2 starts"
+            in done.stdout
+        )
+        assert (
+            f"## {record.name} ({record.environment})"
+            in (tmp_path / "run" / "leaderboard.md").read_text()
+        )

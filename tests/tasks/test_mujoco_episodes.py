@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from stab.tasks import experts
 from stab.tasks.catalog import CATALOG
-from stab.tasks.episodes import GymEpisodes, gives_gymnasiums_bits, make_episodes
-from stab.tasks.mujoco_episodes import FAST, HalfCheetah, MujocoEpisodes
-from stab.tasks.rollout import rollout
+from stab.tasks.control import experts
+from stab.tasks.control.episodes import GymEpisodes, gives_gymnasiums_bits, make_episodes
+from stab.tasks.control.mujoco import FAST, HalfCheetah, MujocoEpisodes
+from stab.tasks.control.rollout import rollout
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def played(episodes, actor, starts, horizon):
     """Every step of every episode, and what rollout returns."""
     steps = []
     stacked = {name: value[None] for name, value in actor.state_dict().items()}
-    returns, lengths = rollout(episodes, actor, stacked, starts, [horizon], record=lambda *step: steps.append(step))
+    returns, lengths = rollout(
+        episodes, actor, stacked, starts, [horizon], record=lambda *step: steps.append(step)
+    )
     return returns, lengths, steps
 
 
@@ -44,7 +46,10 @@ def test_the_experts_whole_episodes_are_gymnasiums(record):
         ([50_000], 1000),
         ([3, 50_000], 100),
     ):  # the second time in a used environment, and a new one
-        one, other = played(fast, actor, starts, horizon), played(GymEpisodes(spec), actor, starts, horizon)
+        one, other = (
+            played(fast, actor, starts, horizon),
+            played(GymEpisodes(spec), actor, starts, horizon),
+        )
         assert np.array_equal(one[0], other[0])
         assert np.array_equal(one[1], other[1])
         assert one[1].max() == horizon
@@ -66,7 +71,9 @@ def test_falls_are_gymnasiums(record):
         if not which:
             continue
         size = 1.0 if step % 3 else 0.2
-        actions = (size * rng.uniform(space.low, space.high, (len(which), *space.shape))).astype(space.dtype)
+        actions = (size * rng.uniform(space.low, space.high, (len(which), *space.shape))).astype(
+            space.dtype
+        )
         found, expected = fast.step(which, actions), plain.step(which, actions)
         for a, b in zip(found, expected):
             assert np.array_equal(a, b)

@@ -11,8 +11,8 @@ from torch import nn
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks.policies import MLP, POLICIES, Actor, MLPStack, Policy, Stack, build, output_size
-from stab.tasks.policies.dropout import Dropout
-from stab.tasks.policies.linear import Linear
+from stab.tasks.policies.kernels.dropout import Dropout
+from stab.tasks.policies.kernels.linear import Linear
 from stab.tasks.transitions import Transitions
 
 BOX = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -20,26 +20,39 @@ BOX = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
 
 WIDE = gym.spaces.Box(-100.0, 100.0, (3,), np.float32)  # nothing is clipped
 ONE = gym.spaces.Box(-100.0, 100.0, (1,), np.float32)
-SPACES = {"box": WIDE, "discrete": gym.spaces.Discrete(5), "one action": ONE, "two choices": gym.spaces.Discrete(2)}
+SPACES = {
+    "box": WIDE,
+    "discrete": gym.spaces.Discrete(5),
+    "one action": ONE,
+    "two choices": gym.spaces.Discrete(2),
+}
 
 
 def mlp(width=33, depth=2, obs=11, space=BOX, dropout=0.0, squashed=False, seed=0, **more):
     torch.manual_seed(seed)
     mean, std = torch.randn(obs), torch.rand(obs) + 0.5
-    return MLP(mean, std, space, width=width, depth=depth, dropout=dropout, squashed=squashed, **more).eval()
+    return MLP(
+        mean, std, space, width=width, depth=depth, dropout=dropout, squashed=squashed, **more
+    ).eval()
 
 
 def batch_of(observations, actions):
     """A batch of transitions of one episode."""
     count = len(observations)
-    return Transitions(observations, actions, np.zeros(count, dtype=np.int64)).batch(np.arange(count))
+    return Transitions(observations, actions, np.zeros(count, dtype=np.int64)).batch(
+        np.arange(count)
+    )
 
 
 def family(count, **settings):
     """An architecture and the stacked parameters of ``count`` policies."""
     policies = [mlp(seed=i, **settings) for i in range(count)]
     states = [p.state_dict() for p in policies]
-    return policies[0], {name: torch.stack([s[name] for s in states]) for name in states[0]}, policies
+    return (
+        policies[0],
+        {name: torch.stack([s[name] for s in states]) for name in states[0]},
+        policies,
+    )
 
 
 def observations(policies, rows, obs=11, seed=0):
@@ -76,19 +89,25 @@ def test_layer_norm_by_hand():
             nn.init.normal_(layer.weight)
             nn.init.normal_(layer.bias)
     obs = torch.randn(6, 11)
-    weights = {name: value.numpy().astype(np.float64) for name, value in policy.state_dict().items()}
+    weights = {
+        name: value.numpy().astype(np.float64) for name, value in policy.state_dict().items()
+    }
     out = (obs.numpy() - weights["mean"]) / weights["std"]
     for i in (0, 4):
         out = out @ weights[f"layers.{i}.weight"].T + weights[f"layers.{i}.bias"]
         out = (out - out.mean(1, keepdims=True)) / np.sqrt(out.var(1, keepdims=True) + 1e-5)
-        out = np.maximum(out * weights[f"layers.{i + 1}.weight"] + weights[f"layers.{i + 1}.bias"], 0)
+        out = np.maximum(
+            out * weights[f"layers.{i + 1}.weight"] + weights[f"layers.{i + 1}.bias"], 0
+        )
     out = out @ weights["layers.8.weight"].T + weights["layers.8.bias"]
     np.testing.assert_allclose(policy(obs).detach().numpy(), out, rtol=1e-4, atol=1e-5)
 
 
 def test_squashed_by_hand():
     """low + (tanh(out) + 1) / 2 * (high - low): in the loss too, so that training and acting agree."""
-    space = gym.spaces.Box(np.array([-2.0, 0.0, 5.0], np.float32), np.array([2.0, 1.0, 6.0], np.float32))
+    space = gym.spaces.Box(
+        np.array([-2.0, 0.0, 5.0], np.float32), np.array([2.0, 1.0, 6.0], np.float32)
+    )
     linear, squashed = mlp(space=space), mlp(space=space, squashed=True)
     obs = 3 * torch.randn(50, 11)
     out = linear(obs).detach().double().numpy()
@@ -125,7 +144,9 @@ def test_loss_by_hand():
     discrete = mlp(space=gym.spaces.Discrete(4))
     batch = batch_of(torch.randn(5, 11), torch.tensor([0, 3, 1, 2, 2]))
     logits = discrete(batch.observations).detach().double().numpy()
-    expected = np.mean([np.log(np.exp(row).sum()) - row[a] for row, a in zip(logits, [0, 3, 1, 2, 2], strict=True)])
+    expected = np.mean(
+        [np.log(np.exp(row).sum()) - row[a] for row, a in zip(logits, [0, 3, 1, 2, 2], strict=True)]
+    )
     assert discrete.loss(batch).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -139,7 +160,9 @@ def test_gaussian_loss_is_the_negative_log_likelihood(squashed):
     mean, log_std = raw[:, :3], -5 + 7 * (torch.tanh(raw[:, 3:]) + 1) / 2
     assert log_std.min() < -3 < 0.5 < log_std.max()
     mean = torch.tanh(mean) if squashed else mean  # BOX is (-1, 1)
-    expected = -torch.distributions.Normal(mean, log_std.exp()).log_prob(batch.actions.double()).mean()
+    expected = (
+        -torch.distributions.Normal(mean, log_std.exp()).log_prob(batch.actions.double()).mean()
+    )
     assert policy.loss(batch).item() == pytest.approx(expected.item(), rel=1e-4)
     assert policy.layers[-1].out_features == 2 * plain.layers[-1].out_features
     outputs = policy(1e6 * batch.observations)[:, 3:]
@@ -192,7 +215,9 @@ def test_output_size(space, size):
 
 
 @pytest.mark.parametrize(
-    "space", [gym.spaces.MultiDiscrete([2, 3]), gym.spaces.Box(0, 255, (3,), np.uint8), gym.spaces.Dict({})], ids=str
+    "space",
+    [gym.spaces.MultiDiscrete([2, 3]), gym.spaces.Box(0, 255, (3,), np.uint8), gym.spaces.Dict({})],
+    ids=str,
 )
 def test_unsupported_spaces(space):
     with pytest.raises(StabError, match="not supported"):
@@ -205,7 +230,10 @@ def test_actor_by_hand():
     sizes = {"trunk.0": (4, 3), "trunk.1": (5, 4), "mean": (2, 5)}
     weights = {}
     for name, (outputs, inputs) in sizes.items():
-        weights[f"{name}.weight"], weights[f"{name}.bias"] = torch.randn(outputs, inputs), torch.randn(outputs)
+        weights[f"{name}.weight"], weights[f"{name}.bias"] = (
+            torch.randn(outputs, inputs),
+            torch.randn(outputs),
+        )
     obs = torch.randn(6, 3)
     out = obs.double()
     for name in sizes:
@@ -219,17 +247,32 @@ def test_actor_by_hand():
 
 
 def test_build():
-    policy = build(Recipe(policy="mlp:width=12,depth=1", dropout=0.25), torch.zeros(4), torch.ones(4), BOX)
+    policy = build(
+        Recipe(policy="mlp:width=12,depth=1", dropout=0.25), torch.zeros(4), torch.ones(4), BOX
+    )
     assert [type(layer) for layer in policy.layers] == [Linear, nn.ReLU, Dropout, Linear]
     assert policy.layers[0].weight.shape == (12, 4)
     assert policy.layers[2].p == 0.25
     default = build(Recipe(), torch.zeros(4), torch.ones(4), BOX)
     far = torch.full((1, 4), 1e6)
     assert default(far).abs().max() <= 1  # squashed into the bounds
-    assert build(Recipe(policy="mlp:actions=clipped"), torch.zeros(4), torch.ones(4), BOX)(far).abs().max() > 1
-    assert build(Recipe(), torch.zeros(4), torch.ones(4), gym.spaces.Discrete(4))(far).abs().max() > 1
-    assert [layer.out_features for layer in default.layers if isinstance(layer, nn.Linear)] == [256, 256, 3]
-    gaussian = build(Recipe(policy="mlp:likelihood=gaussian,norm=layer"), torch.zeros(4), torch.ones(4), BOX)
+    assert (
+        build(Recipe(policy="mlp:actions=clipped"), torch.zeros(4), torch.ones(4), BOX)(far)
+        .abs()
+        .max()
+        > 1
+    )
+    assert (
+        build(Recipe(), torch.zeros(4), torch.ones(4), gym.spaces.Discrete(4))(far).abs().max() > 1
+    )
+    assert [layer.out_features for layer in default.layers if isinstance(layer, nn.Linear)] == [
+        256,
+        256,
+        3,
+    ]
+    gaussian = build(
+        Recipe(policy="mlp:likelihood=gaussian,norm=layer"), torch.zeros(4), torch.ones(4), BOX
+    )
     assert gaussian.gaussian
     assert gaussian.norm
     assert gaussian.layers[-1].out_features == 6
@@ -272,12 +315,15 @@ def test_a_policy_string_that_does_not_fit_the_action_space(policy):
         return build(Recipe(policy=f"{policy}:{arguments}"), torch.zeros(4), torch.ones(4), space)
 
     with pytest.raises(
-        StabError, match=r"likelihood=gaussian needs Box actions, got Discrete\(4\): leave likelihood out"
+        StabError,
+        match=r"likelihood=gaussian needs Box actions, got Discrete\(4\): leave likelihood out",
     ):
         make("likelihood=gaussian", gym.spaces.Discrete(4))
     assert not make("likelihood=mse", gym.spaces.Discrete(4)).gaussian
     unbounded = gym.spaces.Box(-np.inf, np.inf, (3,))
-    with pytest.raises(StabError, match=rf"^train.policy='{policy}:': actions .* no bounds .* use actions=clipped$"):
+    with pytest.raises(
+        StabError, match=rf"^train.policy='{policy}:': actions .* no bounds .* use actions=clipped$"
+    ):
         make("", unbounded)
     assert make("actions=clipped", unbounded).squash is None
     with pytest.raises(StabError, match=r"^actions .* not supported"):
@@ -312,7 +358,9 @@ def test_a_policys_actions_do_not_depend_on_its_company(width, rows, space, squa
         one = kind(policy, alone(stacked, i)).act(obs[i : i + 1], [0])
         assert (one[0] == together[i]).all()
     order = [3, 1, 6, 0, 5, 2, 4]
-    permuted = kind(policy, {k: v[order] for k, v in stacked.items()}).act(obs[order], list(range(count)))
+    permuted = kind(policy, {k: v[order] for k, v in stacked.items()}).act(
+        obs[order], list(range(count))
+    )
     assert (permuted == together[order]).all()
     some = kind(policy, stacked)
     some.act(obs, list(range(count)))

@@ -16,15 +16,17 @@ import torch
 from minari.data_collector import EpisodeBuffer
 
 from stab import StabError
-from stab.cells import finish, make_job
 from stab.comparison import make_config, make_plan, prepare
 from stab.recipe import Recipe
+from stab.run.cells import finish, make_job
+from stab.run.worker import work
 from stab.tasks import datasets, tasks
-from stab.tasks.recorded import task_for
+from stab.tasks.control.recorded import task_for
 from stab.train import train
-from stab.worker import work
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Minari's, about authors and permalinks
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # Minari's, about authors and permalinks
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_datasets.py"
 EPISODES = 6
 SIZES = {"train_episodes": 4, "validation_episodes": 2}
@@ -96,14 +98,20 @@ def no_rollouts(*args, **kwargs):
 
 
 def test_pendulum_from_the_command_line(stab, tmp_path):
-    done = stab("compare", "--dataset", "my/pendulum-v0", "-s", "ema", "--seeds", 1, "--out", "run", *TINY)
+    done = stab(
+        "compare", "--dataset", "my/pendulum-v0", "-s", "ema", "--seeds", 1, "--out", "run", *TINY
+    )
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
     said = " ".join(done.stdout.split())
     assert "recorded (Pendulum-v1, my/pendulum-v0)" in said
     assert "count as 0 and 1; measured: random policy, dataset's mean" in said
     (cell,) = (json.loads(path.read_text()) for path in (tmp_path / "run" / "cells").iterdir())
-    assert (cell["task"], cell["environment"], cell["dataset"]) == ("recorded", "Pendulum-v1", "my/pendulum-v0")
+    assert (cell["task"], cell["environment"], cell["dataset"]) == (
+        "recorded",
+        "Pendulum-v1",
+        "my/pendulum-v0",
+    )
     assert {row["stabilizer"] for row in cell["rows"]} == {"none", "ema"}
     assert cell["horizons"][-1] == 60
     assert all(-60 * 16.3 <= row["cumulative"][-1] < 0 for row in cell["rows"])
@@ -112,7 +120,9 @@ def test_pendulum_from_the_command_line(stab, tmp_path):
 
 def run_here(run, *overrides, stabilizers="none", **settings):
     """Run a comparison's cells in this process; return their bytes by name."""
-    config, _ = make_config(stabilizers=stabilizers, seeds=1, overrides=[*TINY, *overrides], **settings)
+    config, _ = make_config(
+        stabilizers=stabilizers, seeds=1, overrides=[*TINY, *overrides], **settings
+    )
     plan = make_plan(config)
     prepare(plan)
     for cell in plan.cells:
@@ -127,7 +137,9 @@ def test_cartpole_twice_gives_the_same_bytes(own_root, stab, tmp_path):
     """Once from the command line, which says whose scores are 0 and 1, and once here."""
     example.record("my/cartpole-v0", "CartPole-v1", falling, episodes=EPISODES)
     tell("my/cartpole-v0", ref_min_score=2.0, ref_max_score=402.0)
-    done = stab("compare", "--dataset", "my/cartpole-v0", "-s", "ema", "--seeds", 1, "--out", "run", *TINY)
+    done = stab(
+        "compare", "--dataset", "my/cartpole-v0", "-s", "ema", "--seeds", 1, "--out", "run", *TINY
+    )
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     assert "recorded (CartPole-v1, my/cartpole-v0)" in said
@@ -137,12 +149,17 @@ def test_cartpole_twice_gives_the_same_bytes(own_root, stab, tmp_path):
     assert first == run_here(tmp_path / "again", dataset="my/cartpole-v0", stabilizers="ema")
     (cell,) = map(json.loads, first.values())
     assert {row["length"] for row in cell["rows"]} <= set(range(1, 61))
-    assert all(row["cumulative"][-1] == row["length"] for row in cell["rows"])  # a reward of 1 a step
+    assert all(
+        row["cumulative"][-1] == row["length"] for row in cell["rows"]
+    )  # a reward of 1 a step
 
 
 @pytest.mark.parametrize("policy", ["transformer:context=4", "mlp:norm=layer,likelihood=gaussian"])
 def test_other_policies_on_pendulum(policy, tmp_path):
-    found = [run_here(tmp_path / out, "eval.starts=1", dataset="my/pendulum-v0", policy=policy) for out in "ab"]
+    found = [
+        run_here(tmp_path / out, "eval.starts=1", dataset="my/pendulum-v0", policy=policy)
+        for out in "ab"
+    ]
     assert found[0] == found[1]
     (cell,) = map(json.loads, found[0].values())
     assert cell["recipe"]["policy"] == policy
@@ -182,8 +199,12 @@ def test_the_task_is_chosen_by_the_environment(own_root):
     for dataset_id, name in (("my/hopper-v0", "hopper"), ("my/cartpole-v0", "recorded")):
         assert task_for(dataset_id) == name
         assert make_config(dataset=dataset_id, stabilizers="ema")[0].tasks == (name,)
-        assert make_config(overrides=[f"data.dataset={dataset_id}"], stabilizers="ema")[0].tasks == (name,)
-    assert make_config("recorded", dataset="my/hopper-v0", stabilizers="ema")[0].tasks == ("recorded",)
+        assert make_config(overrides=[f"data.dataset={dataset_id}"], stabilizers="ema")[
+            0
+        ].tasks == (name,)
+    assert make_config("recorded", dataset="my/hopper-v0", stabilizers="ema")[0].tasks == (
+        "recorded",
+    )
     with pytest.raises(StabError, match="my/nowhere-v0"):
         make_config(dataset="my/nowhere-v0", stabilizers="ema")
 
@@ -212,22 +233,30 @@ def test_the_expert_reference_is_the_mean_over_all_episodes(own_root):
     rewards = short()
     lengths = [len(r) for r in rewards]
     assert len(set(lengths)) > 2
-    expert = task("my/falling-v0", train_episodes=2, validation_episodes=1).dataset().references.expert
+    expert = (
+        task("my/falling-v0", train_episodes=2, validation_episodes=1).dataset().references.expert
+    )
     assert expert.episodes == EPISODES  # all, not those in use
     assert expert.length == np.mean(lengths)
     for horizon in (1, min(lengths) + 1, 500):
-        assert expert.at(horizon) == pytest.approx(np.mean([r[:horizon].sum() for r in rewards]), rel=1e-12)
+        assert expert.at(horizon) == pytest.approx(
+            np.mean([r[:horizon].sum() for r in rewards]), rel=1e-12
+        )
 
 
 def test_measured_references_of_pendulum_by_hand():
     references = task("my/pendulum-v0").dataset().references
-    rewards = np.array([episode.rewards for episode in minari.load_dataset("my/pendulum-v0")], dtype=np.float64)
+    rewards = np.array(
+        [episode.rewards for episode in minari.load_dataset("my/pendulum-v0")], dtype=np.float64
+    )
     assert rewards.shape == (EPISODES, 200)
     assert references.source == "measured: random policy, dataset's mean"
     for horizon in (1, 17, 200):
         low, high = references.random.at(horizon), references.expert.at(horizon)
         assert high == pytest.approx(rewards[:, :horizon].sum(1).mean(), rel=1e-12)
-        (J,) = references.normalise(np.array([(low + high) / 2]), [horizon]) if high > low else (0.5,)
+        (J,) = (
+            references.normalise(np.array([(low + high) / 2]), [horizon]) if high > low else (0.5,)
+        )
         assert pytest.approx(0.5) == J
 
 
@@ -243,17 +272,23 @@ def test_scores_in_the_metadata_win(own_root):
     assert references.expert.at(10) == pytest.approx(at_ten, rel=1e-12)
 
 
-@pytest.mark.parametrize(("low", "high"), [(5.0, 5.0), (5.0, 1.0), (float("nan"), 5.0), (0.0, float("inf"))])
+@pytest.mark.parametrize(
+    ("low", "high"), [(5.0, 5.0), (5.0, 1.0), (float("nan"), 5.0), (0.0, float("inf"))]
+)
 def test_scores_that_do_not_make_sense_are_refused(own_root, low, high):
     short(ref_min_score=low, ref_max_score=high)
-    with pytest.raises(StabError, match=r"my/falling-v0': ref_max_score \(.*\) is not above ref_min_score"):
+    with pytest.raises(
+        StabError, match=r"my/falling-v0': ref_max_score \(.*\) is not above ref_min_score"
+    ):
         task("my/falling-v0").dataset()
 
 
 def test_a_random_policys_dataset_is_refused(own_root):
     rng = np.random.default_rng(0)
     example.record("my/random-v0", "CartPole-v1", lambda _: int(rng.integers(2)), episodes=EPISODES)
-    with pytest.raises(StabError, match=r"my/random-v0' returns .* actions at random .* ref_min_score") as refused:
+    with pytest.raises(
+        StabError, match=r"my/random-v0' returns .* actions at random .* ref_min_score"
+    ) as refused:
         task("my/random-v0").dataset()
     assert "\n" not in str(refused.value)
 
@@ -272,7 +307,7 @@ def test_references_are_measured_once(own_root, tmp_path, monkeypatch):
     first = task("my/falling-v0").dataset().references
     assert list((tmp_path / "cache" / "stab").iterdir())  # XDG_CACHE_HOME
     with monkeypatch.context() as patch:
-        patch.setattr("stab.tasks.recorded.random_returns", no_rollouts)
+        patch.setattr("stab.tasks.control.recorded.random_returns", no_rollouts)
         assert task("my/falling-v0").dataset().references == first
         assert task("my/falling-v0", train_episodes=2).dataset().references == first
 
@@ -291,13 +326,17 @@ def test_another_dataset_under_the_same_name_is_measured_anew(own_root):
 def test_without_xdg_the_cache_is_in_the_home_folder(own_root, tmp_path, monkeypatch):
     short()
     for value in (None, ""):
-        monkeypatch.delenv("XDG_CACHE_HOME") if value is None else monkeypatch.setenv("XDG_CACHE_HOME", value)
+        monkeypatch.delenv("XDG_CACHE_HOME") if value is None else monkeypatch.setenv(
+            "XDG_CACHE_HOME", value
+        )
         monkeypatch.setenv("HOME", str(tmp_path / f"home{value}"))
         task("my/falling-v0").dataset()
         assert list((tmp_path / f"home{value}" / ".cache" / "stab").iterdir())
 
 
-@pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"random": 1, "expert": 2}'])
+@pytest.mark.parametrize(
+    "garbage", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"random": 1, "expert": 2}']
+)
 def test_a_cache_of_garbage_is_made_anew(own_root, tmp_path, garbage):
     short()
     first = task("my/falling-v0").dataset().references
@@ -313,7 +352,9 @@ def test_a_cache_that_cannot_be_written_does_no_harm(own_root, tmp_path, monkeyp
     short()
     good = task("my/falling-v0").dataset().references
     (tmp_path / "file").write_text("dear")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file") if where == "below a file" else "/proc/nowhere")
+    monkeypatch.setenv(
+        "XDG_CACHE_HOME", str(tmp_path / "file") if where == "below a file" else "/proc/nowhere"
+    )
     assert task("my/falling-v0").dataset().references == good
     assert (tmp_path / "file").read_text() == "dear"
 
@@ -380,7 +421,9 @@ def toy(own_root, monkeypatch):
                 seen = np.array(seen)
             ends = {"terminations": [False] * 10, "truncations": [False] * 9 + [True]}
             buffers.append(
-                EpisodeBuffer(seed=seed, observations=seen, actions=np.array(actions), rewards=rewards, **ends)
+                EpisodeBuffer(
+                    seed=seed, observations=seen, actions=np.array(actions), rewards=rewards, **ends
+                )
             )
         minari.create_dataset_from_buffers(dataset_id, buffers, env=env)
         return dataset_id
@@ -406,7 +449,9 @@ def test_a_discrete_space_that_begins_at_one(toy):
     (point,) = train(found, recipe, 0, {}, [150])
     policy = found.policy(recipe)
     stacked = {name: value[None] for name, value in point.raw.items()}
-    cumulative, lengths = found.rollout(policy, stacked, [100, 101, 102], [10])  # the toy asserts legal actions
+    cumulative, lengths = found.rollout(
+        policy, stacked, [100, 101, 102], [10]
+    )  # the toy asserts legal actions
     assert lengths.tolist() == [[10, 10, 10]]
     assert cumulative.mean() > 8  # at random 3.3
 
@@ -447,7 +492,10 @@ def test_spaces_that_are_not_supported_are_named(toy, case):
 def test_actions_without_bounds_name_the_cure(toy):
     dataset_id = toy(sample, actions="unbounded")
     tell(dataset_id, ref_min_score=-1.0, ref_max_score=10.0)
-    for attempt in (lambda: task(dataset_id).policy(Recipe()), lambda: task(dataset_id).speed(Recipe())):
+    for attempt in (
+        lambda: task(dataset_id).policy(Recipe()),
+        lambda: task(dataset_id).speed(Recipe()),
+    ):
         with pytest.raises(StabError, match="actions=clipped"):
             attempt()
 
@@ -469,7 +517,10 @@ def test_no_environment_recorded(own_root):
     buffers = [EpisodeBuffer(seed=0, observations=np.array([observation] * 3), actions=np.array([0, 1]),
                              rewards=[1.0, 1.0], terminations=[False, True], truncations=[False, False])] * 2  # fmt: skip
     minari.create_dataset_from_buffers(
-        "my/bare-v0", buffers, observation_space=env.observation_space, action_space=env.action_space
+        "my/bare-v0",
+        buffers,
+        observation_space=env.observation_space,
+        action_space=env.action_space,
     )
     assert task_for("my/bare-v0") == "recorded"
     for name in ("recorded", "hopper"):
@@ -482,14 +533,21 @@ def test_an_environment_that_is_registered_no_longer(toy):
     dataset_id = toy(right)
     spec = gym.registry.pop("StabToy-v0")
     try:
-        with pytest.raises(StabError, match=r"StabToy-v0, which is not registered here .*entry point stab\.tasks"):
+        with pytest.raises(
+            StabError, match=r"StabToy-v0, which is not registered here .*entry point stab\.tasks"
+        ):
             task(dataset_id).dataset()
     finally:
         gym.registry["StabToy-v0"] = spec
 
 
 def test_a_dataset_must_be_given():
-    for attempt in (lambda t: t.dataset(), lambda t: t.ready(), lambda t: t.horizon, lambda t: t.collect()):
+    for attempt in (
+        lambda t: t.dataset(),
+        lambda t: t.ready(),
+        lambda t: t.horizon,
+        lambda t: t.collect(),
+    ):
         with pytest.raises(StabError):
             attempt(tasks.get("recorded")())
     with pytest.raises(StabError, match="give --dataset"):

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from stab.tasks.episodes import GymEpisodes, make_episodes
+from stab.tasks.control.episodes import GymEpisodes, make_episodes
+from stab.tasks.control.rollout import EPISODES, rollout
 from stab.tasks.policies import MLP, Policy, Stack
-from stab.tasks.rollout import EPISODES, random_returns, rollout
+from stab.tasks.references import random_returns
 
 SIZES = {"Pendulum-v1": 3, "CartPole-v1": 4, "Hopper-v5": 11}
 HORIZON = {"Pendulum-v1": 40, "CartPole-v1": 60, "Hopper-v5": 60}
@@ -74,7 +75,9 @@ def slow(env, policy, stacked, starts, horizons):
     for p in range(count):
         stack = policy.stack(one(stacked, p))
         envs = [gym.make(env, max_episode_steps=horizons[-1]) for _ in starts]
-        obs = np.stack([e.reset(seed=s)[0] for e, s in zip(envs, starts, strict=True)]).astype(np.float32)
+        obs = np.stack([e.reset(seed=s)[0] for e, s in zip(envs, starts, strict=True)]).astype(
+            np.float32
+        )
         rewards, over = [[] for _ in starts], [False] * len(starts)
         while not all(over):
             actions = stack.act(obs[None], [0])[0]
@@ -119,7 +122,9 @@ def truly_alone(env, gain, start, horizon):
     obs, rewards, low, high = e.reset(seed=start)[0], [], e.action_space.low, e.action_space.high
     while True:
         value = np.float32(obs[2]) * np.float32(gain)
-        action = np.array([value * np.float32(i + 1) * np.float32((-1) ** i) for i in range(len(low))], np.float32)
+        action = np.array(
+            [value * np.float32(i + 1) * np.float32((-1) ** i) for i in range(len(low))], np.float32
+        )
         obs, reward, terminated, truncated, _ = e.step(np.clip(action, low, high))
         rewards.append(reward)
         if terminated or truncated:
@@ -157,7 +162,9 @@ def test_a_policys_returns_do_not_depend_on_its_company(width, starts):
     seeds, horizons = list(range(starts)), [20, 60]
     together = rollout(environments(env), policy, stacked, seeds, horizons)
     order = [4, 2, 0, 5, 1, 3]
-    permuted = rollout(environments(env), policy, {k: v[order] for k, v in stacked.items()}, seeds, horizons)
+    permuted = rollout(
+        environments(env), policy, {k: v[order] for k, v in stacked.items()}, seeds, horizons
+    )
     for found, expected in zip(permuted, together, strict=True):
         assert (found == expected[order]).all()
     for i in range(count):
@@ -216,7 +223,9 @@ def test_the_fast_way_to_step_gives_gymnasiums_bits():
 def test_an_episode_never_restarts_into_the_sum():
     """CartPole pays 1 a step: the sum is the number of steps, and stays after the fall."""
     policy, stacked = gains("CartPole-v1", [5.0, -5.0, 0.0])
-    cumulative, lengths = rollout(environments("CartPole-v1"), policy, stacked, STARTS, range(1, 101))
+    cumulative, lengths = rollout(
+        environments("CartPole-v1"), policy, stacked, STARTS, range(1, 101)
+    )
     steps = np.arange(1, 101)
     assert (cumulative == np.minimum(steps, lengths[:, :, None])).all()
     assert lengths.max() < 100
@@ -247,7 +256,9 @@ class Short(gym.Wrapper):
 
 def test_the_environments_own_truncation_ends_an_episode():
     spec = gym.make("Pendulum-v1").spec
-    spec.additional_wrappers = (gym.envs.registration.WrapperSpec("Short", f"{__name__}:Short", {}),)
+    spec.additional_wrappers = (
+        gym.envs.registration.WrapperSpec("Short", f"{__name__}:Short", {}),
+    )
     policy, stacked = gains("Pendulum-v1", [0.3])
     cumulative, lengths = rollout(make_episodes(spec), policy, stacked, STARTS, [3, 6, 20])
     plain, _ = rollout(environments("Pendulum-v1"), policy, stacked, STARTS, [3, 6])
@@ -299,10 +310,14 @@ def test_a_policy_with_memory_gets_it_by_policy_and_by_episode():
                 if step == 3:
                     assert cumulative[p, n, 0] == pytest.approx(total, rel=1e-9)
             assert cumulative[p, n, 1] == pytest.approx(total, rel=1e-9)
-    again, _ = rollout(made, policy, stacked, STARTS, [4, 12])  # every rollout begins with a fresh memory
+    again, _ = rollout(
+        made, policy, stacked, STARTS, [4, 12]
+    )  # every rollout begins with a fresh memory
     assert (again == cumulative).all()
     for i in range(3):
-        assert (rollout(made, policy, one(stacked, i), STARTS, [4, 12])[0][0] == cumulative[i]).all()
+        assert (
+            rollout(made, policy, one(stacked, i), STARTS, [4, 12])[0][0] == cumulative[i]
+        ).all()
 
 
 def test_memory_survives_the_end_of_other_policies():
@@ -330,7 +345,14 @@ def test_memory_survives_the_end_of_other_policies():
 def test_discrete_actions():
     policy, stacked = mlps("CartPole-v1", 4)
     seen = []
-    rollout(environments("CartPole-v1"), policy, stacked, STARTS, [50], record=lambda *step: seen.append(step))
+    rollout(
+        environments("CartPole-v1"),
+        policy,
+        stacked,
+        STARTS,
+        [50],
+        record=lambda *step: seen.append(step),
+    )
     actions = [step[2] for step in seen]
     assert all(action in (0, 1) for action in actions)
     assert len({int(a) for a in actions}) == 2
@@ -360,7 +382,14 @@ def test_the_recorder_sees_every_step_of_every_episode():
         assert [bool(s[3] or s[4]) for s in episode] == [False] * (len(episode) - 1) + [True]
         e = gym.make(env, max_episode_steps=60)
         observation = e.reset(seed=STARTS[n])[0]
-        for before, action, reward, terminated, truncated, after in episode:  # replays to the bit, unrounded
+        for (
+            before,
+            action,
+            reward,
+            terminated,
+            truncated,
+            after,
+        ) in episode:  # replays to the bit, unrounded
             assert (before == observation).all()
             observation, *rest = e.step(action)
             assert (after == observation).all()
@@ -412,6 +441,14 @@ def test_the_generic_stack_rolls_out_like_the_batched_one():
         def stack(self, stacked):
             return Stack(self, stacked)
 
-    plain = Plain(torch.zeros(3), torch.ones(3), space("Pendulum-v1"), width=33, depth=2, dropout=0.0, squashed=False)
+    plain = Plain(
+        torch.zeros(3),
+        torch.ones(3),
+        space("Pendulum-v1"),
+        width=33,
+        depth=2,
+        dropout=0.0,
+        squashed=False,
+    )
     generic, _ = rollout(environments("Pendulum-v1"), plain, stacked, STARTS, [40])
     np.testing.assert_allclose(fast, generic, rtol=1e-3)

@@ -66,9 +66,14 @@ def path(tmp_path_factory):
     info = site / "rude_tasks-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rude-tasks\nVersion: 1.0\n")
-    points = {"loud": "Rude", "rude_factory": "factory", **{f"rude_{hook}": f"Rude_{hook}" for hook in HOOKS}}
+    points = {
+        "loud": "Rude",
+        "rude_factory": "factory",
+        **{f"rude_{hook}": f"Rude_{hook}" for hook in HOOKS},
+    }
     (info / "entry_points.txt").write_text(
-        "[stab.tasks]\n" + "".join(f"{name} = rude_tasks:{value}\n" for name, value in points.items())
+        "[stab.tasks]\n"
+        + "".join(f"{name} = rude_tasks:{value}\n" for name, value in points.items())
     )
     return os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH", ""))))
 
@@ -76,17 +81,31 @@ def path(tmp_path_factory):
 @pytest.mark.parametrize("hook", ["factory", "ready", "speed", "dataset", "policy"])
 def test_what_raises_before_anything_is_trained_is_refused_with_a_line(path, stab, tmp_path, hook):
     done = stab(
-        "compare", "-t", "cliff", "-t", f"rude_{hook}", "-s", "ema", "--out", "run", *SIZES, env={"PYTHONPATH": path}
+        "compare",
+        "-t",
+        "cliff",
+        "-t",
+        f"rude_{hook}",
+        "-s",
+        "ema",
+        "--out",
+        "run",
+        *SIZES,
+        env={"PYTHONPATH": path},
     )
     assert done.returncode == 2
     said = done.stderr.splitlines()[-1]
-    assert said.startswith(f"stab: task 'rude_{hook}' raised RuntimeError: not {hook} today, sorry (")
+    assert said.startswith(
+        f"stab: task 'rude_{hook}' raised RuntimeError: not {hook} today, sorry ("
+    )
     assert "rude_tasks.py:" in said
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_what_raises_in_training_or_rollouts_is_an_entry_and_stops_nobody_else(path, stab, tmp_path):
+def test_what_raises_in_training_or_rollouts_is_an_entry_and_stops_nobody_else(
+    path, stab, tmp_path
+):
     names = ("cliff", "loud", "rude_loss", "rude_rollout")
     tasks = [option for name in names for option in ("-t", name)]
     done = stab("compare", *tasks, "-s", "ema", "--out", "run", *SIZES, env={"PYTHONPATH": path})
@@ -102,11 +121,23 @@ def test_what_raises_in_training_or_rollouts_is_an_entry_and_stops_nobody_else(p
     assert statuses["rude_loss"] == statuses["rude_rollout"] == {"failed"}
     assert all("not loss today" in e["reason"] for e in entries if e["task"] == "rude_loss")
     # Printing and reseeding change no number.
-    cells = {path.name.split("-")[0]: json.loads(path.read_text()) for path in (tmp_path / "run" / "cells").iterdir()}
+    cells = {
+        path.name.split("-")[0]: json.loads(path.read_text())
+        for path in (tmp_path / "run" / "cells").iterdir()
+    }
     assert cells.keys() == {"cliff", "loud"}
     assert cells["loud"]["rows"] == cells["cliff"]["rows"]
     # It is not taken for finished.
     done = stab(
-        "compare", *tasks, "-s", "ema", "--out", "run", "--resume", "--dry-run", *SIZES, env={"PYTHONPATH": path}
+        "compare",
+        *tasks,
+        "-s",
+        "ema",
+        "--out",
+        "run",
+        "--resume",
+        "--dry-run",
+        *SIZES,
+        env={"PYTHONPATH": path},
     )
     assert "2 cells are finished already and kept" in " ".join(done.stdout.split())

@@ -10,13 +10,24 @@ import torch
 
 pytest.importorskip("tokenizers", reason="needs the extra text: pip install '.[text]'")
 
-from stab import judging
 from stab.checks import parametrize_with_checks
 from stab.registry import StabError
-from stab.tasks import corpus, datasets, grammar, judges, tasks
-from stab.tasks.recorded import task_for
-from stab.tasks.sources import END
-from stab.tasks.text import CONTEXT, CONTINUATION, PACK, PROMPT, Judged, corpus_windows, distinct, held_out
+from stab.tasks import datasets, tasks
+from stab.tasks.control.recorded import task_for
+from stab.tasks.language import corpus, grammar
+from stab.tasks.language import scorer_model as judges
+from stab.tasks.language import train_scorer as judging
+from stab.tasks.language.source import END
+from stab.tasks.language.text import (
+    CONTEXT,
+    CONTINUATION,
+    PACK,
+    PROMPT,
+    Judged,
+    corpus_windows,
+    distinct,
+    held_out,
+)
 
 ID = "my/tales-v0"
 POLICY = "gpt:width=16,depth=1"
@@ -55,7 +66,9 @@ def test_a_folder_becomes_an_ordinary_dataset(dataset, prose):
     assert episode.observations[0] == END
     assert not episode.terminations.any()
     first = tokenizer.decode(episode.actions[:200].tolist())
-    assert any(path.read_text("utf-8").startswith(first) for path in prose.iterdir())  # in an order of their own
+    assert any(
+        path.read_text("utf-8").startswith(first) for path in prose.iterdir()
+    )  # in an order of their own
     assert datasets.replay(found).exact
 
 
@@ -69,11 +82,17 @@ def test_what_is_held_out_trains_nobody(judge):
     packs = datasets.read(found, found.episode_indices).actions.numpy().reshape(-1, PACK)
     kept = packs[-held_out(found) :].tolist()
     anywhere = {tuple(pack[n : n + CONTEXT]) for pack in kept for n in range(PACK - CONTEXT + 1)}
-    assert {tuple(window) for window in Judged(ID).beginnings.tolist()} == anywhere  # few texts begin there
+    assert {
+        tuple(window) for window in Judged(ID).beginnings.tolist()
+    } == anywhere  # few texts begin there
     train, validation, vocabulary = corpus_windows(ID)
-    assert np.array_equal(np.concatenate([validation.targets, train.targets]), packs[: -held_out(found)].ravel())
+    assert np.array_equal(
+        np.concatenate([validation.targets, train.targets]), packs[: -held_out(found)].ravel()
+    )
     assert vocabulary == 300
-    with pytest.raises(StabError, match="has 11 episodes beside the 1 that are held out, 12 are asked"):
+    with pytest.raises(
+        StabError, match="has 11 episodes beside the 1 that are held out, 12 are asked"
+    ):
         tasks.get("text")(**SMALL | {"train_episodes": 11}).dataset()
     task = tasks.get("text")(**SMALL | {"train_episodes": 10})
     there = task.dataset()
@@ -84,17 +103,25 @@ def test_prompts_are_beginnings_where_there_are_enough(tmp_path, minari_root):
     rng = np.random.default_rng(1)
     for n in range(2000):
         (tmp_path / f"{n:04}.txt").write_text(grammar.decode(grammar.story(rng)[:-1]), "utf-8")
-    tasks.get("text")(name="text", dataset_id="my/short-v0", folder=tmp_path, vocabulary=300).collect()
+    tasks.get("text")(
+        name="text", dataset_id="my/short-v0", folder=tmp_path, vocabulary=300
+    ).collect()
     source = Judged("my/short-v0", judge=object())
     told = ["".join(source.spell(window[:3])) for window in source.beginnings.tolist()]
     assert len(told) >= 100
-    assert all(text.startswith(("once", "there", "one", "in", *(name[:2] for name in grammar.WORDS))) for text in told)
+    assert all(
+        text.startswith(("once", "there", "one", "in", *(name[:2] for name in grammar.WORDS)))
+        for text in told
+    )
 
 
 def test_a_judge_says_what_its_model_does_token_by_token(judge):
     source = Judged(ID)
     texts = [source.text(np.random.default_rng(seed)) for seed in range(3)]
-    prompts, written = [prompt for prompt, _ in texts], [rest[: 40 + n] for n, (_, rest) in enumerate(texts)]
+    prompts, written = (
+        [prompt for prompt, _ in texts],
+        [rest[: 40 + n] for n, (_, rest) in enumerate(texts)],
+    )
     found = source.judge.log_likelihood(prompts, written)
     for prompt, tokens, values in zip(prompts, written, found, strict=True):
         assert len(prompt) == PROMPT
@@ -103,7 +130,9 @@ def test_a_judge_says_what_its_model_does_token_by_token(judge):
             with torch.inference_mode():
                 logits = source.judge.model(torch.tensor([[END, *prompt, *tokens[:n]]]))[0, -1]
             assert values[n] == pytest.approx(float(logits.log_softmax(-1)[tokens[n]]), abs=1e-5)
-    again = source.judge.log_likelihood([prompts[1]] * 11 + [prompts[0]], [written[1]] * 11 + [written[0]])
+    again = source.judge.log_likelihood(
+        [prompts[1]] * 11 + [prompts[0]], [written[1]] * 11 + [written[0]]
+    )
     assert np.array_equal(again[-1], found[0])
 
 
@@ -175,13 +204,17 @@ def test_measures_of_repetition():
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory, prose):
     """A GPT-2 of Hugging Face, tiny and untrained, with a tokenizer of its own, as a folder."""
-    transformers = pytest.importorskip("transformers", reason="needs the extra text: pip install '.[text]'")
+    transformers = pytest.importorskip(
+        "transformers", reason="needs the extra text: pip install '.[text]'"
+    )
     folder = tmp_path_factory.mktemp("gpt2")
     tokenizer = corpus.train_tokenizer(corpus.read_folder(prose), 500)
     words = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
     words.save_pretrained(folder)
     torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=600, n_positions=400, n_embd=32, n_layer=2, n_head=2)
+    config = transformers.GPT2Config(
+        vocab_size=600, n_positions=400, n_embd=32, n_layer=2, n_head=2
+    )
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
 
@@ -199,10 +232,18 @@ def test_a_causal_lm_of_hugging_face_reads_the_same_text(dataset, gpt2):
              for part in (tokens[:60], tokens[61:])]  # fmt: skip
     theirs = torch.tensor([[end, *parts[0], end, *parts[1]]])
     with torch.inference_mode():
-        logp = judge.model(theirs).logits[0, :-1].log_softmax(-1).gather(-1, theirs[0, 1:, None])[:, 0].double()
+        logp = (
+            judge.model(theirs)
+            .logits[0, :-1]
+            .log_softmax(-1)
+            .gather(-1, theirs[0, 1:, None])[:, 0]
+            .double()
+        )
     whole = judge.log_likelihood([[]], [tokens])[0]
     assert whole.sum() == pytest.approx(float(logp.sum()), abs=1e-4)
-    assert whole[60] == pytest.approx(float(logp[len(parts[0])]), abs=1e-5)  # the end is counted to ours
+    assert whole[60] == pytest.approx(
+        float(logp[len(parts[0])]), abs=1e-5
+    )  # the end is counted to ours
     assert np.array_equal(whole[20:], found)
 
 
@@ -210,7 +251,10 @@ def test_what_a_text_spells_is_text(dataset, gpt2):
     tokenizer = corpus.tokenizer_from(datasets.stab_metadata(datasets.load(ID))["tokenizer"])
     judge = judges.CausalLM(str(gpt2), tokenizer)
     tokens = tokenizer.encode("he said <end> and went").ids
-    assert judge.words.eos_token_id not in judge.words("he said <end> and", split_special_tokens=True)["input_ids"]
+    assert (
+        judge.words.eos_token_id
+        not in judge.words("he said <end> and", split_special_tokens=True)["input_ids"]
+    )
     ended = [*tokenizer.encode("he said ").ids, END, *tokenizer.encode(" and went").ids]
     one, other = (judge.log_likelihood([[]], [text])[0].sum() for text in (tokens, ended))
     assert one != pytest.approx(other, abs=1e-3)
@@ -250,7 +294,9 @@ def test_token_bytes_spell_the_text(dataset):
     text = "Straße, 東京 \u00a0 and \x00\x7f once upon a time there was"
     assert b"".join(spelled[token] for token in tokenizer.encode(text).ids) == text.encode()
     assert spelled[END] == b""
-    assert sorted({entry for entry in spelled if len(entry) == 1}) == [bytes([n]) for n in range(256)]
+    assert sorted({entry for entry in spelled if len(entry) == 1}) == [
+        bytes([n]) for n in range(256)
+    ]
 
 
 def test_from_the_folder_to_the_leaderboard(stab, prose, minari_root):
@@ -259,7 +305,19 @@ def test_from_the_folder_to_the_leaderboard(stab, prose, minari_root):
     done = stab("compare", "--task", "text", "--dataset", name, "--all")
     assert (done.returncode, done.stdout) == (2, "")
     assert "stab data prepare text --folder FOLDER --dataset my/shell-v0" in done.stderr
-    done = stab("data", "prepare", "text", "--folder", prose, "--dataset", name, "--vocabulary", 400, "--episodes", 9)
+    done = stab(
+        "data",
+        "prepare",
+        "text",
+        "--folder",
+        prose,
+        "--dataset",
+        name,
+        "--vocabulary",
+        400,
+        "--episodes",
+        9,
+    )
     assert done.returncode == 0, done.stderr
     assert "9, 36864" in done.stdout
     assert "byte-level BPE, 400 entries" in done.stdout
@@ -273,7 +331,18 @@ def test_from_the_folder_to_the_leaderboard(stab, prose, minari_root):
     sizes = ("data.train_episodes=4", "data.validation_episodes=1", "train.updates=40", "eval.checkpoint_every=10",
              "eval.starts=2", "eval.horizon=20")  # fmt: skip
     done = stab(
-        "compare", "--dataset", name, "--stabilizers", "ema", "--policy", POLICY, "--seeds", 2, "--out", "run", *sizes
+        "compare",
+        "--dataset",
+        name,
+        "--stabilizers",
+        "ema",
+        "--policy",
+        POLICY,
+        "--seeds",
+        2,
+        "--out",
+        "run",
+        *sizes,
     )
     assert done.returncode == 0, done.stderr
     assert "perplexity" in done.stdout
@@ -315,21 +384,30 @@ def test_tasks_of_the_hub_read_a_copy_of_its_repository(tmp_path, minari_root, s
 
     rng = np.random.default_rng(2)
     tales = pyarrow.table({"text": [grammar.decode(grammar.story(rng)[:-1]) for _ in range(900)]})
-    for name, where, config in (("tinystories", "data", ""), ("wikipedia", "20231101.en", "20231101.en")):
+    for name, where, config in (
+        ("tinystories", "data", ""),
+        ("wikipedia", "20231101.en", "20231101.en"),
+    ):
         copy = tmp_path / name
         (copy / where).mkdir(parents=True)
         parquet.write_table(tales, copy / where / "train-00000-of-00001.parquet")
         if config:
             files = f"data_files:\n  - split: train\n    path: {config}/train-*"
-            (copy / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n  {files}\n---\n")
+            (copy / "README.md").write_text(
+                f"---\nconfigs:\n- config_name: {config}\n  {files}\n---\n"
+            )
         options = ("--folder", copy, "--vocabulary", 300, "--episodes", 8)
         done = stab("data", "prepare", name, *options)
         assert done.returncode == 0, done.stderr
         assert f"stab/{name}/expert-v0" in done.stdout
         assert datasets.load(f"stab/{name}/expert-v0").total_episodes == 8
-        with pytest.raises(StabError, match=f"stab expert train text --dataset stab/{name}/expert-v0"):
+        with pytest.raises(
+            StabError, match=f"stab expert train text --dataset stab/{name}/expert-v0"
+        ):
             tasks.get(name)(name=name, train_episodes=4, validation_episodes=1).dataset()
         assert task_for(f"stab/{name}/expert-v0") == name
     card = judging.train_judge("stab/tinystories/expert-v0", POLICY, 100)
-    source = tasks.get("tinystories")(name="tinystories", train_episodes=4, validation_episodes=1).dataset()
+    source = tasks.get("tinystories")(
+        name="tinystories", train_episodes=4, validation_episodes=1
+    ).dataset()
     assert source.references.expert.cumulative == card["references"]["expert"]["cumulative"]

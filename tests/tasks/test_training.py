@@ -14,11 +14,11 @@ import safetensors.numpy
 import torch
 
 from stab.registry import StabError
-from stab.tasks import experts
-from stab.tasks.base import Curve, References
 from stab.tasks.catalog import CATALOG
-from stab.tasks.episodes import make
-from stab.tasks.experts import training
+from stab.tasks.control import experts
+from stab.tasks.control.episodes import make
+from stab.tasks.control.experts import training
+from stab.tasks.references import EXPERT_SEED, Curve, References
 
 RECORDS = {record.name: record for record in CATALOG}
 HOPPER = RECORDS["hopper"]
@@ -30,7 +30,10 @@ def params(observations, actions, width=8, seed=0):
     rng = np.random.default_rng(seed)
     sizes = [(observations, width), (width, width), (width, actions), (width, actions)]
     return {
-        f"Dense_{i}": {"kernel": rng.normal(size=size).astype(np.float32) / 3, "bias": rng.normal(size=size[1])}
+        f"Dense_{i}": {
+            "kernel": rng.normal(size=size).astype(np.float32) / 3,
+            "bias": rng.normal(size=size[1]),
+        }
         for i, size in enumerate(sizes)
     }
 
@@ -57,7 +60,9 @@ def publish(folder, *, steps=2_000, seed=0, so_far=None):
     """What a training leaves: an actor and its card."""
     files = training.Files(folder, "hopper")
     about = training._about(HOPPER, training.Best(weights(), 1_500, CURVE), steps, seed, so_far)
-    return files.publish(weights(), experts.make_card(HOPPER, weights(), References(CURVE, CURVE), about))
+    return files.publish(
+        weights(), experts.make_card(HOPPER, weights(), References(CURVE, CURVE), about)
+    )
 
 
 def tree(folder):
@@ -99,10 +104,15 @@ def test_exported_actor_reads_ordinary_observations_as_it_read_the_visible_ones(
         tensors = safetensors.torch.load(safetensors.numpy.save(training.export(trained, size)))
         return experts.make_actor(tensors, env, name)
 
-    observations = torch.tensor(np.array([full.reset(seed=seed)[0] for seed in range(4)]), dtype=torch.float32)
+    observations = torch.tensor(
+        np.array([full.reset(seed=seed)[0] for seed in range(4)]), dtype=torch.float32
+    )
     observations += torch.randn(observations.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        whole, part = actor(size, full)(observations), actor(inner, reduced)(observations[:, :inner])
+        whole, part = (
+            actor(size, full)(observations),
+            actor(inner, reduced)(observations[:, :inner]),
+        )
     assert torch.allclose(whole, part, atol=1e-6)
     assert whole.std() > 0
 
@@ -126,7 +136,9 @@ def test_too_few_steps_are_refused(tmp_path):
         training.train(HOPPER, tmp_path, steps=10)
 
 
-@pytest.mark.parametrize(("steps", "every"), [(2_000_000, 50_000), (250_000, 25_000), (1_000, 100), (1_011, 100)])
+@pytest.mark.parametrize(
+    ("steps", "every"), [(2_000_000, 50_000), (250_000, 25_000), (1_000, 100), (1_011, 100)]
+)
 def test_evaluations_fall_on_a_step_that_is_reached(steps, every):
     assert training.evaluate_every(steps) == every
     assert every % training.ENVIRONMENTS == 0
@@ -239,13 +251,16 @@ def test_killed_while_measuring_it_measures(tmp_path, no_sbx, few_episodes):
         if torn:  # killed between the weights and the card
             files.weights.write_bytes(weights(seed=1))
         card = training.train(
-            HOPPER, tmp_path, steps=2_000, report=lambda stage, fraction, latest: stages.append((stage, latest))
+            HOPPER,
+            tmp_path,
+            steps=2_000,
+            report=lambda stage, fraction, latest: stages.append((stage, latest)),
         )
         assert set(stages) == {("Measuring", "2 +- 0 at 1,500 steps")}
         assert card == json.loads(files.card.read_text())
         assert "unfinished" not in card
         assert (card["environment_steps"], card["trained_steps"]) == (1_500, 2_000)
-        assert card["references"]["expert"]["first_seed"] == experts.EXPERT_SEED
+        assert card["references"]["expert"]["first_seed"] == EXPERT_SEED
         assert card["falls_short"]
         assert card["weights_sha256"] == hashlib.sha256(files.weights.read_bytes()).hexdigest()
         assert experts.load(HOPPER, files.weights).references.expert.episodes == 3
@@ -271,7 +286,9 @@ def test_exported_actor_acts_as_sbx_does(name):
     record = RECORDS[name]
     model = training._model(record, 0, 100)
     full, reduced = make(gym.spec(record.environment)), make(training.visible(record))
-    tensors = training.export(model.policy.actor_state.params["params"], full.observation_space.shape[0])
+    tensors = training.export(
+        model.policy.actor_state.params["params"], full.observation_space.shape[0]
+    )
     actor = experts.make_actor(safetensors.torch.load(safetensors.numpy.save(tensors)), full, name)
     for seed in range(3):
         wanted, _ = model.predict(reduced.reset(seed=seed)[0], deterministic=True)
@@ -286,7 +303,10 @@ def test_going_on_from_a_checkpoint_restores_everything(tmp_path, few_episodes):
     record = RECORDS["humanoid"]  # SAC, hidden observations, short episodes
     fractions = []
     card = training.train(
-        record, tmp_path, steps=1_000, report=lambda stage, fraction, latest: fractions.append((stage, fraction))
+        record,
+        tmp_path,
+        steps=1_000,
+        report=lambda stage, fraction, latest: fractions.append((stage, fraction)),
     )
     assert fractions == sorted(fractions, key=lambda found: (found[0] == "Measuring", found[1]))
     files = training.Files(tmp_path, "humanoid")
@@ -302,15 +322,21 @@ def test_going_on_from_a_checkpoint_restores_everything(tmp_path, few_episodes):
 
     model = training._model(record, 0, kept.learning_starts)
     average = training._restore(model, model.policy.actor_state.params, kept, 0, files.checkpoint)
-    restored, written = (msgpack_restore(state) for state in (to_bytes(training._state(model, average)), kept.state))
+    restored, written = (
+        msgpack_restore(state) for state in (to_bytes(training._state(model, average)), kept.state)
+    )
     assert jax.tree.structure(restored) == jax.tree.structure(written)
     assert all(map(np.array_equal, jax.tree.leaves(restored), jax.tree.leaves(written)))
     assert (model.num_timesteps, model._n_updates, model.replay_buffer.pos) == (1_000, 450, 500)
     for field in training.REPLAY:
-        assert np.array_equal(training._compact(getattr(model.replay_buffer, field)[:500]), kept.replay[field])
+        assert np.array_equal(
+            training._compact(getattr(model.replay_buffer, field)[:500]), kept.replay[field]
+        )
     # The average is not the iterate.
     tensors = training.export(model.policy.actor_state.params["params"], 348)
-    assert not np.array_equal(tensors["mean.weight"], training.export(average["params"], 348)["mean.weight"])
+    assert not np.array_equal(
+        tensors["mean.weight"], training.export(average["params"], 348)["mean.weight"]
+    )
 
     dataclasses.replace(kept, state=kept.state[:-7]).write(files.checkpoint)
     with pytest.raises(StabError, match="does not fit"):

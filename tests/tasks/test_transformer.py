@@ -9,8 +9,8 @@ import torch
 
 from stab.recipe import Recipe
 from stab.registry import StabError
+from stab.tasks.control.rollout import rollout
 from stab.tasks.policies import Stack, Transformer, build, transformer
-from stab.tasks.rollout import rollout
 from stab.tasks.transitions import Transitions
 
 OBS = 3
@@ -21,7 +21,18 @@ SPACES = {"box": BOX, "shaped": SHAPED, "discrete": DISCRETE}
 KINDS = [("box", False), ("box", True), ("shaped", False), ("shaped", True), ("discrete", False)]
 
 
-def make(space=BOX, seed=0, context=5, width=16, depth=2, heads=4, dropout=0.0, obs=OBS, squashed=None, gaussian=False):
+def make(
+    space=BOX,
+    seed=0,
+    context=5,
+    width=16,
+    depth=2,
+    heads=4,
+    dropout=0.0,
+    obs=OBS,
+    squashed=None,
+    gaussian=False,
+):
     torch.manual_seed(seed)
     squashed = isinstance(space, gym.spaces.Box) if squashed is None else squashed
     policy = Transformer(
@@ -103,7 +114,9 @@ def by_hand(policy, observations, previous, known):
             x[i] += embedding[previous[i]] if policy.discrete else embedding @ previous[i]
         x[i] += w["positions"][policy.context - steps + i]
     for b in range(len(policy.blocks)):
-        query, key, value = np.split(linear(norm(x, f"blocks.{b}.norm_attention"), f"blocks.{b}.qkv"), 3, axis=-1)
+        query, key, value = np.split(
+            linear(norm(x, f"blocks.{b}.norm_attention"), f"blocks.{b}.qkv"), 3, axis=-1
+        )
         size = query.shape[-1] // heads
         seen = np.zeros_like(x)
         for i in range(steps):
@@ -125,7 +138,9 @@ def test_the_network_by_hand(space, steps):
     policy = make(space, squashed=False)
     data = demonstrations(space, [steps], seed=steps)
     previous, known = data.actions.roll(1, 0), np.arange(steps) > 0
-    expected = by_hand(policy, data.observations.numpy().astype(np.float64), previous.numpy(), known)
+    expected = by_hand(
+        policy, data.observations.numpy().astype(np.float64), previous.numpy(), known
+    )
     with torch.no_grad():
         found = window(policy, data, steps - 1)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-4)
@@ -142,7 +157,9 @@ def test_the_loss_is_the_mean_over_all_steps_of_all_windows(space, gaussian):
         outputs.append(window(policy, data, int(at)))
         actions.append(data.actions[at + 1 - len(outputs[-1]) : at + 1])
     expected = policy.error(torch.cat(outputs), torch.cat(actions))
-    assert policy.train().loss(data.batch(indices)).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert policy.train().loss(data.batch(indices)).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
     last = policy.error(torch.cat([o[-1:] for o in outputs]), torch.cat([a[-1:] for a in actions]))
     assert policy.eval().loss(data.batch(indices)).item() == pytest.approx(last.item(), rel=1e-5)
 
@@ -177,14 +194,21 @@ def test_no_step_sees_a_later_one():
                 inputs = (other, previous) if changed is observations else (observations, other)
                 after = policy(*inputs, there, there)
                 torch.testing.assert_close(after[:, :i], before[:, :i], rtol=1e-5, atol=1e-6)
-                assert ((after - before)[0, i:].abs().amax(-1) > 1e-4).all()  # all later ones do see it
+                assert (
+                    (after - before)[0, i:].abs().amax(-1) > 1e-4
+                ).all()  # all later ones do see it
 
 
 @pytest.mark.parametrize("huge", [1e30, torch.inf, torch.nan])
 def test_padding_has_no_influence(huge):
     policy, data = make(gaussian=True), demonstrations(BOX, [2, 9, 4])
     observations, actions, within = data.batch(np.arange(len(data))).window(policy.context + 1)
-    observations, previous, known, valid = observations[:, 1:], actions[:, :-1], within[:, :-1], within[:, 1:]
+    observations, previous, known, valid = (
+        observations[:, 1:],
+        actions[:, :-1],
+        within[:, :-1],
+        within[:, 1:],
+    )
     assert 0 < (~valid).sum() < (~known).sum()
     results = []
     for value in (0.0, huge):
@@ -232,12 +256,16 @@ def test_it_remembers_what_an_mlp_cannot():
     generator = torch.Generator().manual_seed(0)
     count, delay = 4000, 3
     observations = torch.rand(count, 1, generator=generator) * 2 - 1
-    data = Transitions(observations, 0.8 * observations.roll(delay, 0), np.zeros(count, dtype=np.int64))
+    data = Transitions(
+        observations, 0.8 * observations.roll(delay, 0), np.zeros(count, dtype=np.int64)
+    )
     train, test = np.arange(100, 3000), data.batch(np.arange(3000, 4000))
     errors = {}
     for name in ("mlp:width=32", "transformer:context=6,width=32,depth=1,heads=2"):
         torch.manual_seed(0)
-        policy = build(Recipe(policy=name), torch.zeros(1), torch.ones(1), gym.spaces.Box(-1, 1, (1,)))
+        policy = build(
+            Recipe(policy=name), torch.zeros(1), torch.ones(1), gym.spaces.Box(-1, 1, (1,))
+        )
         optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3, weight_decay=0.0, fused=True)
         rng = np.random.default_rng(0)
         for _ in range(300):
@@ -251,7 +279,9 @@ def test_it_remembers_what_an_mlp_cannot():
                 errors["transformer"] = policy.error(outputs[:, -1], actions[:, -1]).item()
             else:
                 errors["mlp"] = policy.loss(test).item()
-    assert errors["mlp"] == pytest.approx(0.64 / 3, rel=0.1)  # the variance of the actions: nothing can be known
+    assert errors["mlp"] == pytest.approx(
+        0.64 / 3, rel=0.1
+    )  # the variance of the actions: nothing can be known
     assert errors["transformer"] < errors["mlp"] / 10
 
 
@@ -347,7 +377,12 @@ def test_a_rollout_sees_the_windows_of_the_episode_it_makes(space, context, gaus
     policy, stacked = family(3, space=SPACES[space], context=context, gaussian=gaussian)
     steps = {}
     _, lengths = rollout(
-        Drifts(SPACES[space]), policy, stacked, STARTS, [12], record=lambda i, *s: steps.setdefault(i, []).append(s)
+        Drifts(SPACES[space]),
+        policy,
+        stacked,
+        STARTS,
+        [12],
+        record=lambda i, *s: steps.setdefault(i, []).append(s),
     )
     assert len(np.unique(lengths)) > 2
     for p in range(3):
@@ -357,7 +392,9 @@ def test_a_rollout_sees_the_windows_of_the_episode_it_makes(space, context, gaus
         taken = np.array([s[1] for e in episodes for s in e])
         data = Transitions(
             torch.tensor(np.array([s[0] for e in episodes for s in e]), dtype=torch.float32),
-            torch.tensor(taken - 2) if space == "discrete" else torch.tensor(taken, dtype=torch.float32).flatten(1),
+            torch.tensor(taken - 2)
+            if space == "discrete"
+            else torch.tensor(taken, dtype=torch.float32).flatten(1),
             np.repeat(np.arange(len(STARTS)), lengths[p]),
         )
         with torch.inference_mode():
@@ -390,7 +427,9 @@ def test_a_policys_actions_do_not_depend_on_its_company(width, context, space):
         for found, expected in zip(play(alone(stacked, i), obs[:, i : i + 1]), together):
             assert (found[0] == expected[i]).all()
     order = [3, 1, 5, 0, 2, 4]
-    for found, expected in zip(play({k: v[order] for k, v in stacked.items()}, obs[:, order]), together):
+    for found, expected in zip(
+        play({k: v[order] for k, v in stacked.items()}, obs[:, order]), together
+    ):
         assert (found == expected[order]).all()
     ending = play(stacked, obs, lambda t: slice(0, count) if t < 7 else slice(1, count, 2))
     for t, (found, expected) in enumerate(zip(ending, together)):
@@ -467,7 +506,9 @@ def test_on_another_device_the_windows_stay_there():
     """``meta`` stands for one: it has shapes and no values."""
     meta = torch.device("meta")
     source = Transitions(torch.zeros(9, 3), torch.zeros(9, 2), np.zeros(9, dtype=np.int64)).to(meta)
-    policy = build(Recipe(policy="transformer:context=4"), torch.zeros(3), torch.ones(3), BOX).to(meta)
+    policy = build(Recipe(policy="transformer:context=4"), torch.zeros(3), torch.ones(3), BOX).to(
+        meta
+    )
     outputs, actions, valid = policy.predict(source.batch(np.array([0, 8])))
     assert {t.device for t in (outputs, actions, valid)} == {meta}
     assert outputs.shape == actions.shape == (2, 4, 2)

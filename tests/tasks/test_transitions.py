@@ -99,7 +99,9 @@ def test_equal_arrays_have_equal_digests():
     assert digest(one, other) == digest(change(one, "nothing"), change(other, "nothing"))
 
 
-@pytest.mark.parametrize("what", ["observation", "action", "sign of a zero", "episode", "order", "shorter"])
+@pytest.mark.parametrize(
+    "what", ["observation", "action", "sign of a zero", "episode", "order", "shorter"]
+)
 def test_any_change_changes_the_digest(what):
     train, validation = made([(3, 1), (4, 2)]), made([(5, 2)])
     before = digest(train, validation)
@@ -115,7 +117,9 @@ def test_training_and_validation_are_told_apart():
 
 def test_a_digest_does_not_depend_on_how_the_arrays_lie_in_memory():
     source = made([(3, 1), (4, 2)])
-    strided = Transitions(source.observations.repeat(1, 2)[:, :3], source.actions, np.repeat(source.episodes, 2)[::2])
+    strided = Transitions(
+        source.observations.repeat(1, 2)[:, :3], source.actions, np.repeat(source.episodes, 2)[::2]
+    )
     assert not strided.observations.is_contiguous()
     assert digest(strided) == digest(source)
 

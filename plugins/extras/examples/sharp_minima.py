@@ -63,7 +63,14 @@ SHARP_COLOUR, WIDE_COLOUR, INK = "#d9622b", "#2f6db3", "#333333"
 
 def f(x: Array) -> Array:
     """Return the function: minima at MINIMA, maxima of value 0 at MAXIMA."""
-    product = (x + 1.6) * (x + 1.3) ** 2 * (x - 0.2) ** 2 * (x - 0.7) ** 2 * (x - 1.6) * (0.05 * abs(1.65 - x)) ** 0.6
+    product = (
+        (x + 1.6)
+        * (x + 1.3) ** 2
+        * (x - 0.2) ** 2
+        * (x - 0.7) ** 2
+        * (x - 1.6)
+        * (0.05 * abs(1.65 - x)) ** 0.6
+    )
     narrow = (1 + 1 / (0.01 + 4 * (x - 0.5) ** 2)) * (1 + 1 / (0.1 + 4 * (x + 1.5) ** 2))
     return product * narrow * (1 - 0.25 * np.exp(-5 * (x + 0.8) ** 2))
 
@@ -148,14 +155,18 @@ def simulate(steps: int, chains: int, seed: int) -> Found:
         torch.manual_seed(seed)
         blocks = range(0, steps, BLOCK)
         console = Console(stderr=True)
-        for first in track(blocks, description="steps", console=console, disable=not console.is_terminal):
+        for first in track(
+            blocks, description="steps", console=console, disable=not console.is_terminal
+        ):
             length = min(BLOCK, steps - first)
             noise = draw_noise(length, chains)
             cells = np.empty((length, 4 * chains), dtype=np.int64)
             for t in range(length):
                 x, index = step(x, noise[t], limit)
                 cells[t] = index.ravel()
-            counts += np.bincount((BASIN.take(cells) + rows).ravel(), minlength=16 * chains).reshape(-1, 4)
+            counts += np.bincount(
+                (BASIN.take(cells) + rows).ravel(), minlength=16 * chains
+            ).reshape(-1, 4)
             for now in cells[::THIN]:
                 seen = NEARBY.take(now)
                 moved = (seen >= 0) & (seen != home)
@@ -163,12 +174,16 @@ def simulate(steps: int, chains: int, seed: int) -> Found:
                 home[moved] = seen[moved]
             path.append(cells[::THIN, ::chains])
     where = np.concatenate(path).T * (2 * EDGE / CELLS) - EDGE
-    return Found(counts.reshape(4, chains, 4) / steps, moves.reshape(4, chains).astype(float), where)
+    return Found(
+        counts.reshape(4, chains, 4) / steps, moves.reshape(4, chains).astype(float), where
+    )
 
 
 def make_table(found: Found) -> Table:
     """Return the shares as a table: mean over the chains, and the standard error of the share of wide minima."""
-    columns = [f"{m:.2f} {'wide' if wide else 'sharp'}" for m, wide in zip(MINIMA, WIDE, strict=True)]
+    columns = [
+        f"{m:.2f} {'wide' if wide else 'sharp'}" for m, wide in zip(MINIMA, WIDE, strict=True)
+    ]
     result = Table("noise", box=box.SIMPLE)
     for column in (*columns, "wide minima", "moves a chain"):
         result.add_column(column, justify="right")
@@ -184,7 +199,9 @@ def draw(found: Found, steps: int, path: Path) -> None:
     """Draw f above, and for each variant the first chain and the shares of all chains."""
     size, borders = 9, (-EDGE, *MAXIMA, EDGE)
     colours = [WIDE_COLOUR if wide else SHARP_COLOUR for wide in WIDE]
-    with plt.rc_context({"font.size": size, "axes.edgecolor": "#999999", "text.color": INK, "axes.labelcolor": INK}):
+    with plt.rc_context(
+        {"font.size": size, "axes.edgecolor": "#999999", "text.color": INK, "axes.labelcolor": INK}
+    ):
         figure = plt.figure(figsize=(10, 9.4), layout="constrained")
         grid = figure.add_gridspec(5, 2, width_ratios=(3.4, 1), height_ratios=(1.7, 1, 1, 1, 1))
         top = figure.add_subplot(grid[0, :])
@@ -196,15 +213,26 @@ def draw(found: Found, steps: int, path: Path) -> None:
                 left.axhspan(low, high, color=colour, alpha=0.13, linewidth=0)
             every = max(1, found.path.shape[1] // 6000)
             y = found.path[row, ::every]
-            left.plot(np.arange(len(y)) * every * THIN / 1e6, y, ".", markersize=1.6, color=INK, rasterized=True)
-            left.set(ylim=(-EDGE - 0.05, EDGE + 0.05), yticks=MINIMA, xlim=(0, steps / 1e6), ylabel="x")
+            left.plot(
+                np.arange(len(y)) * every * THIN / 1e6,
+                y,
+                ".",
+                markersize=1.6,
+                color=INK,
+                rasterized=True,
+            )
+            left.set(
+                ylim=(-EDGE - 0.05, EDGE + 0.05), yticks=MINIMA, xlim=(0, steps / 1e6), ylabel="x"
+            )
             left.set_yticklabels([f"{m:.2f}" for m in MINIMA])
             left.set_title(name, loc="left", fontsize=size + 1, fontweight="bold")
             shares = found.shares[row].mean(axis=0)
             height = [0.26, 0.5, 0.26, 0.5]
             right.barh(MINIMA, shares, height=height, color=colours)
             for place, share in zip(MINIMA, shares, strict=True):
-                right.text(share + 0.02, place, f"{100 * share:.1f} %", va="center", fontsize=size - 0.5)
+                right.text(
+                    share + 0.02, place, f"{100 * share:.1f} %", va="center", fontsize=size - 0.5
+                )
             right.set(xlim=(0, 1.42), xticks=(0, 0.5, 1))
             right.set_xticklabels(["0", "50 %", "100 %"])
             right.tick_params(labelleft=False, left=False)
@@ -224,7 +252,9 @@ def _function(axis: Axes, borders: tuple[float, ...], colours: list[str]) -> Non
     """Draw f with its basins shaded and its minima marked."""
     x = np.linspace(-EDGE, EDGE, 4001)
     axis.plot(x, f(x), color=INK, linewidth=1.6)
-    for low, high, minimum, wide, colour in zip(borders[:-1], borders[1:], MINIMA, WIDE, colours, strict=True):
+    for low, high, minimum, wide, colour in zip(
+        borders[:-1], borders[1:], MINIMA, WIDE, colours, strict=True
+    ):
         axis.axvspan(low, high, color=colour, alpha=0.13, linewidth=0)
         depth = float(f(np.array(minimum)))
         axis.plot(minimum, depth, "o", color=colour, markersize=6)
@@ -241,13 +271,24 @@ def _function(axis: Axes, borders: tuple[float, ...], colours: list[str]) -> Non
         )
     start = np.array(START)
     axis.plot(START, f(start), "v", color=INK, markersize=6)
-    axis.annotate("start", (START, float(f(start))), (-4, 5), textcoords="offset points", ha="center", va="bottom")
+    axis.annotate(
+        "start",
+        (START, float(f(start))),
+        (-4, 5),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+    )
     axis.set(xlim=(-EDGE, EDGE), ylim=(-0.82, 0.12), xlabel="x", ylabel="f(x)")
-    axis.set_title("the function: two sharp and two wide minima", loc="left", fontsize=10, fontweight="bold")
+    axis.set_title(
+        "the function: two sharp and two wide minima", loc="left", fontsize=10, fontweight="bold"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=3_000_000, help="updates a chain")
     parser.add_argument("--chains", type=int, default=100, help="independent chains a variant")
     parser.add_argument("--seed", type=int, default=0)

@@ -32,8 +32,12 @@ class Clip(Intervention):
     section 3.2 (by norm), computed by ``torch.nn.utils``.
     """
 
-    norm: float = hyper(1.0, "largest norm of the gradient", lambda v: v > 0, "a number > 0, inf for no limit")
-    value: float = hyper(math.inf, "largest size of an element", lambda v: v > 0, "a number > 0, inf for no limit")
+    norm: float = hyper(
+        1.0, "largest norm of the gradient", lambda v: v > 0, "a number > 0, inf for no limit"
+    )
+    value: float = hyper(
+        math.inf, "largest size of an element", lambda v: v > 0, "a number > 0, inf for no limit"
+    )
     neutral: ClassVar[dict[str, Any]] = {"norm": math.inf}
 
     def apply(self, recipe: Recipe) -> Recipe:

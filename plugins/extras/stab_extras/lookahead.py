@@ -32,14 +32,20 @@ class Lookahead(Intervention):
     Source: Zhang, Lucas, Hinton and Ba, "Lookahead optimizer: k steps forward, 1 step back", arXiv 1907.08610, algorithm 1.
     """
 
-    k: int = hyper(5, "updates between restarts", lambda v: isinstance(v, int) and v >= 1, "an integer >= 1")
-    alpha: float = hyper(0.5, "step of the slow weights", lambda v: 0 < v <= 1, "a number in (0, 1]")
+    k: int = hyper(
+        5, "updates between restarts", lambda v: isinstance(v, int) and v >= 1, "an integer >= 1"
+    )
+    alpha: float = hyper(
+        0.5, "step of the slow weights", lambda v: 0 < v <= 1, "a number in (0, 1]"
+    )
     neutral: ClassVar[dict[str, Any]] = {"alpha": 1.0}
 
     def apply(self, recipe: Recipe) -> Recipe:
         if self.alpha == 1:
             return recipe
-        return wrap(recipe, "stab_extras.lookahead:LookaheadOptimizer", k=self.k, alpha=float(self.alpha))
+        return wrap(
+            recipe, "stab_extras.lookahead:LookaheadOptimizer", k=self.k, alpha=float(self.alpha)
+        )
 
 
 class LookaheadOptimizer(Wrapper):

@@ -32,11 +32,17 @@ class SAM(Intervention):
     arXiv 2010.01412, algorithm 1 and equation 2 with p = 2.
     """
 
-    rho: float = hyper(0.05, "radius of the neighbourhood", lambda v: 0 <= v < float("inf"), "a number >= 0")
+    rho: float = hyper(
+        0.05, "radius of the neighbourhood", lambda v: 0 <= v < float("inf"), "a number >= 0"
+    )
     neutral: ClassVar[dict[str, Any]] = {"rho": 0.0}
 
     def apply(self, recipe: Recipe) -> Recipe:
-        return wrap(recipe, "stab_extras.sam:SAMOptimizer", rho=float(self.rho)) if self.rho else recipe
+        return (
+            wrap(recipe, "stab_extras.sam:SAMOptimizer", rho=float(self.rho))
+            if self.rho
+            else recipe
+        )
 
 
 class SAMOptimizer(Wrapper):

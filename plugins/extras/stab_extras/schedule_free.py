@@ -36,22 +36,42 @@ class ScheduleFree(Intervention):
     authors' package ``schedulefree``.
     """
 
-    beta: float = hyper(0.9, "how near to the average gradients are taken", lambda v: 0 < v < 1, "a number in (0, 1)")
-    warmup: float = hyper(0.0, "fraction of training that raises lr", lambda v: 0 <= v < 1, "a number in [0, 1)")
-    lr_factor: float = hyper(1.0, "factor of the recipe's lr", lambda v: 0 < v < float("inf"), "a number > 0")
+    beta: float = hyper(
+        0.9,
+        "how near to the average gradients are taken",
+        lambda v: 0 < v < 1,
+        "a number in (0, 1)",
+    )
+    warmup: float = hyper(
+        0.0, "fraction of training that raises lr", lambda v: 0 <= v < 1, "a number in [0, 1)"
+    )
+    lr_factor: float = hyper(
+        1.0, "factor of the recipe's lr", lambda v: 0 < v < float("inf"), "a number > 0"
+    )
 
     def apply(self, recipe: Recipe) -> Recipe:
         if recipe.schedule != "constant":
-            raise Incompatible(f"schedule_free replaces the schedule, the recipe has one: {recipe.schedule}")
+            raise Incompatible(
+                f"schedule_free replaces the schedule, the recipe has one: {recipe.schedule}"
+            )
         if recipe.optimizer not in FOUND:
-            raise Incompatible(f"schedule_free is for AdamW and SGD, the recipe's optimizer is {recipe.optimizer}")
+            raise Incompatible(
+                f"schedule_free is for AdamW and SGD, the recipe's optimizer is {recipe.optimizer}"
+            )
         optimizer, kept = FOUND[recipe.optimizer]
         lost = sorted(recipe.optimizer_args.keys() - kept)
         if lost:
-            raise Incompatible(f"schedule_free's {optimizer} has no {lost[0]}, which the recipe sets")
-        args: dict[str, Any] = {**recipe.optimizer_args, "warmup_steps": round(self.warmup * recipe.updates)}
+            raise Incompatible(
+                f"schedule_free's {optimizer} has no {lost[0]}, which the recipe sets"
+            )
+        args: dict[str, Any] = {
+            **recipe.optimizer_args,
+            "warmup_steps": round(self.warmup * recipe.updates),
+        }
         if optimizer.endswith("AdamWScheduleFree"):
             args["betas"] = [self.beta, recipe.optimizer_args.get("betas", (0.9, 0.999))[1]]
         else:
             args["momentum"] = self.beta
-        return replace(recipe, optimizer=optimizer, optimizer_args=args, lr=recipe.lr * self.lr_factor)
+        return replace(
+            recipe, optimizer=optimizer, optimizer_args=args, lr=recipe.lr * self.lr_factor
+        )

@@ -36,9 +36,15 @@ class TruncatedNoise(Intervention):
     which they make heavy-tailed by a Pareto factor.
     """
 
-    alpha: float = hyper(1.5, "tail index of the noise's norm", lambda v: 0 < v < math.inf, "a number > 0")
-    scale: float = hyper(0.05, "smallest norm of the noise", lambda v: 0 <= v < math.inf, "a number >= 0")
-    threshold: float = hyper(0.5, "largest norm of gradient and noise", lambda v: v > 0, "a number > 0, inf for none")
+    alpha: float = hyper(
+        1.5, "tail index of the noise's norm", lambda v: 0 < v < math.inf, "a number > 0"
+    )
+    scale: float = hyper(
+        0.05, "smallest norm of the noise", lambda v: 0 <= v < math.inf, "a number >= 0"
+    )
+    threshold: float = hyper(
+        0.5, "largest norm of gradient and noise", lambda v: v > 0, "a number > 0, inf for none"
+    )
     neutral: ClassVar[dict[str, Any]] = {"scale": 0.0, "threshold": math.inf}
 
     def apply(self, recipe: Recipe) -> Recipe:
@@ -47,7 +53,9 @@ class TruncatedNoise(Intervention):
             args = {"alpha": float(self.alpha), "scale": float(self.scale)}
             calls.append(Call("stab_extras.truncated_noise:AddNoise", args))
         if self.threshold < math.inf:
-            calls.append(Call("stab_extras.truncated_noise:Truncate", {"threshold": float(self.threshold)}))
+            calls.append(
+                Call("stab_extras.truncated_noise:Truncate", {"threshold": float(self.threshold)})
+            )
         return replace(recipe, gradient_transforms=tuple(calls))
 
 

@@ -24,9 +24,16 @@ class Wrapper(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, inner: str, inner_args: dict[str, Any]
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        inner: str,
+        inner_args: dict[str, Any],
     ) -> None:
-        recipe = Recipe(optimizer=inner, optimizer_args=inner_args, lr=lr, weight_decay=weight_decay)
+        recipe = Recipe(
+            optimizer=inner, optimizer_args=inner_args, lr=lr, weight_decay=weight_decay
+        )
         self.inner = make_optimizer(recipe, list(params))
         super().__init__(self.inner.param_groups, {})
 

@@ -61,7 +61,13 @@ def reference(recipe, optimizer, step, seed=0):
 
     ``gradient()`` puts the minibatch's gradient into ``.grad`` and returns the loss.
     """
-    (start,) = train(TASK, replace(recipe, updates=1, lr=1e-30, optimizer="SGD", optimizer_args={}), seed, {}, [1])
+    (start,) = train(
+        TASK,
+        replace(recipe, updates=1, lr=1e-30, optimizer="SGD", optimizer_args={}),
+        seed,
+        {},
+        [1],
+    )
     policy = TASK.policy(recipe)
     policy.load_state_dict(start.raw)
     policy.seen.zero_()
@@ -133,7 +139,9 @@ def test_lookahead_is_algorithm_1():
     deployed = dict(zip([name for name, _ in policy.named_parameters()], slow, strict=True))
     for name, value in deployed.items():
         assert torch.allclose(found[name], value, atol=1e-6)
-    assert not torch.allclose(found["layers.0.weight"], policy.layers[0].weight)  # 13 is no multiple of 3
+    assert not torch.allclose(
+        found["layers.0.weight"], policy.layers[0].weight
+    )  # 13 is no multiple of 3
 
 
 def test_lookahead_goes_on_with_the_fast_weights():
@@ -227,7 +235,9 @@ def test_state_of_wrapped_optimizers_resumes():
 
 def test_schedules_act_on_the_inner_optimizer():
     decayed = parse("lookahead+lr_decay").apply(RECIPE)
-    assert not torch.equal(last(decayed)["layers.0.weight"], last(Lookahead().apply(RECIPE))["layers.0.weight"])
+    assert not torch.equal(
+        last(decayed)["layers.0.weight"], last(Lookahead().apply(RECIPE))["layers.0.weight"]
+    )
     x = nn.Parameter(torch.zeros(1))
     optimizer = make_optimizer(decayed, [x])
     optimizer.param_groups[0]["lr"] = 0.123
@@ -235,7 +245,9 @@ def test_schedules_act_on_the_inner_optimizer():
 
 
 def test_weight_decay_reaches_the_inner_optimizer():
-    optimizer = make_optimizer(parse("weight_decay+sam").apply(RECIPE), [nn.Parameter(torch.zeros(1))])
+    optimizer = make_optimizer(
+        parse("weight_decay+sam").apply(RECIPE), [nn.Parameter(torch.zeros(1))]
+    )
     assert optimizer.inner.param_groups[0]["weight_decay"] == 0.1
 
 
@@ -251,7 +263,12 @@ def test_schedule_free_deploys_the_average():
         optimizer.step()
 
     for base, made in (
-        (RECIPE, lambda p: schedulefree.AdamWScheduleFree(p, lr=0.02, betas=(0.95, 0.999), warmup_steps=4)),
+        (
+            RECIPE,
+            lambda p: schedulefree.AdamWScheduleFree(
+                p, lr=0.02, betas=(0.95, 0.999), warmup_steps=4
+            ),
+        ),
         (
             replace(SGD, optimizer_args={}),
             lambda p: schedulefree.SGDScheduleFree(p, lr=0.02, momentum=0.95, warmup_steps=4),
@@ -285,7 +302,8 @@ def test_schedule_free_refuses_what_it_cannot_serve(recipe, message):
 def test_layer_norm_keeps_the_policy_s_other_arguments():
     assert LayerNorm().apply(Recipe()).policy == "mlp:norm=layer"
     assert (
-        LayerNorm().apply(Recipe(policy="mlp:width=64,norm=none,depth=3")).policy == "mlp:width=64,depth=3,norm=layer"
+        LayerNorm().apply(Recipe(policy="mlp:width=64,norm=none,depth=3")).policy
+        == "mlp:width=64,depth=3,norm=layer"
     )
     once = LayerNorm().apply(Recipe(policy="mlp:width=64"))
     assert LayerNorm().apply(once) == once
@@ -318,7 +336,9 @@ def test_power_ema_s_weights_are_differences_of_powers():
 
 def test_power_ema_s_memory_is_a_share_of_the_run():
     weights = memory(PowerEMA(), 4000, [1000, 4000])
-    assert effective_half_life(weights[4000]) / effective_half_life(weights[1000]) == pytest.approx(4, rel=0.02)
+    assert effective_half_life(weights[4000]) / effective_half_life(weights[1000]) == pytest.approx(
+        4, rel=0.02
+    )
 
 
 def test_power_ema_s_variance_over_independent_iterates():
@@ -383,7 +403,9 @@ def test_the_noise_is_a_function_of_seed_and_update():
 
 def test_the_update_of_sgd_is_bounded():
     """An update of SGD is at most eta times the threshold: 13 of them end within 13 eta b of the start."""
-    recipe = TruncatedNoise(alpha=0.5, scale=10.0, threshold=0.2).apply(replace(SGD, optimizer_args={}))
+    recipe = TruncatedNoise(alpha=0.5, scale=10.0, threshold=0.2).apply(
+        replace(SGD, optimizer_args={})
+    )
     points = [p.raw for p in train(TASK, recipe, 0, {}, range(1, 14))]
     names = [name for name, _ in TASK.policy(recipe).named_parameters()]
     for one, following in itertools.pairwise(points):

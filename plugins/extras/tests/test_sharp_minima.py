@@ -56,7 +56,9 @@ def test_step_is_the_plugins_transforms_and_sgd(script: ModuleType, cut: bool) -
 
         x = torch.tensor([start], dtype=torch.float64, requires_grad=True)
         h = 1e-6
-        x.grad = torch.tensor([(script.f(start + h) - script.f(start - h)) / (2 * h)], dtype=torch.float64)
+        x.grad = torch.tensor(
+            [(script.f(start + h) - script.f(start - h)) / (2 * h)], dtype=torch.float64
+        )
         torch.manual_seed(seed)  # the same normal, then the same Pareto draw
         AddNoise(script.ALPHA, script.HEAVY * (500 if seed % 3 == 0 else 1))([x])
         if cut:

@@ -1,0 +1,223 @@
+"""Files: written whole or not at all. JSON of a known form, trees of tensors, and a cache."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stab.registry import StabError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NUMBER = (int, float)
+LARGEST = 2**53  # of numbers; NaN is not below it, either
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``, for the block to write; renamed at its end, removed when it raises.
+
+    Raises StabError when the disk does not take it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        os.close(handle)
+        try:
+            yield Path(name)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as e:
+        raise StabError(f"cannot write {path}: {e.strerror or e}") from e
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it. Raises StabError when the disk does not take it."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path, data: Any, indent: int | None = None) -> None:
+    """Write JSON (no NaN: null stands for a figure that does not exist) under a temporary name and rename it."""
+    write_text(path, json.dumps(data, indent=indent, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises StabError when the file is missing, truncated or not JSON."""
+    try:
+        return json.loads(path.read_text(), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError) as e:
+        raise StabError(f"cannot read {path}: {e}") from e
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder``, for the block to fill; it takes the place of ``folder`` at its end.
+
+    Nothing stale stays, nothing half-written shows. Raises StabError when the disk does not take it.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as e:
+        raise StabError(f"cannot write {folder}: {e.strerror or e}") from e
+
+
+def fits(value: Any, form: Any) -> bool:
+    """Whether data have a form: a type, (form, form) for either, [form] for a list, {key: form} or {str: form} for a dict.
+
+    Numbers must be finite, and no larger than the integers that a float can tell apart.
+    """
+    if isinstance(form, list):
+        return isinstance(value, list) and all(fits(one, form[0]) for one in value)
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(
+            all(fits(one, inner) for one in value.values())
+            if key is str
+            else key in value and fits(value[key], inner)
+            for key, inner in form.items()
+        )
+    if isinstance(form, tuple):
+        return any(fits(value, one) for one in form)
+    if isinstance(value, bool):
+        return form is bool
+    return isinstance(value, form) and (not isinstance(value, int | float) or abs(value) < LARGEST)
+
+
+def read_as(path: Path, form: Any, what: str) -> Any:
+    """Read JSON of a form. Raises StabError when it is missing, truncated, or something else."""
+    data = read_json(path)
+    if not fits(data, form):
+        raise StabError(f"{path} holds no {what} of stab; move it out of the run folder")
+    return data
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Write a tree under a temporary name and rename it.
+
+    A tree is a tensor, an array, a number, a string, a boolean, None, or a dict (keys: strings and integers), list or tuple
+    of trees. Floats keep every bit, tensors their strides. Raises TypeError for anything else, StabError when the disk does
+    not take it.
+    """
+    tensors: dict[str, Tensor] = {}
+    structure = json.dumps(_take_apart(tree, tensors))
+    save_tensors(path, tensors, {"tree": structure})
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Write safetensors under a temporary name and rename it. Raises StabError when the disk does not take it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with replacing(path) as temporary:
+            save_file(
+                {name: value.contiguous() for name, value in tensors.items()}, temporary, about
+            )
+    except SafetensorError as e:
+        raise StabError(f"cannot write {path}: {e}") from e
+
+
+def load_tree(path: Path) -> Any:
+    """Read what ``save_tree`` wrote. Raises StabError when the file is missing, damaged, or something else."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            structure = json.loads(file.metadata()["tree"])
+            return _put_together(structure, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (
+        OSError,
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        RecursionError,
+    ) as e:
+        raise StabError(f"cannot read the state {path}: {e}") from e
+
+
+def _take_apart(value: Any, tensors: dict[str, Tensor]) -> Any:
+    import numpy as np
+    import torch
+
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.Tensor | np.ndarray):
+        name = str(len(tensors))
+        if isinstance(value, np.ndarray):
+            tensors[name] = torch.from_numpy(np.array(value, order="C"))
+            return {"array": name}
+        # Where elements lie in memory is kept, too: fused optimizers walk through a parameter and its state side by side.
+        order = sorted(range(value.dim()), key=value.stride, reverse=True)
+        tensors[name] = (
+            value.detach().cpu().permute(order).clone(memory_format=torch.contiguous_format)
+        )
+        return {"tensor": [name, order]}
+    if isinstance(value, dict) and all(isinstance(key, str | int) for key in value):
+        return {"dict": [[key, _take_apart(one, tensors)] for key, one in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_take_apart(one, tensors) for one in value]}
+    raise TypeError(f"a {type(value).__name__} is no plain data")
+
+
+def _put_together(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        name, order = content
+        return tensors[name].permute([order.index(axis) for axis in range(len(order))])
+    if kind == "array":
+        return tensors[content].numpy()
+    if kind == "dict":
+        return {key: _put_together(one, tensors) for key, one in content}
+    found = [_put_together(one, tensors) for one in content]
+    return {"list": found, "tuple": tuple(found)}[kind]
+
+
+def cache_folder() -> Path:
+    """Return the folder of what can be measured again: ``$XDG_CACHE_HOME/stab``, by default ``~/.cache/stab``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stab"
+
+
+def write_cache(path: Path, text: str) -> None:
+    """Write a file of the cache. If the disk does not take it, nothing happens: a lost cache costs time, never a result."""
+    with contextlib.suppress(StabError):
+        write_text(path, text)
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

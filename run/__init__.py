@@ -1,0 +1,1 @@
+"""A run folder, and how it is filled."""

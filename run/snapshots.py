@@ -1,0 +1,227 @@
+"""Snapshots of training: means of the iterates over blocks of updates, from which averages are read off afterwards."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from stab import files
+from stab.registry import StabError
+from stab.stabilizers.base import Average, clone, memory
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
+
+    from torch import Tensor
+
+    from stab.stabilizers.base import Params
+    from stab.train import Checkpoint
+
+RIDER = "(snapshots)"  # its name among the averages of a cell; no stabilizer string
+
+
+@dataclass
+class BlockState:
+    """The means of the finished blocks, the last iterate of the latest, and the mean in progress after ``count`` updates."""
+
+    ends: frozenset[int]
+    mean: Params
+    last: Params
+    count: int = 0
+    finished: list[Params] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        finished = [dict(block) for block in self.finished]
+        return {
+            "mean": dict(self.mean),
+            "last": dict(self.last),
+            "count": self.count,
+            "finished": finished,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.mean, self.last, self.count = (
+            clone(state["mean"]),
+            clone(state["last"]),
+            state["count"],
+        )
+        self.finished = [clone(block) for block in state["finished"]]
+
+
+@dataclass(frozen=True)
+class BlockMeans(Average):
+    """Mean of the iterates over each block of ``every`` updates; ``Snapshots.take`` finds it in a read-out.
+
+    It rides along as an average does, and looks at float buffers, too. Blocks end at the last update and every ``every``
+    updates before it, so that they end at every checkpoint; the first may be shorter.
+    """
+
+    every: int = 50
+    averages_buffers: ClassVar[bool] = True
+
+    def init(self, params: Params, total: int) -> BlockState:
+        return BlockState(frozenset(block_ends(total, self.every)), clone(params), clone(params))
+
+    def update(self, state: BlockState, params: Params, step: int) -> None:
+        import torch
+
+        state.count += 1
+        torch._foreach_lerp_(list(state.mean.values()), list(params.values()), 1 / state.count)
+        if step in state.ends:
+            state.finished.append(clone(state.mean))
+            state.last, state.count = clone(params), 0
+
+    def read(self, state: BlockState) -> Params:
+        import torch
+
+        stacked = {
+            name: torch.stack([block[name] for block in state.finished])
+            for name in state.mean
+            if state.finished
+        }
+        return _prefixed("blocks", stacked) | _prefixed("last", clone(state.last))
+
+
+def block_ends(total: int, every: int) -> list[int]:
+    """Return the last update of each block."""
+    return list(range(total % every or every, total + 1, every))
+
+
+def _prefixed(kind: str, params: Params) -> Params:
+    return {f"{kind}/{name}": value for name, value in params.items()}
+
+
+def _within(kind: str, params: Params) -> Params:
+    return {
+        name.removeprefix(f"{kind}/"): value
+        for name, value in params.items()
+        if name.startswith(f"{kind}/")
+    }
+
+
+@dataclass
+class Snapshots:
+    """What a cell kept of its training.
+
+    Attributes:
+        every: updates in a block.
+        total: updates of training.
+        blocks: (blocks, ...) means of parameters and float buffers.
+        last: checkpoint -> the iterate there, the last of its block.
+        buffers: checkpoint -> the raw iterate's buffers.
+    """
+
+    every: int
+    total: int
+    blocks: dict[str, Tensor] = field(default_factory=dict)
+    last: dict[int, Params] = field(default_factory=dict)
+    buffers: dict[int, Params] = field(default_factory=dict)
+
+    def take(self, point: Checkpoint, parameters: Container[str]) -> None:
+        """Take in a checkpoint that ``BlockMeans`` rides on under the name ``RIDER``."""
+        read = point.averages[RIDER]
+        self.blocks = _within("blocks", read)
+        self.last[point.update] = _within("last", read)
+        self.buffers[point.update] = {
+            name: value for name, value in point.raw.items() if name not in parameters
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``take`` gathered but the blocks, which every read-out holds whole."""
+        return {"last": dict(self.last), "buffers": dict(self.buffers)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of state_dict."""
+        self.last, self.buffers = dict(state["last"]), dict(state["buffers"])
+
+    def read_off(self, average: Average, steps: Iterable[int]) -> tuple[dict[int, Params], float]:
+        """Return what the average would have read at the updates ``steps``, nearly, and the share of misplaced weight.
+
+        A convex average is a sum over iterates with weights w_i that do not depend on them (measured by
+        ``stabilizers.base.memory``). Here the weights of a block are spread evenly over it; the last iterate of all, which
+        is known, keeps its own, and the rest of its block has the mean (K mean_b - last) / (K - 1)::
+
+            read = sum_b W_b mean_b + w_last last,   W_b = sum of w_i for i in b
+            misplaced = max over steps of 1/2 sum_i |w_i - W_b(i) / size of b(i)|    in [0, 1)
+
+        That is exact where weights are constant within blocks (the mean of a tail that begins with a block) and where the
+        average is still the latest iterate. The distance to the online read-out is at most ``misplaced`` times twice the
+        greatest distance of an iterate to the mean of its block.
+
+        Raises StabError when the average is not convex, or there is no checkpoint at one of ``steps``.
+        """
+        import torch
+
+        if not average.convex:
+            raise StabError(
+                f"{average!r} declares no convex weights: only such averages can be read off afterwards"
+            )
+        ends = np.array(block_ends(self.total, self.every))
+        found, misplaced = {}, 0.0
+        for step, weights in memory(average, self.total, steps).items():
+            if step not in self.last:
+                raise StabError(
+                    f"there is no checkpoint at update {step} to read off; there is at {sorted(self.last)}"
+                )
+            count = int(np.searchsorted(ends, step)) + 1
+            starts = np.concatenate([[0], ends[: count - 1]])
+            sizes = np.diff([*starts, step])
+            sums = np.add.reduceat(weights, starts)
+            spread = np.repeat(sums / sizes, sizes)
+            own, size = 0.0, sizes[-1]
+            if size > 1:
+                rest = sums[-1] - weights[-1]
+                spread[-size:-1], spread[-1] = rest / (size - 1), weights[-1]
+                sums[-1], own = rest * size / (size - 1), weights[-1] - rest / (size - 1)
+            misplaced = max(misplaced, float(np.abs(weights - spread).sum() / 2))
+            factors = torch.from_numpy(sums)
+            held = {}
+            for name, value in self.blocks.items():  # in float64: hundreds of blocks are added up
+                total = (
+                    torch.tensordot(factors, value[:count].double(), 1)
+                    + own * self.last[step][name].double()
+                )
+                held[name] = total.to(value.dtype)
+            raw = clone(self.buffers[step])
+            found[step] = raw | held if average.averages_buffers else held | raw
+        return found, misplaced
+
+
+def save(path: Path, taken: Snapshots) -> None:
+    """Write a cell's snapshots as safetensors, under a temporary name first. Raises StabError when the disk is full."""
+    tensors = _prefixed("blocks", taken.blocks)
+    for kind, points in (("last", taken.last), ("buffers", taken.buffers)):
+        for step, params in points.items():
+            tensors |= _prefixed(f"{kind}/{step}", params)
+    about = {
+        "every": str(taken.every),
+        "total": str(taken.total),
+        "checkpoints": json.dumps(sorted(taken.last)),
+    }
+    try:
+        files.save_tensors(path, tensors, about)
+    except StabError as e:
+        raise StabError(f"{e}; snapshots are large: raise snapshots.every") from e
+
+
+def load(path: Path) -> Snapshots:
+    """Read a cell's snapshots. Raises StabError when the file is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a method, not a dict's)
+        last, buffers = (
+            {step: _within(f"{kind}/{step}", tensors) for step in json.loads(about["checkpoints"])}
+            for kind in ("last", "buffers")
+        )
+        return Snapshots(
+            int(about["every"]), int(about["total"]), _within("blocks", tensors), last, buffers
+        )
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+        raise StabError(f"cannot read the snapshots {path}: {e}") from e

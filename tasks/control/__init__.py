@@ -1,0 +1,1 @@
+"""Control: continuous and discrete actions in Gymnasium environments."""

@@ -1,0 +1,171 @@
+"""Tasks whose own dataset is collected on first use: from an expert that comes with stab, or from a function."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from minari.data_collector import EpisodeBuffer
+
+from stab.files import versions
+from stab.registry import StabError
+from stab.tasks import datasets
+from stab.tasks.base import Demonstrations
+from stab.tasks.control.episodes import make
+from stab.tasks.control.recorded import UNLIMITED, Recorded
+from stab.tasks.references import (
+    EXPERT_SEED,
+    RANDOM_SEED,
+    Progress,
+    References,
+    curve,
+    no_progress,
+    portion,
+    random_returns,
+)
+
+EPISODES = 25  # of a task's own dataset, where no more are used
+REFERENCE_EPISODES = 100
+
+# The action for an observation; what is random in it is drawn from the episode's generator.
+Act = Callable[[Any, np.random.Generator], Any]
+
+
+@dataclass(frozen=True)
+class Collected(Recorded):
+    """A task with an expert. Subclasses give ``collect``; arguments as for ``Task``.
+
+    The task's own dataset is collected when it is missing, or holds fewer episodes than are used; one that is named by
+    ``dataset_id`` is taken as it is.
+    """
+
+    @property
+    def demonstrations_id(self) -> str:
+        return self.dataset_id or f"stab/{self.name}/expert-v0"
+
+    def ready(self) -> bool:
+        if not datasets.exists(self.demonstrations_id):
+            return False
+        return (
+            self.dataset_id is not None
+            or datasets.load(self.demonstrations_id).total_episodes >= self._wanted
+        )
+
+    def _load(self, progress: Progress) -> Demonstrations:
+        if self.dataset_id is None and not self.ready():
+            self.collect(progress)
+        return super()._load(progress)
+
+    def _count(self, episodes: int | None) -> int:
+        """How many episodes to collect: as asked, or as many as are used, at least 25."""
+        return max(EPISODES, self._wanted) if episodes is None else episodes
+
+    @property
+    def _wanted(self) -> int:
+        return self.train_episodes + self.validation_episodes
+
+
+@dataclass(frozen=True)
+class Scripted(Collected):
+    """A task whose expert is a function. Subclasses give ``environment`` and ``expert``; arguments as for ``Task``.
+
+    Attributes:
+        environment: Gymnasium id, registered by the time a task is made.
+        noise: standard deviation of what is added to the expert's actions in the demonstrations (Box actions): without
+            it a policy of the expert's own class fits every transition exactly, and minibatches differ in nothing.
+    """
+
+    environment: ClassVar[str]
+    noise: ClassVar[float] = 0.0
+
+    def expert(self, observation: Any) -> Any:
+        """Return the expert's action. Box actions are clipped to their space."""
+        raise NotImplementedError
+
+    def demonstrate(self, observation: Any, rng: np.random.Generator) -> Any:
+        """Return the action that is recorded: the expert's, plus ``noise`` times a standard normal draw."""
+        action = self.expert(observation)
+        return action + self.noise * rng.standard_normal(np.shape(action)) if self.noise else action
+
+    def about(self) -> dict[str, Any]:
+        """Return what the dataset's metadata says of the expert; plain data."""
+        return {"expert": {"noise": self.noise}}
+
+    def collect(self, progress: Progress = no_progress, episodes: int | None = None) -> None:
+        """Write episodes of ``demonstrate``, reset seeds 0, 1, ..., and the references of ``expert``.
+
+        A larger dataset begins with the smaller one. Raises StabError for a ``dataset_id`` that is there already.
+        """
+        count, spec = self._count(episodes), self._own
+        env = make(spec)
+        references = measure(
+            env, lambda observation, _: self.expert(observation), portion(progress, 0.0, 0.8)
+        )
+        datasets.create(
+            self.demonstrations_id,
+            [episode(env, self.demonstrate, seed) for seed in range(count)],
+            spec,
+            references,
+            self.about() | {"versions": versions(("stab-gva", "gymnasium", "numpy"))},
+            larger=self.dataset_id is None,
+            algorithm_name=f"scripted expert, noise {self.noise:g}",
+            author="stab",
+            description=f"{count} episodes of the scripted expert of task {self.name} in {spec.id}.",
+        )
+        progress(1.0)
+
+    @property
+    def _own(self) -> gym.envs.registration.EnvSpec:
+        """How to make the environment that ``collect`` records in."""
+        spec = gym.spec(self.environment)
+        return replace(spec, max_episode_steps=spec.max_episode_steps or UNLIMITED)
+
+    @functools.cached_property
+    def _spec(self) -> gym.envs.registration.EnvSpec:
+        if self.dataset_id is None and not datasets.exists(self.demonstrations_id):
+            return self._own
+        spec = super()._spec
+        if spec.id != self.environment:
+            raise StabError(
+                f"dataset {self.demonstrations_id!r} was recorded in {spec.id}, task {self.name!r} is {self.environment}:"
+                f" compare on it alone: --task recorded --dataset {self.demonstrations_id}"
+            )
+        return spec
+
+
+def episode(env: gym.Env[Any, Any], act: Act, seed: int) -> EpisodeBuffer:
+    """Return one episode; the seed fixes its reset and its generator. Box actions are clipped to their space."""
+    rng, space = np.random.default_rng(seed), env.action_space
+    observation, _ = env.reset(seed=seed)
+    observations, steps, done = [observation], [], False
+    while not done:
+        action = act(observation, rng)
+        if isinstance(space, gym.spaces.Box):
+            action = np.clip(action, space.low, space.high).astype(space.dtype)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        observations.append(observation)
+        steps.append((action, reward, terminated, truncated))
+        done = terminated or truncated
+    return datasets.episode(seed, observations, steps)
+
+
+def measure(env: gym.Env[Any, Any], act: Act, progress: Progress = no_progress) -> References:
+    """Return the references of 100 episodes each: actions drawn from the action space, and those of ``act``."""
+    assert env.spec is not None
+    assert env.spec.max_episode_steps is not None
+    horizon = env.spec.max_episode_steps
+    seeds = range(RANDOM_SEED, RANDOM_SEED + REFERENCE_EPISODES)
+    random = random_returns(env, seeds, horizon, portion(progress, 0.0, 0.5))
+    cumulative, lengths = np.zeros((REFERENCE_EPISODES, horizon)), np.zeros(REFERENCE_EPISODES)
+    for n in range(REFERENCE_EPISODES):
+        rewards = np.asarray(episode(env, act, EXPERT_SEED + n).rewards)
+        lengths[n] = len(rewards)
+        cumulative[n] = np.pad(rewards, (0, horizon - len(rewards))).cumsum()
+        portion(progress, 0.5, 0.5)((n + 1) / REFERENCE_EPISODES)
+    return References(
+        curve(*random, RANDOM_SEED), curve(cumulative, lengths, EXPERT_SEED), "measured"
+    )

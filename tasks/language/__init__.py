@@ -1,0 +1,1 @@
+"""Language: a text is an episode, the next token the action."""

@@ -1,0 +1,1 @@
+"""Fast layers that policies are built from."""

@@ -1,0 +1,188 @@
+"""Linear layers with ReLUs and dropout between them, and the squared error of what they give, as one function.
+
+Bitwise what the modules give one after the other. Where a network is small, the many small operations between its products,
+and what autograd does for each, take as long as the products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from stab.tasks.policies.kernels.onednn import LARGE, product
+
+if TYPE_CHECKING:
+    from stab.tasks.policies.base import Squash
+
+Parameters = Sequence[Tensor | None]
+aten = torch.ops.aten
+
+
+def layers(inputs: Tensor, parameters: Parameters, masks: Sequence[Tensor] = ()) -> Tensor:
+    """Return inputs (rows, features) through linear layers with ReLUs between them, for which ``has_onednn`` holds.
+
+    Args:
+        parameters: weight (outputs, inputs) and bias (outputs,), or None, of each layer in turn.
+        masks: (rows, outputs) what the ReLUs of each layer but the last are multiplied with, or nothing.
+    """
+    if torch.is_grad_enabled():
+        out: Tensor = _Layers.apply(masks, inputs, *parameters)  # type: ignore[no-untyped-call]
+        return out
+    return _forward(inputs, parameters, masks)[-1]
+
+
+def squared_error(
+    inputs: Tensor,
+    targets: Tensor,
+    squash: Squash | None,
+    parameters: Parameters,
+    masks: Sequence[Tensor] = (),
+) -> Tensor:
+    """Return the mean squared difference of ``layers``, squashed, from targets (rows, outputs); these have no gradient."""
+    error: Tensor = _SquaredError.apply(squash, targets, masks, inputs, *parameters)  # type: ignore[no-untyped-call]
+    return error
+
+
+class _Layers(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, masks: Sequence[Tensor], inputs: Tensor, *parameters: Tensor | None
+    ) -> Tensor:
+        *kept, out = _forward(inputs, parameters, masks)
+        ctx.masks = masks
+        ctx.save_for_backward(*kept, *parameters)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        kept, parameters = _split(ctx.saved_tensors)
+        needed = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():
+            return None, *_twice(
+                lambda *all: _plain(ctx.masks, *all), [kept[0], *parameters], needed, grads[0]
+            )
+        return None, *_backward(grads[0], kept, parameters, ctx.masks, needed)
+
+
+class _SquaredError(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        squash: Squash | None,
+        targets: Tensor,
+        masks: Sequence[Tensor],
+        inputs: Tensor,
+        *parameters: Tensor | None,
+    ) -> Tensor:
+        *kept, out = _forward(inputs, parameters, masks)
+        ctx.squash, ctx.masks, ctx.targets = squash, masks, targets
+        ctx.out = out.tanh_() if squash else out
+        ctx.save_for_backward(*kept, *parameters)
+        error: Tensor = aten.mse_loss(squash.scale(out) if squash else out, targets)
+        return error
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        kept, parameters = _split(ctx.saved_tensors)
+        needed, squash, out = ctx.needs_input_grad[3:], ctx.squash, ctx.out
+        if torch.is_grad_enabled():
+
+            def again(*tensors: Tensor | None) -> Tensor:
+                found = _plain(ctx.masks, *tensors)
+                return torch.nn.functional.mse_loss(squash(found) if squash else found, ctx.targets)
+
+            return None, None, None, *_twice(again, [kept[0], *parameters], needed, grads[0])
+        grad = aten.mse_loss_backward(
+            grads[0], squash.scale(out) if squash else out, ctx.targets, 1
+        )
+        if squash:
+            grad = aten.tanh_backward(grad * squash.size / 2, out)
+        return None, None, None, *_backward(grad, kept, parameters, ctx.masks, needed)
+
+
+def _split(saved: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the inputs of each layer, and its weights and biases."""
+    count = len(saved) // 3
+    return saved[:count], saved[count:]
+
+
+def _forward(inputs: Tensor, parameters: Parameters, masks: Sequence[Tensor]) -> list[Tensor]:
+    """Return the inputs of each layer, and the outputs of the last."""
+    found = [inputs]
+    for i in range(0, len(parameters), 2):
+        weight, bias, last = parameters[i], parameters[i + 1], i == len(parameters) - 2
+        assert weight is not None
+        if len(inputs) * weight.numel() >= LARGE:
+            out = product(found[-1], weight, bias, "none" if last else "relu")
+        else:
+            out = linear(found[-1], weight, bias)
+            if not last:
+                out.relu_()
+        found.append(out.mul_(masks[i // 2]) if masks and not last else out)
+    return found
+
+
+def _backward(
+    grad: Tensor,
+    kept: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Return the gradients of the inputs and the parameters that need one."""
+    found: list[Tensor | None] = [None] * len(needed)
+    for i in reversed(range(len(kept))):
+        inputs, weight = kept[i], parameters[2 * i]
+        if i < len(kept) - 1:  # a gradient of our own making
+            if masks:
+                grad.mul_(masks[i])
+            aten.threshold_backward.grad_input(grad, kept[i + 1], 0, grad_input=grad)
+        large = len(inputs) * weight.numel() >= LARGE
+        if needed[1 + 2 * i]:
+            if not large:
+                found[1 + 2 * i] = grad.T @ inputs
+            elif (
+                inputs.shape[1] < grad.shape[1]
+            ):  # the first operand is copied into its transpose: the smaller one
+                found[1 + 2 * i] = product(inputs.T, grad.T).T.contiguous()
+            else:
+                found[1 + 2 * i] = product(grad.T, inputs.T)
+        if needed[2 + 2 * i]:
+            found[2 + 2 * i] = grad.sum(0)
+        if i or needed[0]:
+            grad = product(grad, weight.T) if large else grad @ weight
+    found[0] = grad if needed[0] else None
+    return found
+
+
+def _plain(masks: Sequence[Tensor], inputs: Tensor | None, *parameters: Tensor | None) -> Tensor:
+    """Return what ``layers`` does, by operations that torch can differentiate as often as one likes."""
+    assert inputs is not None
+    out = inputs
+    for i in range(0, len(parameters), 2):
+        if i:
+            out = out.relu() * masks[i // 2 - 1] if masks else out.relu()
+        weight = parameters[i]
+        assert weight is not None
+        out = linear(out, weight, parameters[i + 1])
+    return out
+
+
+def _twice(
+    function: Callable[..., Tensor],
+    tensors: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    grad: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of a function at these tensors such that they can be differentiated themselves."""
+    # Views: where the inputs were made from the same weights (tied ones), the path through the inputs is not to be counted.
+    tensors = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+    wanted = [
+        tensor for tensor, need in zip(tensors, needed, strict=True) if need and tensor is not None
+    ]
+    found = iter(torch.autograd.grad(function(*tensors), wanted, grad, create_graph=True))
+    return tuple(next(found) if need else None for need in needed)
