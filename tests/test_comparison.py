@@ -382,7 +382,7 @@ def test_parts_that_a_killed_session_left_do_not_get_into_the_rows(hopper, tmp_p
 def test_a_part_that_fails_fails_its_cell_and_leaves_nothing(hopper, tmp_path, monkeypatch):
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(
-        "import time, stab.worker\n"
+        "import time, stab.run.worker\n"
         "def part(task, config, cell, run, part, report):\n"
         "    if part == 2: raise OSError('no rollouts today')\n"
         "    time.sleep(60)\n"
@@ -613,7 +613,7 @@ def test_a_plugin_that_prints_and_reseeds_changes_nothing_and_one_that_raises_st
 def test_two_processes_do_not_share_a_run_folder(hopper, tmp_path):
     run = tmp_path / "run"
     code = (
-        "import sys; from pathlib import Path; from stab import lock\n"
+        "import sys; from pathlib import Path; from stab.run import lock\n"
         "with lock.held(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(run)]

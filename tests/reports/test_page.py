@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from stab import files
 from stab.reports import figures, page, statistics, sweep, table
-from stab.run import rows
 
 VOID = {"meta", "br", "img", "wbr", "link", "input", "hr"}
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\u202e\ud800{{ 7 * 7 }}&amp;'
@@ -294,7 +294,7 @@ def test_it_is_the_same_again_and_needs_no_figures(run: Path) -> None:
 
 def test_it_is_written_in_any_locale(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text: list[str] = []
-    monkeypatch.setattr(rows, "write_text", lambda _, content: text.append(content))
+    monkeypatch.setattr(files, "write_text", lambda _, content: text.append(content))
     results = statistics.read(run)
     page.write(results, statistics.leaderboard(results), run / "figures", run / "report.html")
     assert text[0].isascii()

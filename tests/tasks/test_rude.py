@@ -11,7 +11,7 @@ SOURCE = """
 import os, random, sys
 import numpy as np, torch
 from dataclasses import dataclass
-from stab.tasks.cliff import Cliff
+from stab.tasks.control.cliff import Cliff
 
 class Rude(Cliff):
     at = ""
