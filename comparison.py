@@ -41,7 +41,7 @@ from stab.run.cells import (
 from stab.stabilizers import expand, parse, split, stabilizers
 from stab.stabilizers.base import LARGEST
 from stab.tasks import tasks
-from stab.tasks.base import Endless, Task
+from stab.tasks.base import Task
 from stab.tasks.references import no_progress
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def make_config(
         arguments["data"] = {"dataset": dataset}
     named, from_dataset = names(*layers, arguments, overrides=overrides)
     if not named and from_dataset:
-        from stab.tasks.control.recorded import task_for
+        from stab.tasks.catalog import task_for
 
         named = [task_for(from_dataset)]
         arguments["tasks"] = named
@@ -686,7 +686,7 @@ def prepare(
     """
     import numpy as np
 
-    from stab.train import check_pool
+    from stab.train import Fresh, check_pool
 
     made = {name: make_task(plan.config, name) for name in plan.config.tasks}
     for name, task in made.items():
@@ -700,7 +700,7 @@ def prepare(
             data.references.normalise(np.zeros(1), [min(plan.config.eval.horizon, task.horizon)])
             for recipe in {c.recipe.key: c.recipe for c in plan.cells if c.task == name}.values():
                 task.policy(recipe)
-                if isinstance(data.train, Endless):
+                if isinstance(data.train, Fresh):
                     check_pool(data.train, recipe)
     for finished in rows.cells(resumed) if resumed else ():
         if finished["task"] in made:  # others are no part of the run

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,10 +17,9 @@ import torch
 from stab.recipe import Recipe, load_object
 from stab.registry import StabError, reason
 from stab.stabilizers.base import Average, GradientTransform, averaged, clone
-from stab.tasks.base import Movable, Split, Task
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from stab.stabilizers.base import Params
 
@@ -28,6 +27,45 @@ if TYPE_CHECKING:
 INDICES, DROPOUT, GRADIENT = 0, 1, 2
 GRADIENT_SAMPLES = 4
 KEPT = 31 * 2**20  # bytes
+
+
+class Split(Protocol):
+    """Demonstrations to draw minibatches from, in samples: transitions, or whole texts."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def batch(self, indices: np.ndarray) -> Any:
+        """Return the samples of an integer array (batch,), in whatever form the task's loss takes."""
+
+
+@runtime_checkable
+class Movable(Split, Protocol):
+    """Demonstrations that training can take to another device than the processor."""
+
+    def to(self, device: torch.device) -> Split:
+        """Return the same on a device, where ``batch`` then gives its tensors."""
+
+
+@runtime_checkable
+class Fresh(Split, Protocol):
+    """Demonstrations that never repeat: every epoch is made of fresh ones."""
+
+    def pool(self, seed: int, epoch: int) -> Split:
+        """Return the ``len(self)`` transitions of one epoch of a trajectory; a function of seed and epoch."""
+
+
+class Problem(Protocol):
+    """What training needs: samples, a policy and a loss. Every task is one."""
+
+    def training_split(self) -> Split:
+        """Return what minibatches are drawn from."""
+
+    def policy(self, recipe: Recipe) -> nn.Module:
+        """Return a freshly initialised policy, drawn from torch's global generator."""
+
+    def loss(self, policy: nn.Module, batch: Any) -> Tensor:
+        """Return the scalar one-step loss of a batch from ``Split.batch``."""
 
 
 class Diverged(RuntimeError):
@@ -68,7 +106,7 @@ class Checkpoint:
 
 
 def train(
-    task: Task,
+    problem: Problem,
     recipe: Recipe,
     seed: int,
     averages: Mapping[str, Average],
@@ -82,7 +120,7 @@ def train(
     are left as found. Training runs on ``recipe.device``; checkpoints are on the processor.
 
     Args:
-        task: gives demonstrations, policy and loss.
+        problem: gives samples, policy and loss; any task.
         recipe: everything else that decides the trajectory.
         seed: of the trajectory.
         averages: what rides along, by a name of the caller's choice. One that raises is dropped, and stops nobody else.
@@ -97,12 +135,12 @@ def train(
     # Freed at once: having seen so large a block, glibc keeps what updates free instead of giving it back to the system and
     # taking it again, a page fault every 4 kB (malloc's dynamic threshold, 32 MiB at most).
     torch.empty(KEPT, dtype=torch.uint8)
-    data = task.dataset().train
+    data = problem.training_split()
     with _own_random_state(device):
         torch.default_generator.manual_seed(_entropy(seed, DROPOUT, 0))
-        policy = task.policy(recipe)
+        policy = problem.policy(recipe)
     if device.type != "cpu":
-        data, policy = _moved(task, data, device), policy.to(device)
+        data, policy = _moved(data, device), policy.to(device)
     policy.train()
     parameters = list(policy.parameters())
     optimizer = make_optimizer(recipe, parameters)
@@ -143,7 +181,7 @@ def train(
                 parameter.grad = None
             total = 0.0
             for micro in indices:
-                loss = task.loss(policy, source.batch(micro))
+                loss = problem.loss(policy, source.batch(micro))
                 if len(indices) > 1:
                     loss = loss / len(indices)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -171,7 +209,9 @@ def train(
             read, memory = riders.read(raw)
             _switch(optimizer, "train")
             policy.load_state_dict(live_state)
-            variance, norm2 = gradient_noise(task, policy, recipe, (seed, GRADIENT, update), data)
+            variance, norm2 = gradient_noise(
+                problem, policy, recipe, (seed, GRADIENT, update), data
+            )
             policy.load_state_dict(live_state)
             if device.type != "cpu":
                 raw, read = _to_cpu(raw), {name: _to_cpu(params) for name, params in read.items()}
@@ -335,10 +375,11 @@ def make_device(recipe: Recipe) -> torch.device:
     return torch.device(kind, int(index or 0))
 
 
-def _moved(task: Task, data: Split, device: torch.device) -> Split:
+def _moved(data: Split, device: torch.device) -> Split:
     if not isinstance(data, Movable):
         raise StabError(
-            f"task {task.name!r} cannot train on {device}: its demonstrations have no method to(device); leave out --device"
+            f"this task cannot train on {device}: its demonstrations have no method to(device); leave"
+            " out --device"
         )
     return data.to(device)
 
@@ -366,7 +407,7 @@ def make_transforms(recipe: Recipe) -> list[GradientTransform]:
 
 
 def gradient_noise(
-    task: Task,
+    problem: Problem,
     policy: nn.Module,
     recipe: Recipe,
     stream: tuple[int, ...],
@@ -378,14 +419,14 @@ def gradient_noise(
     of one minibatch's gradient is sum_i |g_i - m|^2 / (n - 1), that of a step's is 1 / accumulation of it;
     |m|^2 - trace / n is free of bias.
     """
-    data = task.dataset().train if data is None else data
+    data = problem.training_split() if data is None else data
     rng = np.random.default_rng(_entropy(*stream))
     gradients = []
     device = make_device(recipe)
     with _own_random_state(device):
         _seed(device, _entropy(*stream))
         for _ in range(GRADIENT_SAMPLES):
-            loss = task.loss(policy, data.batch(rng.integers(len(data), size=recipe.batch_size)))
+            loss = problem.loss(policy, data.batch(rng.integers(len(data), size=recipe.batch_size)))
             found = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
             gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
     stacked = torch.stack(gradients)

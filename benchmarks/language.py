@@ -25,8 +25,8 @@ from measure import bar, least_seconds, product_rates, table
 from stab.recipe import Recipe
 from stab.tasks import datasets, environments
 from stab.tasks.language import grammar
-from stab.tasks.language.source import source as make_source
-from stab.tasks.language.task import side_by_side
+from stab.tasks.language.environment import source as make_source
+from stab.tasks.language.generate import side_by_side
 from stab.tasks.policies import GPT, build_language
 
 SIZES = [

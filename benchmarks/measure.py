@@ -16,7 +16,7 @@ from torch import nn
 from stab.cli.progress import bars
 from stab.tasks import Task, tasks
 from stab.tasks.base import Demonstrations
-from stab.tasks.control.episodes import make
+from stab.tasks.environments import make
 from stab.tasks.policies.kernels.onednn import has_onednn, product
 from stab.tasks.references import Progress, no_progress
 

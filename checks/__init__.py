@@ -180,7 +180,7 @@ def _named(text: str) -> tuple[str, Stabilizer | Task]:
     if text in tasks.names():
         return text, _make(tasks.get(text), text)
     if re.fullmatch(r"[^\s:+]+/[^\s:+]+-v\d+", text):
-        from stab.tasks.control.recorded import task_for
+        from stab.tasks.catalog import task_for
 
         name = task_for(text)
         return text, _make(partial(tasks.get(name), dataset_id=text), name)

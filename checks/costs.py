@@ -16,11 +16,11 @@ from stab import files
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError
 from stab.stabilizers import parse, stabilizers
-from stab.tasks.base import Demonstrations, Task
-from stab.tasks.references import Curve, Progress, References, no_progress
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from stab.train import Split
 
 SETTING = "MLP of two layers of 256 units, 11 observations, 3 actions, batch 256"
 WARM_UP, UPDATES, ROUNDS = 10, 30, 5
@@ -107,7 +107,7 @@ def _measure(name: str) -> Cost:
 
     from stab.train import Checkpoint, make_optimizer, nbytes, train
 
-    stabilizer, task = parse(name), _Synthetic("synthetic")
+    stabilizer, task = parse(name), _Synthetic()
     base = Recipe(updates=WARM_UP + UPDATES)
     edited = stabilizer.apply(base)
     threads = torch.get_num_threads()
@@ -123,7 +123,7 @@ def _measure(name: str) -> Cost:
     def kept(recipe: Recipe) -> int:
         policy = task.policy(recipe)
         optimizer = make_optimizer(recipe, list(policy.parameters()))
-        batch = task.dataset().train.batch(np.arange(8))
+        batch = task.training_split().batch(np.arange(8))
 
         def closure() -> float:
             optimizer.zero_grad()
@@ -152,22 +152,16 @@ def _measure(name: str) -> Cost:
     return Cost(time, memory)
 
 
-@dataclass(frozen=True)
-class _Synthetic(Task):
+class _Synthetic:
     """Regression of random actions on random observations, with the policies of the real tasks."""
 
-    def dataset(self, progress: Progress = no_progress) -> Demonstrations:
+    def training_split(self) -> Split:
         import torch
 
         from stab.tasks.transitions import Transitions
 
         drawn = torch.from_numpy(np.random.default_rng(0).standard_normal((4096, 14))).float()
-        rows = Transitions(drawn[:, :11], drawn[:, 11:].tanh(), np.zeros(4096, dtype=np.int64))
-        unused = Curve([0.0], 0.0, 1, 0, 1.0)
-        return Demonstrations(rows, rows, References(unused, unused), "", "", None, "")
-
-    def ready(self) -> bool:
-        return True
+        return Transitions(drawn[:, :11], drawn[:, 11:].tanh(), np.zeros(4096, dtype=np.int64))
 
     def policy(self, recipe: Recipe) -> nn.Module:
         import gymnasium as gym
@@ -178,8 +172,5 @@ class _Synthetic(Task):
         return build(recipe, torch.zeros(11), torch.ones(11), gym.spaces.Box(-1.0, 1.0, (3,)))
 
     def loss(self, policy: nn.Module, batch: Any) -> Tensor:
-        found: Tensor = policy.loss(batch)  # type: ignore[operator]
-        return found
-
-    def rollout(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("only its training is timed")
+        loss: Tensor = policy.loss(batch)  # type: ignore[operator]
+        return loss

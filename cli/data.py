@@ -59,9 +59,9 @@ def prepare(
     from stab.cli.progress import bars
     from stab.registry import StabError
     from stab.tasks import datasets, tasks
-    from stab.tasks.catalog import Prose
+    from stab.tasks.catalog import is_text
 
-    text = isinstance(tasks.get(task), Prose)
+    text = is_text(task)
     if (folder is not None or vocabulary is not None) and not text:
         raise StabError(
             f"--folder and --vocabulary are for tasks of text, {task!r} is none; see: stab list tasks"
@@ -72,12 +72,10 @@ def prepare(
         )
     settings: dict[str, Any] = {"name": task, "dataset_id": dataset}
     if expert:
-        from stab.tasks.catalog import CATALOG
+        from stab.tasks.control.record import RECORDS
 
-        if task not in [record.name for record in CATALOG]:
-            raise StabError(
-                f"--expert: task {task!r} has none. Known: {', '.join(record.name for record in CATALOG)}"
-            )
+        if task not in RECORDS:
+            raise StabError(f"--expert: task {task!r} has none. Known: {', '.join(RECORDS)}")
         settings["expert"] = expert
     if text:
         given = {"folder": folder, "vocabulary": vocabulary}
@@ -115,7 +113,7 @@ def list_() -> None:
 
     from stab.registry import StabError
     from stab.tasks import datasets, tasks
-    from stab.tasks.control.recorded import task_for
+    from stab.tasks.catalog import task_for
 
     table = Table(
         title=Text(f"Datasets in {datasets.root()}"),

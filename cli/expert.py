@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from stab.tasks.catalog import Record
+    from stab.tasks.control.record import Record
     from stab.tasks.references import Curve, References
 
 app = typer.Typer(
@@ -57,9 +57,9 @@ def train(
     from stab.cli.progress import bars
     from stab.registry import StabError
     from stab.tasks import tasks
-    from stab.tasks.catalog import Prose
+    from stab.tasks.catalog import is_text
 
-    if task in tasks.names() and isinstance(tasks.get(task), Prose):
+    if task in tasks.names() and is_text(task):
         _train_judge(task, dataset, policy, steps, seed)
         return
     if dataset is not None or policy is not None:
@@ -253,13 +253,12 @@ def compare(card: References, measured: References) -> tuple[str, bool]:
 def _record(task: str) -> Record:
     from stab.registry import StabError, suggest
     from stab.tasks import tasks
-    from stab.tasks.catalog import CATALOG
+    from stab.tasks.control.record import RECORDS
 
-    records = {record.name: record for record in CATALOG}
-    if task in records:
-        return records[task]
+    if task in RECORDS:
+        return RECORDS[task]
     what = f"task {task!r} has no expert." if task in tasks.names() else f"unknown task {task!r}."
-    raise StabError(f"{what}{suggest(task, records)} Experts: {', '.join(records)}")
+    raise StabError(f"{what}{suggest(task, RECORDS)} Experts: {', '.join(RECORDS)}")
 
 
 def _return(curve: Curve) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from stab.recipe import Recipe
 from stab.registry import Registry, StabError
@@ -13,38 +13,13 @@ from stab.tasks.references import Progress, References, no_progress
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from torch import Tensor, nn
+
+    from stab.train import Split
 
 # What else there is to say of an episode, for reports; both keys may be missing:
 # "measures": {name: number}, and "text": {"prompt": [...], "tokens": [...]}, lists of strings.
 Remarks = Sequence[Sequence[Mapping[str, Any]]]
-
-
-class Split(Protocol):
-    """Demonstrations to draw minibatches from, in samples: transitions, or whole texts."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-
-    def batch(self, indices: np.ndarray) -> Any:
-        """Return the samples of an integer array (batch,), in whatever form the task's loss takes."""
-
-
-@runtime_checkable
-class Movable(Split, Protocol):
-    """Demonstrations that training can take to another device than the processor."""
-
-    def to(self, device: torch.device) -> Split:
-        """Return the same on a device, where ``batch`` then gives its tensors."""
-
-
-@runtime_checkable
-class Endless(Split, Protocol):
-    """Demonstrations that never repeat: every epoch is made of fresh ones."""
-
-    def pool(self, seed: int, epoch: int) -> Split:
-        """Return the ``len(self)`` transitions of one epoch of a trajectory; a function of seed and epoch."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +90,10 @@ class Task(ABC):
     @abstractmethod
     def ready(self) -> bool:
         """Whether ``dataset`` will find its demonstrations on disk (otherwise it collects them, or raises)."""
+
+    def training_split(self) -> Split:
+        """Return what minibatches are drawn from: a task is a ``stab.train.Problem``."""
+        return self.dataset().train
 
     @abstractmethod
     def policy(self, recipe: Recipe) -> nn.Module:

@@ -1,7 +1,9 @@
-"""The built-in tasks, one record each."""
+"""The built-in tasks: a table. A task's module is imported when the task is made."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,56 +11,32 @@ from stab.tasks.base import Task, tasks
 
 
 @dataclass(frozen=True)
-class Record:
-    """A locomotion task: one record here and an expert with its card make one.
+class Entry:
+    """A built-in task.
 
     Args:
-        name: of the task; the expert is ``tasks/experts/<name>.safetensors``, its card ``<name>.json``.
-        environment: Gymnasium id.
-        goal: mean return over 100 greedy episodes that an expert should reach.
-        algorithm: what ``stab expert train`` trains it with, a class of sbx.
-        steps: for how many environment steps.
-        hidden: parts of the observation the expert is trained without (functions of the rest that slow learning down):
-            names X of the environment's arguments ``include_X_in_observation``.
+        name: of the task.
+        target: its class, as ``module:Class``.
+        summary: one line for lists.
+        settings: other defaults than stab's, as ``Task.settings``.
+        environment: Gymnasium id; datasets that were recorded in it belong to this task.
+        arguments: of the class, beside the name.
     """
 
     name: str
-    environment: str
-    goal: float
-    algorithm: str = "SAC"
-    algorithm_args: dict[str, Any] = field(default_factory=dict)
-    steps: int = 500_000
-    hidden: tuple[str, ...] = ()
-
-    @property
-    def summary(self) -> str:
-        """One line for lists."""
-        return f"{self.environment}, demonstrations stab/{self.name}/expert-v0 (collected on first use)"
+    target: str
+    summary: str
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    environment: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, **settings: Any) -> Task:
         """Return the task with other than default settings (see ``Task``)."""
-        from stab.tasks.control.locomotion import Locomotion
-
-        return Locomotion(**{"name": self.name, "record": self, **settings})
-
-
-HUMANOID = ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")
-CATALOG = [
-    Record("hopper", "Hopper-v5", 3000, "TQC", {"top_quantiles_to_drop_per_net": 5}, 250_000),
-    Record("walker2d", "Walker2d-v5", 3500),
-    Record("halfcheetah", "HalfCheetah-v5", 7500, steps=250_000),
-    Record("ant", "Ant-v5", 3500, steps=2_000_000, hidden=("cfrc_ext",)),
-    Record("humanoid", "Humanoid-v5", 4000, steps=2_000_000, hidden=HUMANOID),
-]
-
-
-class _Cliff:
-    summary = "stab/Cliff-v0, linear and tiny: demonstrations stab/cliff/expert-v0 (collected on first use)"
-
-    def __call__(self, **settings: Any) -> Task:
-        from stab.tasks.control.cliff import Cliff
-
-        return Cliff(**{"name": "cliff", **settings})
+        module, _, cls = self.target.partition(":")
+        made: Task = getattr(importlib.import_module(module), cls)(
+            **{"name": self.name, **self.arguments, **settings}
+        )
+        return made
 
 
 # What the tasks of texts want other than stab's defaults: a sample is a text.
@@ -68,53 +46,73 @@ LANGUAGE: dict[str, dict[str, Any]] = {
     "data": {"train_episodes": 100},
 }
 
-
-class _Stories:
-    summary = "stab/Tokens-v0, children's stories of a known grammar: stab/stories/expert-v0 (written on first use)"
-    settings = LANGUAGE
-
-    def __call__(self, **settings: Any) -> Task:
-        from stab.tasks.language.task import Stories
-
-        return Stories(**{"name": "stories", **settings})
+LOCOMOTION = "stab.tasks.control.locomotion:Locomotion"
+TEXT = "stab.tasks.language.text:Text"
 
 
-@dataclass(frozen=True)
-class Prose:
-    """A task of real text; ``hub`` names one of ``corpus.HUBS``, or nothing for a folder."""
-
-    name: str
-    summary: str
-    hub: str | None = None
-    settings = LANGUAGE
-
-    def __call__(self, **settings: Any) -> Task:
-        from stab.tasks.language.corpus import HUBS
-        from stab.tasks.language.text import Text
-
-        return Text(**{"name": self.name, "hub": HUBS[self.hub] if self.hub else None, **settings})
+def _locomotion(name: str, environment: str) -> Entry:
+    summary = f"{environment}, demonstrations stab/{name}/expert-v0 (collected on first use)"
+    return Entry(name, LOCOMOTION, summary, environment=environment)
 
 
-class _Recorded:
-    summary = "your own dataset: stab compare --dataset my/pendulum-v0 (Box observations; Box or Discrete actions)"
-
-    def __call__(self, **settings: Any) -> Task:
-        from stab.tasks.control.recorded import Recorded
-
-        return Recorded(**{"name": "recorded", **settings})
+def _hub(name: str) -> Entry:
+    summary = f"stab/Tokens-v0, text of Hugging Face: stab data prepare {name} --help"
+    return Entry(name, TEXT, summary, LANGUAGE, arguments={"hub": name})
 
 
-for record in CATALOG:
-    tasks.register(record.name)(record)
-tasks.register("cliff")(_Cliff())
-tasks.register("stories")(_Stories())
-tasks.register("text")(
-    Prose(
-        "text", "stab/Tokens-v0, a folder of text, read by a judge: stab data prepare text --help"
-    )
-)
-for name in ("tinystories", "wikipedia"):
-    tasks.register(name)(
-        Prose(name, f"stab/Tokens-v0, text of Hugging Face: stab data prepare {name} --help", name)
-    )
-tasks.register("recorded")(_Recorded())
+ENTRIES = [
+    _locomotion("hopper", "Hopper-v5"),
+    _locomotion("walker2d", "Walker2d-v5"),
+    _locomotion("halfcheetah", "HalfCheetah-v5"),
+    _locomotion("ant", "Ant-v5"),
+    _locomotion("humanoid", "Humanoid-v5"),
+    Entry(
+        "cliff",
+        "stab.tasks.control.cliff:Cliff",
+        "stab/Cliff-v0, linear and tiny: demonstrations stab/cliff/expert-v0 (collected on first use)",
+    ),
+    Entry(
+        "stories",
+        "stab.tasks.language.stories:Stories",
+        "stab/Tokens-v0, children's stories of a known grammar: stab/stories/expert-v0 (written on first use)",
+        LANGUAGE,
+    ),
+    Entry(
+        "text",
+        TEXT,
+        "stab/Tokens-v0, a folder of text, read by a judge: stab data prepare text --help",
+        LANGUAGE,
+    ),
+    _hub("tinystories"),
+    _hub("wikipedia"),
+    Entry(
+        "recorded",
+        "stab.tasks.control.recorded:Recorded",
+        "your own dataset: stab compare --dataset my/pendulum-v0 (Box observations; Box or Discrete actions)",
+    ),
+]
+
+for entry in ENTRIES:
+    tasks.register(entry.name)(entry)
+
+
+def is_text(name: str) -> bool:
+    """Whether a task reads text that has no known source, so that a model scores it."""
+    return any(entry.name == name and entry.target == TEXT for entry in ENTRIES)
+
+
+def task_for(dataset_id: str) -> str:
+    """Return the task of a dataset: the one that collects it, that of its environment, or ``recorded``."""
+    from stab.tasks import datasets
+    from stab.tasks.environments import TOKENS
+
+    for name in tasks.names():
+        if dataset_id == f"stab/{name}/expert-v0":
+            return name
+    spec = datasets.load(dataset_id).env_spec
+    if spec is not None and spec.id == TOKENS:
+        return "stories" if spec.kwargs.get("source") == "stories" else "text"
+    for entry in ENTRIES:
+        if spec is not None and spec.id == entry.environment:
+            return "recorded" if datasets.rewards_differ(spec) else entry.name
+    return "recorded"

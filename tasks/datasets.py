@@ -22,7 +22,7 @@ from minari.dataset.minari_dataset import parse_dataset_id
 
 from stab.registry import StabError
 from stab.tasks import environments
-from stab.tasks.control.episodes import make
+from stab.tasks.environments import make
 from stab.tasks.references import Progress, References, no_progress, references_to
 from stab.tasks.transitions import Transitions
 

@@ -1,148 +1,48 @@
-"""Environments of stab's own, registered with Gymnasium when a dataset is read or a task made: the cliff, and text."""
+"""Environments: stab's own by id, and how one is made."""
 
 from __future__ import annotations
 
-import functools
-import math
-from typing import TYPE_CHECKING, Any
+import importlib
+from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.envs.registration import register as register_environment
 from gymnasium.envs.registration import registry
 
-if TYPE_CHECKING:
-    from stab.tasks.language.source import Scorer, Source
-
 CLIFF = "stab/Cliff-v0"
 TOKENS = "stab/Tokens-v0"
-HORIZON = 400
-ANGLE = 0.1  # radians that one step turns the state by: 63 steps a turn
-PUSH = 0.5  # B = PUSH * identity: what an action of 1 moves the state by
-GAIN = 0.5  # K = -GAIN * R: the expert's feedback
-EDGE = 1.0  # the half-space: first coordinate <= EDGE
-START = (0.5, 0.9)  # distance from the origin at reset
+CLIFF_HORIZON = 400
+# Datasets name these classes as parts of this module. They are imported when they are asked for.
+CLASSES = {
+    "CliffEnv": "stab.tasks.control.cliff_env",
+    "TokensEnv": "stab.tasks.language.environment",
+}
 
 
-def turn(states: np.ndarray) -> np.ndarray:
-    """Return R x for states x (..., 2), R the rotation by ``ANGLE``.
-
-    Written out elementwise: the bits of a state do not depend on how many stand beside it, as a matrix product's do.
-    """
-    p, q = states[..., 0], states[..., 1]
-    c, s = math.cos(ANGLE), math.sin(ANGLE)
-    return np.stack([c * p - s * q, s * p + c * q], -1)
-
-
-def advance(states: np.ndarray, actions: np.ndarray, radius: float) -> np.ndarray:
-    """Return A x + B u for states x (..., 2) and actions u (..., 2), clipped to [-1, 1].
-
-    A = (radius + PUSH * GAIN) R and B = PUSH I, so that the closed loop of the expert u = K x, K = -GAIN R, is
-    A + B K = radius R: both eigenvalues, radius exp(+-i ANGLE), have the modulus ``radius``.
-    """
-    return np.asarray((radius + PUSH * GAIN) * turn(states) + PUSH * np.clip(actions, -1.0, 1.0))
-
-
-def expert(states: np.ndarray) -> np.ndarray:
-    """Return the expert's actions K x = -GAIN R x (..., 2) for states (..., 2)."""
-    return -GAIN * turn(states)
-
-
-class CliffEnv(gym.Env[np.ndarray, np.ndarray]):
-    """A state that circles beside a cliff: linear dynamics, a linear expert, a reward that breaks off at a half-space.
-
-    x' = A x + B u with x, u in R^2 (see ``advance``); reward 1 a step while x' lies in the half-space x_1 <= 1. Beyond it
-    the episode ends, and nothing is earned any more. At reset the distance from the origin is uniform in [0.5, 0.9] and the
-    direction uniform; there is no other noise, so a start is its reset seed.
-
-    Args:
-        radius: spectral radius of the expert's closed loop. At 1 it is marginally stable: the expert circles at its first
-            distance for ever, and a policy whose closed loop has the radius 1 + e reaches the cliff after about
-            log(1 / distance) / log(1 + e) steps. Without actions the radius is ``radius`` + 0.25.
-    """
-
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it so)
-
-    def __init__(self, radius: float = 1.0) -> None:
-        self.radius = radius
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
-        self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self.state = np.zeros(2)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        distance, direction = self.np_random.uniform(*START), self.np_random.uniform(0, 2 * math.pi)
-        self.state = distance * np.array([math.cos(direction), math.sin(direction)])
-        return self.state.copy(), {}
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self.state = advance(self.state, np.asarray(action, dtype=np.float64), self.radius)
-        fell = bool(self.state[0] > EDGE)
-        return self.state.copy(), 0.0 if fell else 1.0, fell, False, {}
-
-
-class TokensEnv(gym.Env[np.int64, np.int64]):
-    """Text, token by token: the action is the next token, the observation the last one, an episode a text.
-
-    Token 0 ends a text, and is what one sees before its first token. The reward is the token's
-    log-likelihood under the source (``stab.tasks.language.source``), with a floor. Without a source it is 0, and an episode
-    never ends.
-
-    Args:
-        vocabulary: number of tokens.
-        source: what draws prompts and says how likely a token is: ``stories``, or a dataset with a judge.
-        prompted: whether reset gives a prompt that the source draws; ``info["prompt"]`` is the whole of it, the observation
-            its last token. Without, a text begins at its beginning.
-        texts: how many texts are told one after the other before an episode ends.
-    """
-
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it so)
-
-    def __init__(
-        self, vocabulary: int, source: str | None = None, prompted: bool = False, texts: int = 1
-    ) -> None:
-        self.observation_space = self.action_space = gym.spaces.Discrete(vocabulary)
-        self.source, self.prompted, self.texts, self.told = source, prompted, texts, 0
-        self.scorer: Scorer | None = None
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.int64, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.told, prompt = 0, [0]
-        if self.prompted and self.source:
-            prompt += self._source.text(self.np_random)[0]
-        self._begin(prompt[1:])
-        return np.int64(prompt[-1]), {"prompt": prompt}
-
-    def step(self, action: np.int64) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
-        if self.scorer is None:
-            reward, over = 0.0, False
-        else:
-            over = self.scorer.read(0, int(action))
-            reward = float(self.scorer.rewards()[0][-1])
-        if over:
-            self.told += 1
-            self._begin([])
-        return np.int64(action), reward, self.told == self.texts, False, {}
-
-    def _begin(self, prompt: list[int]) -> None:
-        self.scorer = self._source.scorer([prompt]) if self.source else None
-
-    @functools.cached_property
-    def _source(self) -> Source:
-        from stab.tasks.language.source import source  # imports torch
-
-        assert self.source
-        return source(self.source)
+def __getattr__(name: str) -> Any:
+    if name in CLASSES:
+        return getattr(importlib.import_module(CLASSES[name]), name)
+    raise AttributeError(f"module 'stab.tasks.environments' has no attribute {name!r}")
 
 
 def register() -> None:
-    """Register the environments; again does nothing."""
+    """Register stab's environments with Gymnasium, once."""
     if CLIFF not in registry:
         register_environment(
-            CLIFF, entry_point="stab.tasks.environments:CliffEnv", max_episode_steps=HORIZON
+            CLIFF, entry_point="stab.tasks.environments:CliffEnv", max_episode_steps=CLIFF_HORIZON
         )
         register_environment(TOKENS, entry_point="stab.tasks.environments:TokensEnv")
+
+
+def make(spec: gym.envs.registration.EnvSpec) -> gym.Env[Any, Any]:
+    """Make one environment, both libraries' warnings silenced (MuJoCo also writes a log into the cwd)."""
+    gym.logger.min_level = gym.logger.ERROR
+    if "mujoco" in str(spec.entry_point):
+        import mujoco
+
+        mujoco.set_mju_user_warning(_ignore)
+    return gym.make(spec, disable_env_checker=True)
+
+
+def _ignore(message: str) -> None:
+    """Ignore it: a simulation that blows up shows in its rewards."""

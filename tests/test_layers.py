@@ -35,15 +35,7 @@ FLOORS = {
     "cli": 8,
 }
 # What is still to be mended on the way to this house; the list only shrinks.
-TO_MEND = {
-    "tasks.language.task",
-    "run.posthoc",
-    "tasks",
-    "tasks.catalog",
-    "tasks.datasets",
-    "tasks.environments",
-    "train",
-}
+TO_MEND = {"run.posthoc"}
 
 
 def sources():

@@ -12,9 +12,10 @@ import gymnasium as gym
 import numpy as np
 
 from stab.tasks import environments
-from stab.tasks.control.episodes import Episodes, make
+from stab.tasks.control.cliff_env import EDGE, advance, expert
+from stab.tasks.control.episodes import Episodes
 from stab.tasks.control.scripted import Scripted
-from stab.tasks.environments import CLIFF, EDGE, advance, expert
+from stab.tasks.environments import CLIFF, make
 
 NOISE = 0.02  # standard deviation of what is added to the expert's actions
 LINEAR = "mlp:depth=0,actions=clipped"  # the expert's own class of policies; wants train.lr=0.01, see docs/cliff.md

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
+from stab.tasks.environments import make
+
 
 class Episodes(Protocol):
     """A number of episodes, each in an environment of its own."""
@@ -50,20 +52,6 @@ class GymEpisodes:
             np.array(terminated),
             np.array(truncated),
         )
-
-
-def make(spec: gym.envs.registration.EnvSpec) -> gym.Env[Any, Any]:
-    """Make one environment, without the talk of Gymnasium and MuJoCo (which also drops a file where it is run)."""
-    gym.logger.min_level = gym.logger.ERROR
-    if "mujoco" in str(spec.entry_point):
-        import mujoco
-
-        mujoco.set_mju_user_warning(_ignore)
-    return gym.make(spec, disable_env_checker=True)
-
-
-def _ignore(message: str) -> None:
-    """Say nothing: a simulation that blows up shows in its rewards."""
 
 
 def make_episodes(spec: gym.envs.registration.EnvSpec) -> Episodes:

@@ -1,4 +1,4 @@
-"""MuJoCo locomotion: a task is a catalogue record, a trained expert, and a dataset collected from it on first use."""
+"""MuJoCo locomotion: a task is a record, a trained expert, and a dataset collected from it on first use."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 
 from stab.files import versions
 from stab.registry import StabError
-from stab.tasks import datasets
+from stab.tasks import datasets, own
 from stab.tasks.base import Demonstrations
-from stab.tasks.catalog import CATALOG, Record
 from stab.tasks.control import experts
+from stab.tasks.control.record import RECORDS, Record
 from stab.tasks.control.rollout import Recorder, rollout
-from stab.tasks.control.scripted import Collected
+from stab.tasks.control.task import Control
 from stab.tasks.policies import Actor
 from stab.tasks.references import Progress, References, no_progress, references_from
 from stab.tasks.transitions import Batch, Transitions
@@ -30,18 +30,17 @@ FRESH_ROWS = 5  # episodes that are added at a time where the first ones ended e
 
 
 @dataclass(frozen=True)
-class Locomotion(Collected):
+class Locomotion(Control):
     """A MuJoCo environment with an expert.
 
     Args:
-        record: the catalogue's record.
+        name: of the record in ``RECORDS``.
         expert: weights of another expert than the shipped one (its card beside it).
     Further arguments as for ``Task``. Returns are normalised by the references on the expert's card, whatever the dataset:
     they belong to the environment and its version. A dataset of the same environment that shows other parts of the state
     is welcome; one with other rewards, ends or time limit is refused.
     """
 
-    record: Record = CATALOG[0]
     expert: Path | None = None
     has_fresh_episodes: ClassVar[bool] = True
 
@@ -55,7 +54,7 @@ class Locomotion(Collected):
                 f"{self.dataset_id!r} is not stab's to collect: leave out --dataset, or give --expert"
             )
         expert = experts.load(self.record, self.expert)
-        count = self._count(episodes)
+        count = own.count(self, episodes)
         spec = gym.spec(self.record.environment)
         steps: list[list[tuple[Any, ...]]] = [[] for _ in range(count)]
         experts.act(
@@ -113,6 +112,11 @@ class Locomotion(Collected):
         if "references" in about:
             return references_from(about["references"])
         return experts.load(self.record).references
+
+    @property
+    def record(self) -> Record:
+        """What the expert was trained in, and how."""
+        return RECORDS[self.name]
 
     @property
     def environment(self) -> str:

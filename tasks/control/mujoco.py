@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
-from stab.tasks.control.episodes import make
+from stab.tasks.environments import make
 
 Read = dict[str, np.ndarray]  # field of MjData -> (episodes, ...)
 

@@ -13,10 +13,9 @@ from minari.data_collector import EpisodeBuffer
 
 from stab.files import versions
 from stab.registry import StabError
-from stab.tasks import datasets
-from stab.tasks.base import Demonstrations
-from stab.tasks.control.episodes import make
-from stab.tasks.control.recorded import UNLIMITED, Recorded
+from stab.tasks import datasets, own
+from stab.tasks.control.task import UNLIMITED, Control
+from stab.tasks.environments import make
 from stab.tasks.references import (
     EXPERT_SEED,
     RANDOM_SEED,
@@ -28,7 +27,6 @@ from stab.tasks.references import (
     random_returns,
 )
 
-EPISODES = 25  # of a task's own dataset, where no more are used
 REFERENCE_EPISODES = 100
 
 # The action for an observation; what is random in it is drawn from the episode's generator.
@@ -36,41 +34,7 @@ Act = Callable[[Any, np.random.Generator], Any]
 
 
 @dataclass(frozen=True)
-class Collected(Recorded):
-    """A task with an expert. Subclasses give ``collect``; arguments as for ``Task``.
-
-    The task's own dataset is collected when it is missing, or holds fewer episodes than are used; one that is named by
-    ``dataset_id`` is taken as it is.
-    """
-
-    @property
-    def demonstrations_id(self) -> str:
-        return self.dataset_id or f"stab/{self.name}/expert-v0"
-
-    def ready(self) -> bool:
-        if not datasets.exists(self.demonstrations_id):
-            return False
-        return (
-            self.dataset_id is not None
-            or datasets.load(self.demonstrations_id).total_episodes >= self._wanted
-        )
-
-    def _load(self, progress: Progress) -> Demonstrations:
-        if self.dataset_id is None and not self.ready():
-            self.collect(progress)
-        return super()._load(progress)
-
-    def _count(self, episodes: int | None) -> int:
-        """How many episodes to collect: as asked, or as many as are used, at least 25."""
-        return max(EPISODES, self._wanted) if episodes is None else episodes
-
-    @property
-    def _wanted(self) -> int:
-        return self.train_episodes + self.validation_episodes
-
-
-@dataclass(frozen=True)
-class Scripted(Collected):
+class Scripted(Control):
     """A task whose expert is a function. Subclasses give ``environment`` and ``expert``; arguments as for ``Task``.
 
     Attributes:
@@ -100,7 +64,7 @@ class Scripted(Collected):
 
         A larger dataset begins with the smaller one. Raises StabError for a ``dataset_id`` that is there already.
         """
-        count, spec = self._count(episodes), self._own
+        count, spec = own.count(self, episodes), self._own
         env = make(spec)
         references = measure(
             env, lambda observation, _: self.expert(observation), portion(progress, 0.0, 0.8)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 
-from stab.tasks.language import grammar
 from stab.tasks.references import EXPERT_SEED, RANDOM_SEED, Curve, curve
 
 REFERENCE_TEXTS = 200
+# Streams of random draws: those that choose tokens, and fresh texts; last in a key, as zeros there vanish.
+DRAWS, FRESH = 1, 2
 END = 0  # the token that ends a text, and what a policy sees before its first; in every vocabulary
 
 
@@ -91,65 +90,3 @@ class Source(ABC):
         rewards = scorer.rewards()
         cumulative = np.array([np.pad(r, (0, self.longest - len(r))).cumsum() for r in rewards])
         return cumulative, np.array([len(r) for r in rewards])
-
-
-class Stories(Source):
-    """The grammar of children's stories (``stab.tasks.language.grammar``): its likelihood is exact."""
-
-    words = grammar.WORDS
-    about = "uniform tokens and fresh true stories"
-    longest = grammar.LONGEST - 12  # of an opening, at most
-    context = grammar.LONGEST
-
-    def text(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        story = grammar.story(rng)
-        opening = grammar.opening(story)
-        return story[:opening], story[opening:]
-
-    def scorer(self, prompts: Sequence[Sequence[int]]) -> Scorer:
-        return _Readers(prompts)
-
-    def measures(self, prompt: Sequence[int], tokens: Sequence[int]) -> dict[str, float]:
-        return grammar.consistency([*prompt, *tokens], len(prompt))
-
-    def spell(self, tokens: Sequence[int]) -> list[str]:
-        words = [self.words[token] for token in tokens]
-        return [word if word in ".," else f" {word}" for word in words]
-
-    @functools.cached_property
-    def sha256(self) -> str:
-        told = [grammar.story(np.random.default_rng(seed)) for seed in range(100)]
-        return hashlib.sha256(repr((grammar.WORDS, grammar.FLOOR, told)).encode()).hexdigest()
-
-
-class _Readers(Scorer):
-    def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
-        self.readers = [grammar.Reader() for _ in prompts]
-        self.found: list[list[float]] = [[] for _ in prompts]
-        for reader, prompt in zip(self.readers, prompts, strict=True):
-            for token in prompt:
-                reader.read(token)
-
-    def read(self, row: int, token: int) -> bool:
-        self.found[row].append(self.readers[row].read(token))
-        return self.readers[row].over
-
-    def rewards(self) -> list[np.ndarray]:
-        return [np.array(rewards) for rewards in self.found]
-
-
-def source(name: str) -> Source:
-    """Return a source by its name: ``stories``, or the id of a dataset that has a judge.
-
-    Raises StabError when there is no such dataset, or no judge.
-    """
-    if name == "stories":
-        return _stories()
-    from stab.tasks.language.text import Judged
-
-    return Judged(name)
-
-
-@functools.cache
-def _stories() -> Source:
-    return Stories()

@@ -14,12 +14,13 @@ import numpy as np
 
 from stab.files import versions
 from stab.registry import StabError
-from stab.tasks import datasets
+from stab.tasks import datasets, own
 from stab.tasks.environments import TOKENS
 from stab.tasks.language import corpus
 from stab.tasks.language import scorer_model as judges
 from stab.tasks.language.source import END, Scorer, Source
-from stab.tasks.language.task import Language, Windows, windows
+from stab.tasks.language.task import Language
+from stab.tasks.language.windows import Windows, windows
 from stab.tasks.references import Curve, Progress, no_progress, references_from
 from stab.tasks.transitions import Transitions
 
@@ -147,7 +148,7 @@ class Text(Language):
 
     folder: Path | None = None
     vocabulary: int = 2048
-    hub: corpus.Hub | None = None
+    hub: str | None = None
 
     @property
     def demonstrations_id(self) -> str:
@@ -181,7 +182,7 @@ class Text(Language):
                 f"dataset {self.demonstrations_id!r} is already in {datasets.root()}; delete it first, with its judge:"
                 f" stab data remove {self.demonstrations_id}"
             )
-        most = episodes or max(PACKS, self._wanted * HELD_OUT // (HELD_OUT - 1) + 1)
+        most = episodes or max(PACKS, own.wanted(self) * HELD_OUT // (HELD_OUT - 1) + 1)
         texts = list(self._bounded(most))
         np.random.default_rng(SHUFFLE).shuffle(texts)
         progress(0.3)
@@ -200,7 +201,13 @@ class Text(Language):
             steps = [(token, 0.0, False, n == PACK) for n, token in enumerate(pack.tolist(), 1)]
             made.append(datasets.episode(seed, [END, *pack.tolist()], steps))
         progress(0.8)
-        where = str(self.folder) if self.folder else self.hub.repository if self.hub else ""
+        where = (
+            str(self.folder)
+            if self.folder
+            else corpus.HUBS[self.hub].repository
+            if self.hub
+            else ""
+        )
         datasets.create(
             self.demonstrations_id,
             made,
@@ -232,7 +239,7 @@ class Text(Language):
 
     def _read(self) -> Iterator[str]:
         if self.hub is not None:
-            return corpus.read_hub(self.hub, str(self.folder) if self.folder else None)
+            return corpus.read_hub(corpus.HUBS[self.hub], str(self.folder) if self.folder else None)
         if self.folder is None:
             raise StabError(
                 f"task {self.name!r} reads a folder of .txt or .parquet files: give --folder FOLDER"
@@ -246,11 +253,11 @@ class Text(Language):
             )
         kept = held_out(found)
         there = int(found.total_episodes) - kept
-        if self._wanted > there:
+        if own.wanted(self) > there:
             raise StabError(
-                f"dataset {found.id!r} has {there} episodes beside the {kept} that are held out, {self._wanted} are asked"
-                f" for: lower data.train_episodes ({self.train_episodes}) or data.validation_episodes"
-                f" ({self.validation_episodes})"
+                f"dataset {found.id!r} has {there} episodes beside the {kept} that are held out,"
+                f" {own.wanted(self)} are asked for: lower data.train_episodes ({self.train_episodes})"
+                f" or data.validation_episodes ({self.validation_episodes})"
             )
 
     def _texts(self, found: Transitions) -> Iterable[np.ndarray]:

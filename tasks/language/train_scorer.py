@@ -18,12 +18,11 @@ from stab.files import versions
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.stabilizers.ema import EMA
-from stab.tasks.base import Demonstrations, Task
 from stab.tasks.language import scorer_model as judges
 from stab.tasks.language import text
-from stab.tasks.language.task import Windows
+from stab.tasks.language.windows import Windows
 from stab.tasks.policies import build_language
-from stab.tasks.references import Curve, Progress, References, no_progress, references_to
+from stab.tasks.references import References, references_to
 from stab.train import train
 
 POLICY = "gpt:width=128,depth=4"  # eight times the default policy's parameters, embeddings aside
@@ -69,7 +68,7 @@ def train_judge(
         return _write(dataset_id, named, card, None)
     training, validation, vocabulary = text.corpus_windows(dataset_id)
     recipe = Recipe(policy=policy, lr=LR, batch_size=BATCH, updates=updates)
-    task = _Corpus("judge", splits=(training, validation), sizes=(vocabulary, text.CONTEXT))
+    task = _Corpus(training, (vocabulary, text.CONTEXT))
     kept = {
         key: value for key, value in recipe.to_dict().items() if key != "updates"
     }  # on which nothing else depends
@@ -157,25 +156,18 @@ def _digest(windows: Windows) -> str:
 
 
 @dataclass(frozen=True)
-class _Corpus(Task):
-    """Everything of a dataset but what is held out, for the training loop alone."""
+class _Corpus:
+    """Everything of a dataset but what is held out, as a problem for the training loop."""
 
-    splits: tuple[Any, Any] = (None, None)
-    sizes: tuple[int, int] = (0, 0)
+    training: Windows
+    sizes: tuple[int, int]
 
-    def dataset(self, progress: Progress = no_progress) -> Demonstrations:
-        unused = Curve([0.0], 0.0, 1, 0, 1.0)
-        return Demonstrations(*self.splits, References(unused, unused), "", "", None, "")
-
-    def ready(self) -> bool:
-        return True
+    def training_split(self) -> Windows:
+        return self.training
 
     def policy(self, recipe: Recipe) -> nn.Module:
         return build_language(recipe, *self.sizes)
 
     def loss(self, policy: nn.Module, batch: Any) -> Tensor:
-        found: Tensor = policy.loss(*batch)  # type: ignore[operator]
-        return found
-
-    def rollout(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("a judge reads, it does not write")
+        loss: Tensor = policy.loss(*batch)  # type: ignore[operator]
+        return loss

@@ -19,8 +19,8 @@ from minari.data_collector import EpisodeBuffer
 
 from stab.cli.main import main
 from stab.tasks import datasets, tasks
-from stab.tasks.catalog import CATALOG
-from stab.tasks.control.recorded import task_for
+from stab.tasks.catalog import task_for
+from stab.tasks.control.record import RECORDS
 
 STAB = str(Path(sys.executable).parent / "stab")
 
@@ -347,7 +347,7 @@ def test_list_shows_what_is_there_and_what_is_not(root, stab_data):
     assert lines["stab/hopper/expert-v0"][-1] == "hopper"
     assert lines["my/cartpole-v0"][:3] == ["CartPole-v1", "2", "10"]
     assert lines["my/cartpole-v0"][-1] == "recorded"
-    for record in CATALOG[1:2] + CATALOG[3:]:
+    for record in [*RECORDS.values()][1:2] + [*RECORDS.values()][3:]:
         assert lines[f"stab/{record.name}/expert-v0"] == [
             record.environment,
             "–",
@@ -374,7 +374,7 @@ def test_list_of_an_empty_root(tmp_path, monkeypatch, stab_data):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "nothing"))
     code, out, _ = stab_data("list")
     assert code == 0
-    for record in CATALOG:
+    for record in RECORDS.values():
         assert f"stab/{record.name}/expert-v0" in out
 
 

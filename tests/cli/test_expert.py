@@ -17,12 +17,12 @@ import safetensors.numpy
 
 from stab.cli.expert import compare
 from stab.cli.main import main
-from stab.tasks.catalog import CATALOG
 from stab.tasks.control import experts
 from stab.tasks.control.experts import training
+from stab.tasks.control.record import RECORDS
 from stab.tasks.references import Curve, References, references_from
 
-HOPPER = next(record for record in CATALOG if record.name == "hopper")
+HOPPER = RECORDS["hopper"]
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def write_expert(folder, found=None, **card):
 def _hopper():
     import gymnasium as gym
 
-    from stab.tasks.control.episodes import make
+    from stab.tasks.environments import make
 
     return make(gym.spec(HOPPER.environment)), "hopper"
 

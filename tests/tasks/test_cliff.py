@@ -16,10 +16,12 @@ from gymnasium.utils.env_checker import check_env
 
 from stab import StabError
 from stab.recipe import Recipe
-from stab.tasks import datasets, environments, tasks
+from stab.tasks import datasets, tasks
 from stab.tasks.control.cliff import LINEAR, NOISE, Cliff, CliffEpisodes
+from stab.tasks.control.cliff_env import ANGLE, GAIN, PUSH, START, advance, expert
 from stab.tasks.control.scripted import EPISODES, episode
-from stab.tasks.environments import ANGLE, CLIFF, HORIZON, PUSH, START, advance, expert
+from stab.tasks.environments import CLIFF
+from stab.tasks.environments import CLIFF_HORIZON as HORIZON
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cliff_horizon.py"
 TINY = ("train.updates=40", "eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=60", "data.train_episodes=4",
@@ -51,9 +53,7 @@ def test_the_closed_loops_eigenvalues_are_the_documented_ones(radius):
     np.testing.assert_allclose(np.sort_complex(np.linalg.eigvals(closed_loop(radius))),
                                [radius * np.exp(-1j * ANGLE), radius * np.exp(1j * ANGLE)], rtol=1e-12)  # fmt: skip
     still = closed_loop(radius, np.zeros_like)  # without actions
-    np.testing.assert_allclose(
-        abs(np.linalg.eigvals(still)), radius + PUSH * environments.GAIN, rtol=1e-12
-    )
+    np.testing.assert_allclose(abs(np.linalg.eigvals(still)), radius + PUSH * GAIN, rtol=1e-12)
 
 
 def test_the_noiseless_expert_never_falls():
@@ -77,7 +77,7 @@ def test_a_wrong_gain_falls_when_linear_theory_says(growth):
     """
     env = gym.make(CLIFF)
     gain = expert(np.eye(2)).T
-    wrong = gain * (1 - growth / PUSH / environments.GAIN)
+    wrong = gain * (1 - growth / PUSH / GAIN)
     for seed in range(10):
         state, _ = env.reset(seed=seed)
         predicted = math.log(1 / np.hypot(*state)) / math.log(1 + growth)
@@ -89,7 +89,7 @@ def test_a_wrong_gain_falls_when_linear_theory_says(growth):
         elif predicted > HORIZON:
             assert not fell
     # The other way round the loop contracts, and nobody falls.
-    assert not fall(env, gain * (1 + growth / PUSH / environments.GAIN), 0)[1]
+    assert not fall(env, gain * (1 + growth / PUSH / GAIN), 0)[1]
 
 
 def test_the_environment_is_a_proper_one():

@@ -19,10 +19,10 @@ from stab.cli.main import main
 from stab.recipe import Recipe
 from stab.run.cells import START_SEED
 from stab.tasks import tasks
-from stab.tasks.base import Endless
 from stab.tasks.control.experts import EPISODES
 from stab.tasks.control.locomotion import Locomotion
 from stab.tasks.references import EXPERT_SEED, RANDOM_SEED
+from stab.train import Fresh as FreshData
 from stab.train import minibatches, train
 
 SIZES = {"train_episodes": 1, "validation_episodes": 1}
@@ -60,7 +60,7 @@ def same(one, other) -> bool:
 
 def test_an_epoch_is_as_long_as_the_ordinary_training_set(task, pools):
     data = task.dataset()
-    assert isinstance(data.train, Endless)
+    assert isinstance(data.train, FreshData)
     assert len(data.train) == 1000
     for pool in pools.values():
         assert len(pool) == 1000

@@ -15,12 +15,14 @@ from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.run import rows
 from stab.tasks import datasets, environments, tasks
-from stab.tasks.base import Endless
 from stab.tasks.catalog import LANGUAGE
 from stab.tasks.environments import TOKENS
 from stab.tasks.language import grammar
-from stab.tasks.language.source import END, source
-from stab.tasks.language.task import generate, windows
+from stab.tasks.language.environment import source
+from stab.tasks.language.generate import generate
+from stab.tasks.language.source import END
+from stab.tasks.language.windows import windows
+from stab.train import Fresh as FreshData
 
 SMALL = {"name": "stories", "train_episodes": 2, "validation_episodes": 1}
 RECIPE = Recipe(policy="gpt:width=32,depth=1", batch_size=8, updates=20)
@@ -192,7 +194,7 @@ def test_texts_of_a_policy_do_not_depend_on_its_company(stories, policies):
 def test_texts_do_not_depend_on_how_many_generate_together(stories, policies, monkeypatch):
     made, stacked = policies
     together = stories.rollout(made[0], stacked, [1, 2, 3], [30])
-    monkeypatch.setattr("stab.tasks.language.task.SMALL", 0)
+    monkeypatch.setattr("stab.tasks.language.generate.SMALL", 0)
     one_by_one = stories.rollout(made[0], stacked, [1, 2, 3], [30])
     assert np.array_equal(together[0], one_by_one[0])
     assert together[2] == one_by_one[2]
@@ -255,7 +257,7 @@ def test_a_perfect_policy_returns_one():
 def test_fresh_stories_never_repeat(minari_root):
     task = tasks.get("stories")(**SMALL, infinite=True)
     data = task.dataset().train
-    assert isinstance(data, Endless)
+    assert isinstance(data, FreshData)
     one, again, other, later = (data.pool(*key) for key in ((0, 0), (0, 0), (1, 0), (0, 1)))
     assert torch.equal(one.targets, again.targets)
     assert len(one) == len(data) == 200

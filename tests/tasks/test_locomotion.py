@@ -19,16 +19,16 @@ import torch
 from stab.cli.main import main
 from stab.recipe import Recipe
 from stab.tasks import datasets, tasks
-from stab.tasks.catalog import CATALOG
 from stab.tasks.control import experts
 from stab.tasks.control.episodes import make_episodes
+from stab.tasks.control.record import RECORDS
 from stab.tasks.control.rollout import rollout
 
 NAMES = ["hopper", "walker2d", "halfcheetah", "ant", "humanoid"]
 SIZES = {"train_episodes": 1, "validation_episodes": 1}
 TINY = ("train.updates=40", "eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=30", "data.train_episodes=1",
         "data.validation_episodes=1", "--seeds", "1")  # fmt: skip
-by_name = pytest.mark.parametrize("record", CATALOG, ids=lambda record: record.name)
+by_name = pytest.mark.parametrize("record", RECORDS.values(), ids=lambda record: record.name)
 
 
 def read_card(name: str) -> dict:
@@ -63,9 +63,9 @@ def root(folder, monkeypatch) -> Path:
 
 
 def test_the_catalogue_holds_the_five():
-    assert [record.name for record in CATALOG] == NAMES
+    assert [record.name for record in RECORDS.values()] == NAMES
     assert set(NAMES) < set(tasks.names())
-    for record in CATALOG:
+    for record in RECORDS.values():
         assert tasks.get(record.name)().name == record.name
         assert record.environment in record.summary
 
@@ -232,7 +232,7 @@ def test_all_five_end_to_end(root, stab, tmp_path):
             for key, digits in (("gva", 3), ("return", 2))
         ]
     assert any(line.startswith("amplification") for line in lines[begin:])
-    for record in CATALOG:
+    for record in RECORDS.values():
         assert (
             f"{record.name} ({record.environment}): 1 seed x 3 checkpoints x 2 starts"
             in done.stdout

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from stab.tasks.catalog import CATALOG
 from stab.tasks.control import experts
 from stab.tasks.control.episodes import GymEpisodes, gives_gymnasiums_bits, make_episodes
 from stab.tasks.control.mujoco import FAST, HalfCheetah, MujocoEpisodes
+from stab.tasks.control.record import RECORDS
 from stab.tasks.control.rollout import rollout
 
 
@@ -24,7 +24,7 @@ def looked_at_anew():
     gives_gymnasiums_bits.cache_clear()
 
 
-RECORDS = pytest.mark.parametrize("record", CATALOG, ids=lambda r: r.name)
+EACH = pytest.mark.parametrize("record", RECORDS.values(), ids=lambda r: r.name)
 
 
 def played(episodes, actor, starts, horizon):
@@ -37,7 +37,7 @@ def played(episodes, actor, starts, horizon):
     return returns, lengths, steps
 
 
-@RECORDS
+@EACH
 def test_the_experts_whole_episodes_are_gymnasiums(record):
     actor, spec = experts.load(record).actor, gym.spec(record.environment)
     fast = make_episodes(spec)
@@ -58,7 +58,7 @@ def test_the_experts_whole_episodes_are_gymnasiums(record):
             assert all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
-@RECORDS
+@EACH
 def test_falls_are_gymnasiums(record):
     """Wild actions, so that most bodies fall, at their own times; a part of the episodes is stepped at a time."""
     spec = gym.spec(record.environment)
@@ -84,7 +84,7 @@ def test_falls_are_gymnasiums(record):
 
 
 def test_all_five_have_one():
-    assert set(FAST) == {record.environment for record in CATALOG}
+    assert set(FAST) == {record.environment for record in RECORDS.values()}
 
 
 def test_other_arguments_take_the_generic_path():

@@ -21,7 +21,7 @@ from stab.recipe import Recipe
 from stab.run.cells import finish, make_job
 from stab.run.worker import work
 from stab.tasks import datasets, tasks
-from stab.tasks.control.recorded import task_for
+from stab.tasks.catalog import task_for
 from stab.train import train
 
 pytestmark = pytest.mark.filterwarnings(
@@ -307,7 +307,7 @@ def test_references_are_measured_once(own_root, tmp_path, monkeypatch):
     first = task("my/falling-v0").dataset().references
     assert list((tmp_path / "cache" / "stab").iterdir())  # XDG_CACHE_HOME
     with monkeypatch.context() as patch:
-        patch.setattr("stab.tasks.control.recorded.random_returns", no_rollouts)
+        patch.setattr("stab.tasks.control.measured.random_returns", no_rollouts)
         assert task("my/falling-v0").dataset().references == first
         assert task("my/falling-v0", train_episodes=2).dataset().references == first
 

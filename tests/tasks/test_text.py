@@ -13,7 +13,7 @@ pytest.importorskip("tokenizers", reason="needs the extra text: pip install '.[t
 from stab.checks import parametrize_with_checks
 from stab.registry import StabError
 from stab.tasks import datasets, tasks
-from stab.tasks.control.recorded import task_for
+from stab.tasks.catalog import task_for
 from stab.tasks.language import corpus, grammar
 from stab.tasks.language import scorer_model as judges
 from stab.tasks.language import train_scorer as judging

@@ -14,13 +14,12 @@ import safetensors.numpy
 import torch
 
 from stab.registry import StabError
-from stab.tasks.catalog import CATALOG
 from stab.tasks.control import experts
-from stab.tasks.control.episodes import make
 from stab.tasks.control.experts import training
+from stab.tasks.control.record import RECORDS
+from stab.tasks.environments import make
 from stab.tasks.references import EXPERT_SEED, Curve, References
 
-RECORDS = {record.name: record for record in CATALOG}
 HOPPER = RECORDS["hopper"]
 CURVE = Curve([1.0, 2.0], std=0.5, episodes=20, first_seed=10_000, length=2.0)
 
@@ -79,7 +78,7 @@ def few_episodes(monkeypatch):
     monkeypatch.setattr(experts, "EPISODES", 3)
 
 
-@pytest.mark.parametrize("name", [record.name for record in CATALOG if record.hidden])
+@pytest.mark.parametrize("name", [record.name for record in RECORDS.values() if record.hidden])
 def test_visible_observations_come_first(name):
     full, reduced = make(gym.spec(RECORDS[name].environment)), make(training.visible(RECORDS[name]))
     size = reduced.observation_space.shape[0]
@@ -94,7 +93,7 @@ def test_visible_observations_come_first(name):
     assert any(whole[size:].any() for whole, _ in pairs)
 
 
-@pytest.mark.parametrize("name", [record.name for record in CATALOG if record.hidden])
+@pytest.mark.parametrize("name", [record.name for record in RECORDS.values() if record.hidden])
 def test_exported_actor_reads_ordinary_observations_as_it_read_the_visible_ones(name):
     full, reduced = make(gym.spec(RECORDS[name].environment)), make(training.visible(RECORDS[name]))
     size, inner = full.observation_space.shape[0], reduced.observation_space.shape[0]

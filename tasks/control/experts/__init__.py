@@ -21,9 +21,10 @@ from torch import Tensor
 
 from stab import files
 from stab.registry import StabError
-from stab.tasks.catalog import Record
-from stab.tasks.control.episodes import make, make_episodes
+from stab.tasks.control.episodes import make_episodes
+from stab.tasks.control.record import Record
 from stab.tasks.control.rollout import Recorder, rollout
+from stab.tasks.environments import make
 from stab.tasks.policies import Actor
 from stab.tasks.references import (
     EXPERT_SEED,

@@ -22,9 +22,9 @@ import safetensors.torch
 
 from stab.files import versions
 from stab.registry import StabError
-from stab.tasks.catalog import Record
 from stab.tasks.control import experts
-from stab.tasks.control.episodes import make
+from stab.tasks.control.record import Record
+from stab.tasks.environments import make
 from stab.tasks.policies import Actor
 from stab.tasks.references import RANDOM_SEED, Curve, References, curve, random_returns
 

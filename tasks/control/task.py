@@ -1,0 +1,172 @@
+"""Control: an agent in a Gymnasium environment, cloned from a Minari dataset."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import minari
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stab.recipe import Recipe
+from stab.registry import StabError
+from stab.tasks import datasets, own
+from stab.tasks.base import Demonstrations, Remarks, Task
+from stab.tasks.control.episodes import Episodes, make_episodes
+from stab.tasks.control.measured import references_of
+from stab.tasks.control.rollout import rollout
+from stab.tasks.environments import make
+from stab.tasks.policies import build
+from stab.tasks.references import (
+    Progress,
+    References,
+    no_progress,
+)
+from stab.tasks.speed import one_thread, seconds
+from stab.tasks.transitions import Transitions, digest
+
+UNLIMITED = 1000  # steps after which an episode of an environment without a time limit is ended
+
+
+@dataclass(frozen=True)
+class Control(Task):
+    """What all tasks of control share. Observations are a Box, actions a Box or Discrete; arguments as for ``Task``.
+
+    The loss is the policy's: mean squared error or a likelihood for Box actions, cross-entropy for Discrete ones.
+    """
+
+    has_fresh_episodes: ClassVar[bool] = (
+        False  # whether it can draw every minibatch from fresh ones
+    )
+
+    def __post_init__(self) -> None:
+        own.check_fresh(self, self.has_fresh_episodes)
+
+    @property
+    def horizon(self) -> int:
+        return self._spec.max_episode_steps or UNLIMITED
+
+    def ready(self) -> bool:
+        return own.has_data(self)
+
+    def dataset(self, progress: Progress = no_progress) -> Demonstrations:
+        return own.loaded(self, self._load, progress)
+
+    def _load(self, progress: Progress) -> Demonstrations:
+        if self.dataset_id is None and not self.ready():
+            self.collect(progress)
+        found = datasets.load(self.demonstrations_id)
+        _ = self._env  # whether the environment fits comes before what the episodes hold
+        train, validation = datasets.split(found, self.train_episodes, self.validation_episodes)
+        return Demonstrations(
+            train,
+            validation,
+            self._references(found, progress),
+            found.id,
+            digest(train, validation),
+            datasets.stab_metadata(found).get("expert_sha256"),
+            self._spec.id,
+        )
+
+    def _references(self, found: minari.MinariDataset, progress: Progress) -> References:
+        """Return the dataset's references: stab's in its metadata, Minari's there, or measured ones."""
+        return references_of(found, self._spec, self._env, progress)
+
+    def policy(self, recipe: Recipe) -> nn.Module:
+        mean, std = self._statistics
+        return build(recipe, mean, std, self._env.action_space)
+
+    def loss(self, policy: Any, batch: Any) -> Tensor:
+        loss: Tensor = policy.loss(batch)
+        return loss
+
+    def rollout(
+        self,
+        policy: Any,
+        stacked: dict[str, Tensor],
+        starts: Sequence[int],
+        horizons: Sequence[int],
+        progress: Progress = no_progress,
+    ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Remarks]:
+        return rollout(self._episodes, policy, stacked, starts, horizons, progress)
+
+    def speed(self, recipe: Recipe) -> tuple[float, float]:
+        env, space = self._env, self._env.action_space
+        size = math.prod(env.observation_space.shape or ())
+        device = torch.device(recipe.device)
+        policy = build(recipe, torch.zeros(size), torch.ones(size), space)
+        discrete = isinstance(space, gym.spaces.Discrete)
+        actions = (
+            torch.zeros(1000, dtype=torch.int64)
+            if discrete
+            else torch.zeros(1000, math.prod(space.shape or ()))
+        )
+        made_up = Transitions(torch.randn(1000, size), actions, np.zeros(1000, dtype=np.int64))
+        batch = made_up.to(device).batch(np.arange(recipe.batch_size) % 1000)
+        trained = copy.deepcopy(policy).to(device)
+        optimizer = torch.optim.AdamW(trained.parameters(), fused=True)
+
+        def update() -> None:
+            optimizer.zero_grad()
+            loss = trained.loss(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            loss.item()  # waits for the device
+
+        # The same policy many times over, as in a block of a rollout. Random actions fall at once: a reset would be a
+        # good part of the cost, so step on.
+        rows, policies = 8, 8
+        stack = policy.stack(
+            {
+                name: value[None].repeat_interleave(policies, 0)
+                for name, value in policy.state_dict().items()
+            }
+        )
+        observations = (
+            self._episodes.reset([0] * rows * policies)
+            .astype(np.float32)
+            .reshape(policies, rows, -1)
+        )
+
+        @torch.inference_mode()
+        def step() -> None:
+            actions = stack.act(observations, range(policies))
+            with np.errstate(all="ignore"):  # no environment is made for going on behind its end
+                self._episodes.step(
+                    range(rows * policies), actions.reshape(rows * policies, *actions.shape[2:])
+                )
+
+        with one_thread():  # as in the workers
+            return seconds(update, 0.2), seconds(step, 0.2) / (rows * policies)
+
+    @functools.cached_property
+    def _spec(self) -> gym.envs.registration.EnvSpec:
+        spec = datasets.environment(datasets.load(self.demonstrations_id))
+        return spec if spec.max_episode_steps else replace(spec, max_episode_steps=UNLIMITED)
+
+    @functools.cached_property
+    def _env(self) -> gym.Env[Any, Any]:
+        env = make(self._spec)
+        if not isinstance(env.observation_space, gym.spaces.Box):
+            raise StabError(
+                f"observations {env.observation_space} of {self._spec.id} are not supported: expected a Box"
+            )
+        return env
+
+    @functools.cached_property
+    def _episodes(self) -> Episodes:
+        return make_episodes(self._spec)
+
+    @functools.cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        train: Any = self.dataset().train
+        std, mean = torch.std_mean(train.observations.double(), dim=0, correction=0)
+        # A constant observation carries nothing: leave its scale alone.
+        return mean.float(), torch.where(std > 1e-6, std, 1.0).float()
