@@ -19,9 +19,10 @@ from stab.recipe import Recipe
 from stab.tasks import datasets, tasks
 from stab.tasks.control.cliff import LINEAR, NOISE, Cliff, CliffEpisodes
 from stab.tasks.control.cliff_env import ANGLE, GAIN, PUSH, START, advance, expert
-from stab.tasks.control.scripted import EPISODES, episode
+from stab.tasks.control.scripted import episode
 from stab.tasks.environments import CLIFF
 from stab.tasks.environments import CLIFF_HORIZON as HORIZON
+from stab.tasks.own import EPISODES
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cliff_horizon.py"
 TINY = ("train.updates=40", "eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=60", "data.train_episodes=4",
