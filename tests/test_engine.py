@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from stab.engines import cores
 from stab.engines import local as engine
 
 JOBS = """
@@ -257,4 +258,4 @@ def test_no_worker_outlives_a_run(start):
 
 
 def test_cores():
-    assert 1 <= engine.cores() <= (os.cpu_count() or 1)
+    assert 1 <= cores() <= (os.cpu_count() or 1)

