@@ -66,8 +66,8 @@ def compare(
             ``stab.config.Config``.
         preset: settings by name, see ``stab.config.PRESETS``.
         workers: jobs at a time; by default as many as cores. Does not change a number.
-        engine: where cells run: "local" for processes on this machine, "ray" for a Ray cluster, or a
-            plug-in's (``stab.engines``).
+        engine: where cells run: "local" for processes on this machine, "ray" for a Ray cluster, or
+            a plug-in's (``stab.engines``).
         address: of the cluster, for engines that take one: for Ray, ``auto`` or HOST:PORT; None
             starts a Ray of its own on this machine.
         out: run folder; by default a dated one under ``runs/``.

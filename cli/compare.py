@@ -27,7 +27,8 @@ EXAMPLES = (
     "stab compare --task hopper --all\n\n"
     "stab compare --task hopper --all --quick\n\n"
     "stab compare --task hopper --stabilizers ema,ema:half_life=700,lr_decay+ema --seeds 5\n\n"
-    "stab compare --task hopper --stabilizers ema --policy transformer:context=16 train.batch_size=32\n\n"
+    "stab compare --task hopper --stabilizers ema --policy transformer:context=16"
+    " train.batch_size=32\n\n"
     "stab compare --dataset my/pendulum-v0 --all\n\n"
     "stab compare --task hopper --all --engine ray --address auto\n\n"
     "stab compare --task stories --all\n\n"
@@ -111,7 +112,7 @@ def compare(
         typer.Argument(help="Settings by dotted name: train.lr=3e-4 eval.starts=16"),
     ] = None,
 ) -> None:
-    """Compare stabilizers on tasks: train, roll out every checkpoint, score, and print the leaderboard."""
+    """Compare stabilizers on tasks: train, roll out checkpoints, score, print the leaderboard."""
     from rich.console import Console
 
     from stab.engines import check_workers, make_engine
@@ -211,7 +212,8 @@ def _show_plan(
     cells, entries = len(plan.cells), plan.entries
     if config.smoke:
         console.print(
-            "[bold]SMOKE RUN[/]: sizes are cut down to see the pipeline work; its numbers say nothing."
+            "[bold]SMOKE RUN[/]: sizes are cut down to see the pipeline work; its numbers say"
+            " nothing."
         )
     console.print(
         f"{entries} entries on {', '.join(config.tasks)}: {', '.join(fold(config.stabilizers))}",
@@ -222,8 +224,9 @@ def _show_plan(
         console.print(f"tuning budget, settings a method: {sweep.budget(tried)}", markup=False)
     seeds = f"{config.seeds} seed{'s' * (config.seeds != 1)}"
     console.print(
-        f"{cells} cells (training runs) of {config.train.updates} updates, {seeds}; sharing trajectories saves"
-        f" {plan.shared} training runs; up to {plan.rollouts} episodes of at most {estimate.longest_episode(config)} steps"
+        f"{cells} cells (training runs) of {config.train.updates} updates, {seeds}; sharing"
+        f" trajectories saves {plan.shared} training runs; up to {plan.rollouts} episodes of at"
+        f" most {estimate.longest_episode(config)} steps"
     )
     for (task, string), reason in plan.skipped.items():
         console.print(f"skipped: {task} x {string}: {reason}", markup=False)

@@ -1,4 +1,4 @@
-"""The registry of engines: where the cells of a comparison run. Each is imported when its name is used."""
+"""The registry of engines: where jobs run. An engine is imported when its name is used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_engine(name: str, target: str, workers: int | None, address: str | None
     Args:
         name: of a registered engine.
         workers: jobs at a time, >= 1; None for as many as this machine has cores.
-        address: of a cluster, for engines that take one; its cores are what they are, so without ``workers``.
+        address: of a cluster, for engines that take one; excludes ``workers``.
 
     Raises StabError for an unknown engine and for arguments that it does not take.
     """

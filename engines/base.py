@@ -42,8 +42,8 @@ class Engine(Protocol):
     ``report(phase, fraction)``, whose arguments become a "progress" event, and ``more(job)``, which
     asks for another job as a part of this one. A job is done when it and all its parts are.
 
-    A job is a dictionary of plain data. The engine may pass it to the function with another ``run``,
-    and reads these keys of it:
+    A job is a dictionary of plain data. The engine may pass it to the function with another
+    ``run``, and reads these keys of it:
 
     - ``run``: absolute path of the folder that the job reads from and writes into.
     - ``reads``: files and folders in it that the job reads, if they exist. On a machine without

@@ -1,8 +1,8 @@
 """Worker processes on this machine, one thread each.
 
 A worker is a fresh interpreter. It reads jobs from standard input and answers with events, each a
-line of JSON; results go to disk. So nothing is pickled, a user's script needs no ``__main__`` guard,
-and a worker that dies takes one job with it.
+line of JSON; results go to disk. So nothing is pickled, a user's script needs no ``__main__``
+guard, and a worker that dies takes one job with it.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ Files = dict[str, bytes]  # by their path within a folder
 class RayWorkers:
     """The engine "ray".
 
-    Nodes need the same packages installed, nothing else: datasets travel once to each node, through
-    Ray's object store. A job works in a folder of its own there, whose files come back when it ends.
+    Nodes need the same packages installed, nothing else: datasets travel once to each node,
+    through Ray's object store. A job works in a folder of its own there, whose files come back.
 
     Args:
         target: see ``Engine``; the parts of a job run one after the other, in its own Ray task.

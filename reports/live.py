@@ -53,10 +53,10 @@ class EventFile:
 class Live:
     """Curves of a running comparison: ``<task>/return``, ``<task>/val_loss``, means over seeds.
 
-    Whenever something new comes, a stabilizer's curves are written again from their beginning, behind
-    a mark that makes TensorBoard forget the old ones. ``reports.tensorboard.write`` rebuilds them in
-    the end. Curves are a convenience: an error here (a full disk, somebody who rebuilds or deletes
-    the folder) ends them, and never the comparison.
+    Whenever something new comes, a stabilizer's curves are written again from their beginning,
+    behind a mark that makes TensorBoard forget the old ones. ``reports.tensorboard.write`` rebuilds
+    them in the end. Curves are a convenience: an error here (a full disk, somebody who rebuilds or
+    deletes the folder) ends them, and never the comparison.
     """
 
     def __init__(self, run: Path, config: Config) -> None:
@@ -70,7 +70,8 @@ class Live:
         with self._harmless():
             shutil.rmtree(self.folder, ignore_errors=True)  # of an earlier session
             with closing(EventFile(self.folder / LEADERBOARD)) as file:
-                file.write(summary=custom_scalars(charts(config.tasks)))  # type: ignore[no-untyped-call]
+                layout = custom_scalars(charts(config.tasks))  # type: ignore[no-untyped-call]
+                file.write(summary=layout)
             self._show({string for cell in rows.cells(run) for string in self._take(cell)})
 
     @contextmanager
@@ -168,5 +169,6 @@ class Live:
                 if seeds:
                     mean, loss = np.mean(list(seeds.values()), axis=0)
                     for tag, value in ((f"{task}/return", mean), (f"{task}/val_loss", loss)):
-                        file.write(summary=scalar(tag, value), step=update)  # type: ignore[no-untyped-call]
+                        summary = scalar(tag, value)  # type: ignore[no-untyped-call]
+                        file.write(summary=summary, step=update)
             file.flush()

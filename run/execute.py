@@ -31,8 +31,8 @@ def prepare(
 ) -> None:
     """Load every task's demonstrations, collecting missing ones, and try its policy on the recipes.
 
-    Raises StabError if a dataset is missing, a recipe does not fit the task, or the finished cells of
-    a run folder that is resumed would not be comparable with new ones.
+    Raises StabError if a dataset is missing, a recipe does not fit the task, or the finished cells
+    of a run folder that is resumed would not be comparable with new ones.
     """
     import numpy as np
 

@@ -145,9 +145,9 @@ def _task_settings(name: str) -> dict[str, Any]:
 def cross(base: Recipe, swept: dict[str, list[Any]], strings: Sequence[str]) -> list[str]:
     """Cross stabilizers with lists of recipe settings; return strings, the base recipe's first.
 
-    Every combination of values goes in front of every string as ``recipe:name=value,...``. It names
-    only what it changes in ``base``, whose values are the first of each list. A string with the same
-    recipe and average as one before it is left out, so that no setting counts twice.
+    Every combination of values goes in front of every string as ``recipe:name=value,...``. It
+    names only what it changes in ``base``, whose values are the first of each list. A string with
+    the same recipe and average as one before it is left out, so that no setting counts twice.
 
     >>> cross(Recipe(), {"lr": [0.001, 0.0003]}, ["none", "ema"])
     ['none', 'ema', 'recipe:lr=0.0003', 'recipe:lr=0.0003+ema']
@@ -199,8 +199,8 @@ def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
     """Group entries by their trajectory.
 
     A pair that cannot run is skipped with its reason if stabilizers are those of "all" (``broken``
-    is given, and names the ones known to be broken); otherwise it raises StabError. So do an unknown
-    task and an impossible base recipe.
+    is given, and names the ones known to be broken); otherwise it raises StabError. So do an
+    unknown task and an impossible base recipe.
     """
     from stab.train import make_device
 

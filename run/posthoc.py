@@ -1,4 +1,4 @@
-"""Post-hoc averages: read off a run's snapshots, rolled out as every entry, kept beside the cells."""
+"""Post-hoc averages: read off a run's snapshots, rolled out like every entry, beside the cells."""
 
 from __future__ import annotations
 

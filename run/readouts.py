@@ -30,8 +30,8 @@ SHARD = 8
 class ReadOuts:
     """Collects read-outs and hands them over a shard at a time; equal ones once.
 
-    A shard is about ``SHARD`` read-outs, so memory does not grow with the checkpoints. A rollout does
-    not depend on its company, so no number depends on the shards.
+    A shard is about ``SHARD`` read-outs, so memory does not grow with the checkpoints. A rollout
+    does not depend on its company, so no number depends on the shards.
 
     Args:
         names: of the stabilizers.
@@ -80,7 +80,7 @@ class ReadOuts:
             self.close()
 
     def points(self, digests: list[str]) -> list[tuple[str, int, float, str]]:
-        """Return stabilizer, update, validation loss and digest of the read-outs with these digests."""
+        """Return stabilizer, update, validation loss and digest of these read-outs."""
         return [
             (name, point["update"], point["val_loss"], point["weights"])
             for name, records in self.checkpoints.items()

@@ -41,7 +41,7 @@ REMARKS = {"measures": {str: NUMBER}, "text": {"prompt": [str], "tokens": [str]}
 
 
 def remarks(info: Any) -> dict[str, Any]:
-    """Return what a task says of an episode besides its return. Raises ValueError for another form."""
+    """Return a task's optional keys of an episode. Raises ValueError for another form."""
     if not isinstance(info, Mapping) or not all(
         key in REMARKS and fits(one, REMARKS[key]) for key, one in info.items()
     ):
@@ -58,8 +58,8 @@ def cells(run: Path, folder: str = "cells") -> Iterator[dict[str, Any]]:
     ``folder="averages"``: post-hoc averages, each a cell of one stabilizer.
 
     A cell holds what its rows share (protocol, task, dataset, expert, environment, recipe, seed,
-    versions, evaluation), ``checkpoints`` (a record per stabilizer and checkpoint) and ``rows`` (one
-    per stabilizer, checkpoint and start). Raises StabError for a file that is not a complete cell.
+    versions, evaluation), ``checkpoints`` (a record per stabilizer and checkpoint) and ``rows``
+    (one per stabilizer, checkpoint and start). Raises StabError for an incomplete cell.
     """
     for path in sorted((run / folder).glob("*.json")):
         try:

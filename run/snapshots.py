@@ -26,7 +26,7 @@ NAME = "(snapshots)"  # of ``BlockMeans`` among the averages of a cell; not a st
 
 @dataclass
 class BlockState:
-    """The finished blocks' means, the latest one's last iterate, and the mean after ``count`` updates."""
+    """Means of finished blocks, the latest one's last iterate, the mean of ``count`` updates."""
 
     ends: frozenset[int]
     mean: Params
@@ -54,7 +54,7 @@ class BlockState:
 
 @dataclass(frozen=True)
 class BlockMeans(Average):
-    """Mean of the iterates over each block of ``every`` updates, as an average of float buffers, too.
+    """Mean of the iterates over each block of ``every`` updates; of float buffers, too.
 
     ``SavedBlocks.take`` takes it from a read-out. Blocks end at the last update and every ``every``
     updates before it, so that they end at every checkpoint; the first may be shorter.
@@ -141,10 +141,10 @@ class SavedBlocks:
     def read_off(self, average: Average, steps: Iterable[int]) -> tuple[dict[int, Params], float]:
         """Return what the average reads at the updates ``steps``, nearly, and the misplaced weight.
 
-        A convex average is a sum over iterates with weights w_i that do not depend on them (measured
-        by ``stabilizers.base.memory``). Here the weights of a block are spread evenly over it; the
-        last iterate of all, which is known, keeps its own, and the rest of its block has the mean
-        (K mean_b - last) / (K - 1)::
+        A convex average is a sum over iterates with weights w_i that do not depend on them
+        (measured by ``stabilizers.base.memory``). Here the weights of a block are spread evenly
+        over it; the last iterate of all, which is known, keeps its own, and the rest of its block
+        has the mean (K mean_b - last) / (K - 1)::
 
             read = sum_b W_b mean_b + w_last last,   W_b = sum of w_i for i in b
             misplaced = max over steps of 1/2 sum_i |w_i - W_b(i) / size of b(i)|    in [0, 1)
@@ -159,7 +159,7 @@ class SavedBlocks:
 
         if not average.convex:
             raise StabError(
-                f"{average!r} declares no convex weights: expected an average that does, to read it off"
+                f"{average!r} declares no convex weights: expected an average that does"
             )
         ends = np.array(block_ends(self.total, self.every))
         read_outs, misplaced = {}, 0.0

@@ -1,9 +1,9 @@
 """The work for a cell: its training, and the rollouts of its read-outs, a shard of them at a time.
 
 Rollouts are jobs of their own, so that any worker can take them: no core waits for another's long
-cell. Meanwhile the read-outs, and the state from which an interrupted training is resumed, are in the
-run folder, under ``parts/``. Workers import this module as they start: what takes long to import is
-imported here, and no other module imports this one at its top.
+cell. Meanwhile the read-outs, and the state from which an interrupted training is resumed, are in
+the run folder, under ``parts/``. Workers import this module as they start: what takes long to
+import is imported here, and no other module imports this one at its top.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
     from stab.stabilizers.base import Params
     from stab.train import Checkpoint
 
-# Share of its time that training may spend writing its state; the first checkpoint's is always written.
+# Share of training time for writing its state; that of the first checkpoint is always written.
 WRITING = 0.02
 
 
 def work(job: Job, report: Report, more: More) -> None:
-    """Do one part of a cell: its training, which asks for the other parts, or a shard's rollouts."""
+    """Do one part of a cell: its training, which asks for the others, or a shard's rollouts."""
     torch.set_num_threads(1)
     check_versions(job)
     config = load(job["config"])
@@ -86,7 +86,7 @@ def _task(root_and_config: tuple[str | None, str], name: str) -> Task:
 
 
 class _Training:
-    """The training of a cell: resumes what an interrupted worker left, trains, writes the result."""
+    """The training of a cell: resumes what an interrupted worker left, trains, writes."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class _Training:
                 self.failed[string] = reason(e)  # the read-out does not fit the policy
 
     def save(self, point: Checkpoint) -> None:
-        """Write the state of training. If that fails, a resumed cell starts from scratch: no error."""
+        """Write the state of training. If that fails, a resumed cell only starts from scratch."""
         path = state_file(self.shards)
         try:
             files.save_tree(
@@ -260,7 +260,7 @@ class _Training:
 
 @dataclass
 class _Saved:
-    """The number of shards that were handed over, and the state of training, None once it is over."""
+    """How many shards were handed over, and the state of training, None once it is over."""
 
     shards: int
     state: dict[str, Any] | None
@@ -297,7 +297,7 @@ def _roll_out_shard(
     shards = shards_folder(run, cell.key)
     with safe_open(read_outs_file(shards, number), "pt") as file:
         about = file.metadata()
-        stacked = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        stacked = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     share = json.loads(about["share"])
     began = time.perf_counter()
     episodes = roll_out(
