@@ -141,22 +141,18 @@ QUICK: dict[str, Any] = {
 # 1,000, and an EMA whose gamma is max(1e-4, (1 + t)^-0.67) after a burn-in (a smallest gamma of
 # 1e-4 is a half-life of ln 2 / 1e-4 = 6,931 updates). They ask for training long after the loss is
 # flat without a number that we could check: 100,000 updates are our choice.
+# fmt: off
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
-        # fmt: off
         "stabilizers": [
-            "ema:alpha=0.67,half_life=6931",
-            "polyak",
-            "swa",
-            "accumulation",
-            "lr_decay",
-            "weight_decay",
-            "dropout",
+            "ema:alpha=0.67,half_life=6931", "polyak", "swa", "accumulation", "lr_decay",
+            "weight_decay", "dropout",
         ],
         "train": {"updates": 100_000},
         "eval": {"checkpoint_every": 1000, "starts": 20, "horizon": 1000},
     },
 }
+# fmt: on
 
 
 def load(
