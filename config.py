@@ -21,7 +21,8 @@ class Data:
     Args:
         dataset: Minari id; None for the task's own.
         train_episodes, validation_episodes: whole episodes for each, >= 1.
-        infinite: draw every minibatch from fresh expert episodes, so that no sample repeats (``train_episodes`` a pool).
+        infinite: draw every minibatch from fresh expert episodes, so that no sample repeats
+            (``train_episodes`` per pool).
     """
 
     dataset: str | None = None
@@ -35,9 +36,10 @@ class Evaluation:
     """Which checkpoints are rolled out, from where, how long.
 
     Args:
-        checkpoint_every: updates between checkpoints, >= 1; the window is those in the second half of training.
+        checkpoint_every: updates between checkpoints, >= 1; the window is those in the second half
+            of training.
         starts: initial states, >= 1, the same for every checkpoint, stabilizer and seed.
-        horizon: steps of an episode at most, >= 1; it ends sooner where the environment ends it.
+        horizon: steps of an episode at most, >= 1; it ends sooner if the environment ends it.
     """
 
     checkpoint_every: int = 200
@@ -47,11 +49,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """What is kept of training, so that averages can be chosen afterwards (``stab report RUN --averages ...``).
+    """What is saved of training for post-hoc averages (``stab report RUN --averages ...``).
 
     Args:
-        every: updates whose iterates are averaged into one snapshot, a divisor of ``eval.checkpoint_every``; None keeps
-            nothing. On disk: (updates / every + checkpoints) x parameters x 4 bytes a training run.
+        every: updates whose iterates are averaged into one snapshot, a divisor of
+            ``eval.checkpoint_every``; None saves nothing. On disk: (updates / every + checkpoints)
+            x parameters x 4 bytes per training run.
     """
 
     every: int | None = None
@@ -63,13 +66,15 @@ class Config:
 
     Args:
         tasks: names of registered tasks.
-        stabilizers: stabilizer strings, with ``|`` between alternatives (``ema:half_life=100|300``); ``none`` is always run.
+        stabilizers: stabilizer strings, with ``|`` between alternatives
+            (``ema:half_life=100|300``); ``none`` is always run.
         seeds: training seeds 0 .. seeds - 1, >= 1.
-        smoke: whether this is a smoke run (``--quick``), whose numbers say nothing.
-        train: the base recipe. In a file or override, a setting may be a list: a sweep, see ``comparison.cross``.
+        smoke: whether this is a smoke run (``--quick``), whose numbers are not meaningful.
+        train: the base recipe. In a file or override, a setting may be a list: a sweep, see
+            ``run.plan.cross``.
         eval: checkpoints, starts, horizon.
         data: demonstrations.
-        snapshots: what is kept of training.
+        snapshots: what is saved of training.
 
     Raises StabError when a value is out of range, or the window holds fewer than two checkpoints.
     """
@@ -98,14 +103,15 @@ class Config:
         every = self.snapshots.every
         if every is not None and (every < 1 or self.eval.checkpoint_every % every):
             raise StabError(
-                f"snapshots.every={every} is out of range: expected a divisor of eval.checkpoint_every"
-                f" ({self.eval.checkpoint_every}), so that snapshots end at checkpoints"
+                f"snapshots.every={every} is out of range: expected a divisor of"
+                f" eval.checkpoint_every ({self.eval.checkpoint_every}), so that snapshots end at"
+                " checkpoints"
             )
         if len(self.window) < 2:
             raise StabError(
-                f"GVA needs at least two checkpoints in the second half of training, these settings give"
-                f" {len(self.window)}: lower eval.checkpoint_every ({self.eval.checkpoint_every}) or raise train.updates"
-                f" ({self.train.updates})"
+                "GVA needs at least two checkpoints in the second half of training, these settings"
+                f" give {len(self.window)}: lower eval.checkpoint_every"
+                f" ({self.eval.checkpoint_every}) or raise train.updates ({self.train.updates})"
             )
 
     @property
@@ -120,7 +126,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for YAML and JSON."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]  # tuples become lists
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples become lists
+        return plain
 
 
 # --quick: the whole pipeline at a size that ends within a minute or so.
@@ -130,26 +137,22 @@ QUICK: dict[str, Any] = {
     "train": {"updates": 400},
     "eval": {"checkpoint_every": 50, "starts": 2, "horizon": 200},
 }
-# --preset: settings by name. paper: those our sources name for arXiv 2310.11428: 20 starts, horizon 1,000, and an EMA whose
-# gamma is max(1e-4, (1 + t)^-0.67) after a burn-in (a smallest gamma of 1e-4 is a half-life of ln 2 / 1e-4 = 6,931 updates).
-# They ask for training long after the loss is flat without a number that we could check: 100,000 updates are our choice.
+# --preset: settings by name. paper: those our sources name for arXiv 2310.11428: 20 starts, horizon
+# 1,000, and an EMA whose gamma is max(1e-4, (1 + t)^-0.67) after a burn-in (a smallest gamma of
+# 1e-4 is a half-life of ln 2 / 1e-4 = 6,931 updates). They ask for training long after the loss is
+# flat without a number that we could check: 100,000 updates are our choice.
+# fmt: off
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "stabilizers": [
-            *(
-                "ema:alpha=0.67,half_life=6931",
-                "polyak",
-                "swa",
-                "accumulation",
-                "lr_decay",
-                "weight_decay",
-                "dropout",
-            ),
+            "ema:alpha=0.67,half_life=6931", "polyak", "swa", "accumulation", "lr_decay",
+            "weight_decay", "dropout",
         ],
         "train": {"updates": 100_000},
         "eval": {"checkpoint_every": 1000, "starts": 20, "horizon": 1000},
     },
 }
+# fmt: on
 
 
 def load(
@@ -157,13 +160,13 @@ def load(
     overrides: Sequence[str] = (),
     swept: dict[str, list[Any]] | None = None,
 ) -> Config:
-    """Merge defaults, layers (plain data or YAML files, later ones win) and dotted overrides (``train.lr=3e-4``).
+    """Merge defaults, layers (plain data or YAML files, later ones win) and dotted overrides.
 
-    Where ``swept`` is given, settings of the recipe may be lists: it is filled with them (name -> values), and the recipe
-    takes the first value.
+    If ``swept`` is given, settings of the recipe may be lists: it is filled with them
+    (name -> values), and the recipe takes the first value.
 
-    Raises StabError for an unknown key (with a suggestion), a value of the wrong type or out of range, or a file that
-    cannot be read.
+    Raises StabError for an unknown key (with a suggestion), a value of the wrong type or out of
+    range, or a file that cannot be read.
     """
     return _merged(layers, overrides, swept, to_config=True)  # type: ignore[no-any-return]
 
@@ -171,7 +174,7 @@ def load(
 def names(
     *layers: dict[str, Any] | Path, overrides: Sequence[str] = ()
 ) -> tuple[list[str], str | None]:
-    """Return the tasks and the dataset that layers and overrides name, before anything else is looked at; as ``load``."""
+    """Return the tasks and the dataset that layers and overrides name, before ``load``."""
     merged = _merged(layers, overrides, {}, to_config=False)
     return list(merged.tasks), merged.data.dataset
 
@@ -206,25 +209,21 @@ def _merged(
     except StabError:
         raise
     except (OmegaConfBaseException, YAMLError, OSError, TypeError, ValueError, RecursionError) as e:
-        key, (said, *_) = (
-            getattr(e, "full_key", None),
-            (str(e).strip() or type(e).__name__).splitlines(),
-        )
-        raise StabError(
-            " ".join(f"{what} is not valid{f' at {key}' if key else ''}: {said}".split())
-        ) from e
+        key, message = getattr(e, "full_key", None), str(e).strip() or type(e).__name__
+        where = f" at {key}" if key else ""
+        first = " ".join(message.splitlines()[0].split())
+        raise StabError(f"{what} is not valid{where}: {first}") from e
 
 
 def _first_of_lists(layer: Any, swept: dict[str, list[Any]] | None) -> Any:
-    """Take the lists out of a layer's recipe into ``swept``; return the layer with the first value of each instead."""
+    """Move the lists of a layer's recipe into ``swept``; return the layer with first values."""
     from omegaconf import DictConfig, OmegaConf
 
     recipe = layer.get("train") if isinstance(layer, DictConfig) else None
     if swept is None or not isinstance(recipe, DictConfig):
         return layer
-    given = OmegaConf.to_container(
-        recipe, resolve=False
-    )  # what is no list is resolved where all layers are
+    # Interpolations are resolved later, over all layers.
+    given = OmegaConf.to_container(recipe, resolve=False)
     assert isinstance(given, dict)
     for name in [name for name in given if name in SETTINGS]:
         swept.pop(name, None)  # of an earlier layer
@@ -232,7 +231,8 @@ def _first_of_lists(layer: Any, swept: dict[str, list[Any]] | None) -> Any:
         if isinstance(values, list):
             if not values or any(isinstance(one, list | dict | None) for one in values):
                 raise StabError(
-                    f"train.{name}={values} is no list of settings: expected values, such as [1e-3, 3e-4]"
+                    f"train.{name}={values} is not a list of settings: expected values, such as"
+                    " [1e-3, 3e-4]"
                 )
             swept[name] = values
             recipe[name] = values[0]
@@ -241,11 +241,8 @@ def _first_of_lists(layer: Any, swept: dict[str, list[Any]] | None) -> Any:
 
 def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested plain data by dotted keys; empty dictionaries stay values."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for key, value in data.items():
-        found |= (
-            flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict) and value
-            else {f"{prefix}{key}": value}
-        )
-    return found
+        nested = isinstance(value, dict) and value
+        entries |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return entries

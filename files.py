@@ -22,6 +22,10 @@ NUMBER = (int, float)
 LARGEST = 2**53  # of numbers; NaN is not below it, either
 
 
+class CannotWrite(StabError):
+    """The disk did not take a file: once there is room, the same would succeed."""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``, for the block to write; renamed at its end, removed when it raises.
@@ -40,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.unlink(name)
             raise
     except OSError as e:
-        raise StabError(f"cannot write {path}: {e.strerror or e}") from e
+        raise CannotWrite(f"cannot write {path}: {e.strerror or e}") from e
 
 
 def write_text(path: Path, text: str) -> None:
@@ -85,7 +89,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     except OSError as e:
-        raise StabError(f"cannot write {folder}: {e.strerror or e}") from e
+        raise CannotWrite(f"cannot write {folder}: {e.strerror or e}") from e
 
 
 def fits(value: Any, form: Any) -> bool:
@@ -140,7 +144,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) 
                 {name: value.contiguous() for name, value in tensors.items()}, temporary, about
             )
     except SafetensorError as e:
-        raise StabError(f"cannot write {path}: {e}") from e
+        raise CannotWrite(f"cannot write {path}: {e}") from e
 
 
 def load_tree(path: Path) -> Any:

@@ -22,7 +22,7 @@ from measure import bar, demonstrations, table
 from scaling import STAB
 from straightforward import QUICK
 
-from stab.engines import local as engine
+from stab import engines
 
 HERE = Path(__file__).resolve().parent
 ROUNDS = 2  # of each command
@@ -63,7 +63,7 @@ def machine() -> str:
     versions = [f"{name} {version(name)}" for name in PACKAGES]
     return "\n".join(
         [
-            f"- {date.today()}, {engine.cores()} cores, {cpu()}, {platform.system()}",
+            f"- {date.today()}, {engines.cores()} cores, {cpu()}, {platform.system()}",
             f"- Python {platform.python_version()}, {', '.join(versions)}",
         ]
     )

@@ -17,16 +17,18 @@ from stab.cli.progress import bars
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stab.comparison import Plan
-    from stab.engines.local import Engine
+    from stab.config import Config
+    from stab.engines import Engine
+    from stab.run.plan import Plan
 
-MOST = 4  # riders of a cell that are named one by one
+MOST = 4  # entries of a cell that are named one by one
 EXAMPLES = (
     "Examples:\n\n"
     "stab compare --task hopper --all\n\n"
     "stab compare --task hopper --all --quick\n\n"
     "stab compare --task hopper --stabilizers ema,ema:half_life=700,lr_decay+ema --seeds 5\n\n"
-    "stab compare --task hopper --stabilizers ema --policy transformer:context=16 train.batch_size=32\n\n"
+    "stab compare --task hopper --stabilizers ema --policy transformer:context=16"
+    " train.batch_size=32\n\n"
     "stab compare --dataset my/pendulum-v0 --all\n\n"
     "stab compare --task hopper --all --engine ray --address auto\n\n"
     "stab compare --task stories --all\n\n"
@@ -79,19 +81,22 @@ def compare(
         int | None, typer.Option(help="Worker processes (default: as many as cores).")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="Where cells run: local, or ray (pip install 'stab-gva\\[ray]').")
+        str,
+        typer.Option(
+            help="Where cells run: local, ray (pip install 'stab-gva\\[ray]'), or a plug-in's."
+        ),
     ] = "local",
     address: Annotated[
         str | None,
         typer.Option(
-            help="Ray cluster, auto or HOST:PORT (default: a Ray of its own, on this machine)."
+            help="Cluster: for Ray, auto or HOST:PORT (default: a Ray of its own, on this machine)."
         ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder (default: a dated folder under runs/).")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on in an existing run folder; keep finished cells.")
+        bool, typer.Option("--resume", help="Continue an existing run folder; keep finished cells.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete an existing run folder first.")
@@ -107,19 +112,22 @@ def compare(
         typer.Argument(help="Settings by dotted name: train.lr=3e-4 eval.starts=16"),
     ] = None,
 ) -> None:
-    """Compare stabilizers on tasks: train, roll out every checkpoint, score, and print the leaderboard."""
+    """Compare stabilizers on tasks: train, roll out checkpoints, score, print the leaderboard."""
     from rich.console import Console
 
-    from stab import comparison
+    from stab.engines import check_workers, make_engine
     from stab.registry import StabError
-    from stab.run import lock
+    from stab.run import estimate
+    from stab.run.execute import WORK, unfinished
+    from stab.run.folder import check_folder, default_out
+    from stab.run.plan import make_config, make_plan
 
     if every and stabilizers:
         raise StabError("--all and --stabilizers exclude each other")
     if resume and overwrite:
         raise StabError("--resume and --overwrite exclude each other")
-    talk = Console(stderr=not dry_run, highlight=False)  # of a dry run, the plan is the result
-    settings, broken = comparison.make_config(
+    console = Console(stderr=not dry_run, highlight=False)  # a dry run's result is the plan
+    settings, broken = make_config(
         task or (),
         "all" if every else stabilizers,
         seeds=seeds,
@@ -132,106 +140,118 @@ def compare(
         file=config,
         overrides=overrides or (),
     )
-    count = comparison.check_workers(workers)
-    run = out or comparison.default_out(settings)
+    count = check_workers(workers)
+    run = out or default_out(settings)
     with ExitStack() as stack:
-        if (
-            not dry_run
-        ):  # first of all: they take as long to import what they need as planning takes
-            processes = stack.enter_context(comparison.make_engine(engine, address, workers))
-            count = processes.count
-        plan = comparison.make_plan(comparison.check_out(run, settings, resume, overwrite), broken)
-        todo = plan.cells if overwrite or not run.exists() else comparison.unfinished(plan, run)
-        expected = comparison.costs(plan, todo)
-        _show_plan(talk, plan, run, len(plan.cells) - len(todo), expected, count)
+        if not dry_run:  # first of all: workers import as long as planning takes
+            started = stack.enter_context(make_engine(engine, WORK, workers, address))
+            count = started.count
+        plan = make_plan(check_folder(run, settings, resume, overwrite), broken)
+        todo = plan.cells if overwrite or not run.exists() else unfinished(plan, run)
+        expected = estimate.seconds(plan, todo)
+        _show_plan(console, plan, run, len(plan.cells) - len(todo), expected, count)
         if dry_run:
             return
+        cost = dict(zip((cell.key for cell in todo), expected or [], strict=False))
         try:
-            _prepare(talk, plan, run if resume else None)
-            stack.enter_context(lock.held(run))
-            comparison.check_unchanged(plan, run, settings, resume, overwrite)
-            comparison.make_out(run, plan, overwrite)
-            began = time.monotonic()
-            _execute(
-                talk,
-                plan,
-                run,
-                processes,
-                dict(zip((cell.key for cell in todo), expected or [], strict=False)),
-            )
-            processes.close()
-            comparison.about_run(run, sys.argv, time.monotonic() - began)
-            _show_results(talk, run)
+            _run(console, plan, run, started, settings, cost, resume, overwrite)
         except KeyboardInterrupt:
             if run.exists():
-                kept = len(list((run / "cells").glob("*.json")))
-                talk.print(
-                    f"Interrupted. {kept} finished cells are kept, and how far the others came; go on with --out {run}"
-                    f" --resume, or look at what there is with: stab report {run}",
+                count = len(list((run / "cells").glob("*.json")))
+                console.print(
+                    f"Interrupted; progress is saved ({count} finished cells). Resume: --out {run}"
+                    f" --resume. Partial report: stab report {run}",
                     soft_wrap=True,
                 )
             else:
-                talk.print("Interrupted before anything was written.")
+                console.print("Interrupted before anything was written.")
             raise typer.Exit(130) from None
     if any((run / "failures").glob("*.json")):
         raise typer.Exit(1)
 
 
+def _run(
+    console: Console,
+    plan: Plan,
+    run: Path,
+    engine: Engine,
+    settings: Config,
+    cost: dict[str, tuple[float, float]],
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Fill the run folder; print the leaderboard."""
+    from stab.run.execute import check_unchanged
+    from stab.run.folder import held, open_folder, write_run_info
+
+    _prepare(console, plan, run if resume else None)
+    with held(run):
+        check_unchanged(plan, run, settings, resume, overwrite)
+        open_folder(run, plan.config, plan.skipped, overwrite)
+        began = time.monotonic()
+        _execute(console, plan, run, engine, cost)
+        engine.close()
+        write_run_info(run, sys.argv, time.monotonic() - began)
+        _show_results(console, run)
+
+
 def _show_plan(
-    talk: Console,
+    console: Console,
     plan: Plan,
     run: Path,
     done: int,
     expected: list[tuple[float, float]] | None,
     workers: int,
 ) -> None:
-    from stab import comparison
     from stab.reports import sweep
-    from stab.run.cells import asking, make_task
+    from stab.run import estimate
+    from stab.run.cells import make_task, task_errors
     from stab.stabilizers.base import fold, method
 
     config = plan.config
     cells, entries = len(plan.cells), plan.entries
     if config.smoke:
-        talk.print(
-            "[bold]SMOKE RUN[/]: sizes are cut down to see the pipeline work; its numbers say nothing."
+        console.print(
+            "[bold]SMOKE RUN[/]: sizes are cut down to see the pipeline work; its numbers say"
+            " nothing."
         )
-    talk.print(
+    console.print(
         f"{entries} entries on {', '.join(config.tasks)}: {', '.join(fold(config.stabilizers))}",
         markup=False,
     )
     tried = Counter(method(string) for string in config.stabilizers)
     if max(tried.values()) > 1:
-        talk.print(f"tuning budget, settings a method: {sweep.budget(tried)}", markup=False)
+        console.print(f"tuning budget, settings a method: {sweep.budget(tried)}", markup=False)
     seeds = f"{config.seeds} seed{'s' * (config.seeds != 1)}"
-    talk.print(
-        f"{cells} cells (training runs) of {config.train.updates} updates, {seeds}; sharing trajectories saves"
-        f" {plan.shared} training runs; up to {plan.rollouts} episodes of at most {comparison.horizon(config)} steps"
+    console.print(
+        f"{cells} cells (training runs) of {config.train.updates} updates, {seeds}; sharing"
+        f" trajectories saves {plan.shared} training runs; up to {plan.rollouts} episodes of at"
+        f" most {estimate.longest_episode(config)} steps"
     )
     for (task, string), reason in plan.skipped.items():
-        talk.print(f"skipped: {task} x {string}: {reason}", markup=False)
+        console.print(f"skipped: {task} x {string}: {reason}", markup=False)
     if done:
-        talk.print(f"{done} cells are finished already and kept")
+        console.print(f"{done} cells are finished already and kept")
     ready = True
     for name in config.tasks:
-        with asking(name):
+        with task_errors(name):
             ready = ready and make_task(config, name).ready()
     collecting = "" if ready else ", after collecting the demonstrations (well under a minute)"
     if expected is not None:
-        wall = comparison.wall_seconds(expected, workers)
-        talk.print(f"about {_duration(wall)} with {workers} workers{collecting}")
+        wall = estimate.wall_seconds(expected, workers)
+        console.print(f"about {_duration(wall)} with {workers} workers{collecting}")
     if config.snapshots.every and ready:
-        megabytes = comparison.snapshot_bytes(plan) / 1e6
-        talk.print(
+        megabytes = estimate.snapshot_bytes(plan) / 1e6
+        console.print(
             f"snapshots of every {config.snapshots.every} updates: {megabytes:.0f} MB on disk"
         )
-    talk.print(f"run folder: {run}", markup=False, soft_wrap=True)
+    console.print(f"run folder: {run}", markup=False, soft_wrap=True)
 
 
-def _prepare(talk: Console, plan: Plan, resumed: Path | None) -> None:
-    from stab import comparison
+def _prepare(console: Console, plan: Plan, resumed: Path | None) -> None:
+    from stab.run.execute import prepare
 
-    with bars(talk) as progress:
+    with bars(console) as progress:
         running: dict[str, Any] = {}
 
         def report(task: str, fraction: float) -> None:
@@ -239,32 +259,37 @@ def _prepare(talk: Console, plan: Plan, resumed: Path | None) -> None:
                 running[task] = progress.add_task(f"Collecting {task}", total=1.0)
             progress.update(running[task], completed=fraction)
 
-        comparison.prepare(plan, resumed, report)
+        prepare(plan, resumed, report)
 
 
 def _execute(
-    talk: Console, plan: Plan, run: Path, workers: Engine, expected: dict[str, tuple[float, float]]
+    console: Console,
+    plan: Plan,
+    run: Path,
+    engine: Engine,
+    expected: dict[str, tuple[float, float]],
 ) -> None:
-    from stab import comparison
+    from stab.comparison import execute_live
+    from stab.run.execute import unfinished
 
-    todo = comparison.unfinished(plan, run)
+    todo = unfinished(plan, run)
     cost = {cell.key: expected.get(cell.key, (1.0, 1.0)) for cell in todo}
     finished = 0
     spent = 0.0
-    where = workers.where
+    where = engine.where
     if where:
-        talk.print(where, highlight=False)
-    # Closed whatever happens, so that the workers end with the run.
-    with bars(talk) as progress, closing(comparison.execute(plan, run, workers)) as events:
+        console.print(where, highlight=False)
+    # Closed in any case, so that the workers end with the run.
+    with bars(console) as progress, closing(execute_live(plan, run, engine)) as events:
         total = progress.add_task(f"Cells 0/{len(todo)}", total=sum(map(sum, cost.values())))
         running: dict[str, Any] = {}
         at: dict[str, dict[str, float]] = {}
         for cell, event in events:
-            if workers.where != where:  # nodes came, or were lost
-                where = workers.where
+            if engine.where != where:  # nodes came, or were lost
+                where = engine.where
                 progress.console.print(f"now on {where}", highlight=False)
             train, rollouts = cost[cell.key]
-            label = f"{cell.task} {_riders(cell.stabilizers)}"
+            label = f"{cell.task} {_entries(cell.stabilizers)}"
             if event.kind == "progress":
                 if cell.key not in running:
                     running[cell.key] = progress.add_task(label, total=train + rollouts)
@@ -297,24 +322,24 @@ def _execute(
             )
 
 
-def _show_results(talk: Console, run: Path) -> None:
+def _show_results(console: Console, run: Path) -> None:
     from rich.console import Console
 
     from stab.reports import render
     from stab.reports.table import board
 
-    with talk.status("Writing tables, figures and TensorBoard"):
+    with console.status("Writing tables, figures and TensorBoard"):
         leaderboard = render(run)
     Console().print(board(leaderboard))
-    talk.print(
+    console.print(
         f"Written to {run}; all of it on one page: {run / 'report.html'}",
         markup=False,
         soft_wrap=True,
     )
-    talk.print(f"tensorboard --logdir {run}", markup=False, soft_wrap=True)
+    console.print(f"tensorboard --logdir {run}", markup=False, soft_wrap=True)
 
 
-def _riders(strings: Sequence[str]) -> str:
+def _entries(strings: Sequence[str]) -> str:
     return (
         "/".join(strings)
         if len(strings) <= MOST

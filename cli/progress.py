@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-def bars(talk: Console) -> Progress:
-    """Return bars with the time left, on the console for talk (stderr); they vanish when done."""
+def bars(console: Console) -> Progress:
+    """Return bars with the time left, which vanish when done."""
     from rich.progress import (
         BarColumn,
         Progress,
@@ -26,7 +26,7 @@ def bars(talk: Console) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=talk,
+        console=console,
         transient=True,
         refresh_per_second=4,
     )

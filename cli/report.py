@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -63,6 +63,12 @@ def report(
     workers: Annotated[
         int | None, typer.Option(help="Worker processes (default: as many as cores).")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="Where averages are rolled out: local, ray, or a plug-in's.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Cluster, for engines that take one: auto or HOST:PORT.")
+    ] = None,
 ) -> None:
     """Rebuild leaderboard files, figures and TensorBoard from the rows of a run, without training; print the leaderboard.
 
@@ -83,7 +89,7 @@ def report(
     if averages is not None and (where or by):
         raise StabError("--where and --by are for the leaderboard: give them without --averages")
     if averages is not None:
-        _read_off(run, averages, workers)
+        _read_off(run, averages, engine, workers, address)
     if by and format in (Format.json, Format.csv):
         raise StabError(f"--by groups tables: give it without --format {format.value}")
     keys = [key.strip() for key in by.split(",")] if by else None
@@ -125,25 +131,30 @@ def _merged(runs: list[Path], format: Format, conditions: Sequence[str]) -> None
         )
 
 
-def _read_off(run: Path, averages: str, workers: int | None) -> None:
-    """Read off and roll out what is not on disk yet, with a progress bar. Raises StabError when one fails."""
+def _read_off(
+    run: Path, averages: str, engine: str, workers: int | None, address: str | None
+) -> None:
+    """Read off and roll out what is not on disk yet. Raises StabError when one fails."""
     from rich.console import Console
 
-    from stab import comparison
+    from stab.engines import make_engine
     from stab.registry import StabError
     from stab.run import posthoc
     from stab.stabilizers import expand
 
-    todo = posthoc.unfinished(posthoc.make_jobs(run, expand(averages)))
+    todo = posthoc.unfinished(run, expand(averages))
     if not todo:
         return
     talk = Console(stderr=True, highlight=False)
-    done: dict[posthoc.Job, float] = dict.fromkeys(todo, 0.0)
-    failed: dict[posthoc.Job, str] = {}
+    done: dict[posthoc.PostHoc, float] = dict.fromkeys(todo, 0.0)
+    failed: dict[posthoc.PostHoc, str] = {}
     finished = 0
-    events: Any = posthoc.execute(todo, comparison.check_workers(workers))
     try:
-        with bars(talk) as progress, closing(events):
+        with (
+            make_engine(engine, posthoc.WORK, workers, address) as started,
+            closing(posthoc.execute(todo, run, started)) as events,
+            bars(talk) as progress,
+        ):
             total = progress.add_task(f"Averages 0/{len(todo)}", total=len(todo))
             for job, event in events:
                 done[job] = event.fraction if event.kind == "progress" else 1.0
@@ -160,4 +171,4 @@ def _read_off(run: Path, averages: str, workers: int | None) -> None:
         raise typer.Exit(130) from None
     if failed:
         job, reason = next(iter(failed.items()))
-        raise StabError(f"{job.string} of {job.cell.stem} failed: {reason}")
+        raise StabError(f"{job.string} of {job.key} failed: {reason}")

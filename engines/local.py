@@ -1,8 +1,8 @@
-"""Where cells run: worker processes on this machine, one thread each. (On a cluster: ``ray_engine``.)
+"""Worker processes on this machine, one thread each.
 
-A worker is a fresh interpreter that reads one JSON job a line on standard input and answers with JSON events, one a
-line; what a job computes lands on disk. So nothing is pickled, a user's script needs no ``__main__`` guard, and a worker
-that dies takes one job with it.
+A worker is a fresh interpreter. It reads jobs from standard input and answers with events, each a
+line of JSON; results go to disk. So nothing is pickled, a user's script needs no ``__main__``
+guard, and a worker that dies takes one job with it.
 """
 
 from __future__ import annotations
@@ -21,33 +21,15 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from stab.engines.base import Event, Job
+from stab.files import CannotWrite
 from stab.recipe import load_object
 from stab.registry import reason
 
 FIRST = 4  # workers that are started before there is anything to do
-BACKLOG = 2  # parts a worker, above which no further job is begun: what waits takes room
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a job has to say.
-
-    Attributes:
-        job: index of the job.
-        kind: "progress" (with ``phase`` and ``fraction``, of this part of the job), "done", or "failed" (with ``reason``).
-        part: 0 for the job itself, 1, 2, ... for those that it asked for.
-        died: whether it failed because its worker died, and not by an exception of its own.
-    """
-
-    job: int
-    kind: str
-    phase: str = ""
-    fraction: float = 0.0
-    reason: str = ""
-    part: int = 0
-    died: bool = False
+BACKLOG = 2  # waiting parts per worker above which no job begins: they take room on disk
 
 
 @dataclass(eq=False)
@@ -58,49 +40,11 @@ class _Worker:
     part: int = 0
 
 
-class Engine(Protocol):
-    """Where jobs run: ``Workers`` on this machine, ``ray_engine.RayWorkers`` on a cluster. A context manager.
-
-    Attributes:
-        count: jobs at a time.
-        where: the machines in words, as they are now; empty for this one.
-    """
-
-    count: int
-
-    @property
-    def where(self) -> str: ...
-
-    def run(
-        self, jobs: Sequence[dict[str, Any]], root: Path, folders: Sequence[str]
-    ) -> Generator[Event]:
-        """Run jobs; yield events as they come.
-
-        Args:
-            jobs: plain data; ``run`` is the folder they write into.
-            root: of the datasets that they read.
-            folders: these, in it.
-        """
-
-    def close(self) -> None:
-        """End whatever still runs."""
-
-    def __enter__(self) -> Engine: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Workers:
-    """Worker processes, to be closed (a context manager). The first ones begin at once to import what they need.
+    """The engine "local". Its first processes begin at once to import what they need.
 
     Args:
-        target: ``module:function`` of what they do. The function takes a job and two callbacks: ``report(phase, fraction)``,
-            and ``more(job)``, which asks for another job as a part of this one.
+        target: ``module:function`` of what they do, see ``Engine``.
         count: of processes.
     """
 
@@ -126,19 +70,15 @@ class Workers:
         self.busy, self.idle = [], []
         self.folder.cleanup()
 
-    def run(
-        self, jobs: Sequence[dict[str, Any]], root: Path | None = None, folders: Sequence[str] = ()
-    ) -> Generator[Event]:
-        """Run jobs, as many at a time as there are workers; yield events as they come. Closed early, it closes the workers.
+    def run(self, jobs: Sequence[Job]) -> Generator[Event]:
+        """Run jobs; yield events as they come. If it is closed early, it closes the workers.
 
-        ``root`` and ``folders`` say which datasets they read (another engine must bring them along; here they are).
-
-        A job is "done" when it and all its parts are, and "failed" when one of them is; parts that have not begun are then
-        dropped, and workers at its others are killed. Jobs begin in the given order and, while not too many of them wait,
+        When a part fails, its job fails: parts that have not begun are dropped, and workers at the
+        others are killed. Jobs begin in the given order and, while not too many of them wait,
         before parts: so there are parts left for all workers in the end.
         """
         waiting = deque(enumerate(jobs))
-        parts: deque[tuple[int, int, dict[str, Any]]] = deque()
+        parts: deque[tuple[int, int, Job]] = deque()
         asked, left = [0] * len(jobs), [1] * len(jobs)
         try:
             while waiting or parts or self.busy:
@@ -154,7 +94,7 @@ class Workers:
                 job = worker.job
                 if event is None:
                     self.busy.remove(worker)
-                    event = {"kind": "failed", "reason": _cause_of_death(worker), "died": True}
+                    event = {"kind": "failed", "reason": _cause_of_death(worker), "transient": True}
                 elif event["kind"] in ("done", "failed"):
                     self.busy.remove(worker)
                     self.idle.append(worker)
@@ -167,9 +107,8 @@ class Workers:
                 elif event["kind"] == "failed":
                     left[job] = 0
                     parts = deque(part for part in parts if part[0] != job)
-                    for other in [
-                        one for one in self.busy if one.job == job
-                    ]:  # it would go on writing
+                    # They would continue to write.
+                    for other in [one for one in self.busy if one.job == job]:
                         self.busy.remove(other)
                         _kill(other)
                     yield Event(job, part=worker.part, **event)
@@ -181,8 +120,8 @@ class Workers:
             if self.busy:  # stopped early (Ctrl-C)
                 self.close()
 
-    def _give(self, job: int, part: int, content: dict[str, Any]) -> None:
-        while self.idle and self.idle[-1].process.poll() is not None:  # it died with nothing to do
+    def _give(self, job: int, part: int, content: Job) -> None:
+        while self.idle and self.idle[-1].process.poll() is not None:  # it died while idle
             self.idle.pop()
         worker = self.idle.pop() if self.idle else self._start()
         worker.job, worker.part = job, part
@@ -192,7 +131,7 @@ class Workers:
             worker.process.stdin.write(json.dumps(content) + "\n")
             worker.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has died; the listener says so
+            pass  # it has died; the listener reports that
 
     def _start(self) -> _Worker:
         environment = dict(os.environ)
@@ -214,7 +153,7 @@ class Workers:
                 stderr=stderr,
                 text=True,
                 env=environment,
-                cwd=self.folder.name,  # what libraries drop into the current folder (MUJOCO_LOG.TXT) goes with it
+                cwd=self.folder.name,  # where libraries drop files such as MUJOCO_LOG.TXT
                 start_new_session=True,  # the terminal's Ctrl-C goes to the parent alone
             )
         worker = _Worker(process, log)
@@ -226,7 +165,7 @@ class Workers:
         try:
             for line in worker.process.stdout:
                 self.events.put((worker, json.loads(line)))
-        finally:  # whatever it said: without this event, run would wait for ever
+        finally:  # whatever happened: without this event, run would wait for ever
             worker.process.stdout.close()
             worker.process.wait()
             self.events.put((worker, None))
@@ -247,7 +186,7 @@ def _cause_of_death(worker: _Worker) -> str:
 
 
 def serve(target: str) -> None:
-    """Serve as a worker: jobs from standard input, events to standard output, everything that prints to stderr."""
+    """Serve as a worker: jobs from stdin, events to stdout, everything that prints to stderr."""
     protocol = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     jobs: queue.Queue[str] = queue.Queue()
@@ -262,8 +201,8 @@ def serve(target: str) -> None:
     def send(**event: Any) -> None:
         protocol.write(json.dumps(event) + "\n")
 
-    # While there is nothing to do yet; what goes wrong is every job's reason. Importing makes objects that stay: looking
-    # for garbage among them, now and again later, would take a third as long once more.
+    # While there is nothing to do yet; an error is every job's reason. Importing makes objects that
+    # stay: to look for garbage among them, now and later, would take a third of the time again.
     gc.disable()
     try:
         function, broken = load_object(target), None
@@ -284,6 +223,6 @@ def serve(target: str) -> None:
         except BaseException as e:
             traceback.print_exc()
             sys.stderr.flush()
-            send(kind="failed", reason=reason(e))
+            send(kind="failed", reason=reason(e), transient=isinstance(e, CannotWrite))
         else:
             send(kind="done")

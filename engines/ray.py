@@ -1,4 +1,4 @@
-"""Where cells run, on a cluster: each is a task of Ray, which places it, retries it elsewhere, and brings back its files."""
+"""Jobs on a Ray cluster: Ray places each, retries it elsewhere, and brings back its files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import socket
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from stab import files
-from stab.engines.local import Event
+from stab.engines.base import Event, Job
+from stab.files import CannotWrite, replacing
 from stab.recipe import load_object
 from stab.registry import StabError, reason
 
@@ -28,29 +27,28 @@ Files = dict[str, bytes]  # by their path within a folder
 
 
 class RayWorkers:
-    """A Ray cluster, to be left (a context manager).
+    """The engine "ray".
 
-    Nodes need the same packages installed, nothing else: datasets travel once to each node, through Ray's object store, and
-    a cell works in a folder of its own there, whose files come back when it ends.
+    Nodes need the same packages installed, nothing else: datasets travel once to each node,
+    through Ray's object store. A job works in a folder of its own there, whose files come back.
 
     Args:
-        target: as for ``engine.Workers``; a cell's parts run one after the other, in its own task.
-        address: of the cluster, ``auto`` or HOST:PORT; None starts a Ray of its own on this machine.
+        target: see ``Engine``; the parts of a job run one after the other, in its own Ray task.
         count: cores of a Ray of its own.
+        address: of the cluster, ``auto`` or HOST:PORT; None starts a Ray of its own here.
 
     Raises StabError when Ray is not installed, or there is no cluster at the address.
     """
 
-    def __init__(self, target: str, address: str | None, count: int) -> None:
+    def __init__(self, target: str, count: int, address: str | None = None) -> None:
         try:
             import ray
         except ImportError as e:
             raise StabError("--engine ray needs Ray: pip install 'stab-gva[ray]'") from e
         self.target = target
         self.ray: Any = ray
-        os.environ.setdefault(
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-        )  # Ray warns of a change to come otherwise
+        # Otherwise Ray warns of a change to come.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if address is not None:
             _reach(address)
@@ -86,24 +84,16 @@ class RayWorkers:
             self._seen = time.monotonic()
         return self._where
 
-    def run(
-        self, jobs: Sequence[dict[str, Any]], root: Path, folders: Sequence[str]
-    ) -> Generator[Event]:
-        """Run jobs, which write into the folder ``job["run"]``; yield events as they come.
-
-        Args:
-            root: of the Minari datasets that jobs read.
-            folders: the datasets, in it.
-        """
+    def run(self, jobs: Sequence[Job]) -> Generator[Event]:
+        """Run jobs; yield events as they come."""
         ray = self.ray
-        data = _read(root, folders)
-        name = hashlib.sha256(
-            repr([(path, hashlib.sha256(data[path]).hexdigest()) for path in data]).encode()
-        )
-        shared = [
-            name.hexdigest()[:16],
-            ray.put(data),
-        ]  # in a list, or Ray would fetch it for every task
+        data: Files = {}
+        for root, names in {(job["data"], tuple(job["datasets"])) for job in jobs}:
+            data |= _read(Path(root), names)
+        digests = [(path, hashlib.sha256(data[path]).hexdigest()) for path in sorted(data)]
+        name = hashlib.sha256(repr(digests).encode()).hexdigest()[:16]
+        shared = [name, ray.put(data)]  # in a list, or Ray would fetch it for every task
+        del data
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
@@ -111,43 +101,35 @@ class RayWorkers:
         remote = ray.remote(_run)
         waiting = {}
         for index, job in enumerate(jobs):
-            before = _read(Path(job["run"]), [job["parts"]])  # what an earlier session left of it
+            inputs = _read(Path(job["run"]), job["reads"])
             task = remote.options(num_cpus=1, num_gpus=job["gpus"], max_retries=RETRIES)
-            waiting[task.remote(self.target, job, index, before, shared, board)] = index
-        del data
+            waiting[task.remote(self.target, job, index, inputs, shared, board)] = index
         while waiting:
             try:
                 ended, _ = ray.wait(list(waiting), timeout=PAUSE)
-                said = ray.get(board.take.remote())
+                news = ray.get(board.take.remote())
             except ray.exceptions.RayError as e:
                 raise StabError(
-                    f"the Ray cluster was lost ({_first_line(e)}); go on with --resume"
+                    f"the Ray cluster was lost ({_first_line(e)}); resume with --resume"
                 ) from e
-            yield from (
-                Event(*one) for one in said if one[0] in waiting.values()
-            )  # not what is over already
+            # Not of jobs that have ended.
+            yield from (Event(*one) for one in news if one[0] in waiting.values())
             for task in ended:
                 index = waiting.pop(task)
                 try:
-                    why, files = ray.get(task)
+                    failure, outputs = ray.get(task)
                 except ray.exceptions.RayError as e:
-                    yield Event(
-                        index,
-                        "failed",
-                        reason=f"Ray gave up after {RETRIES} retries: {_first_line(e)}",
-                        died=True,
-                    )
+                    why = f"Ray gave up after {RETRIES} retries: {_first_line(e)}"
+                    yield Event(index, "failed", reason=why, transient=True)
                     continue
-                run = Path(jobs[index]["run"])
-                for path in sorted(
-                    files, key=lambda path: path.endswith("/trained.json")
-                ):  # says that all is there
-                    _write(run / path, files[path])
-                yield Event(index, "failed", reason=why) if why else Event(index, "done")
+                # Last the file that declares the others complete.
+                for path in sorted(outputs, key=lambda path: path.endswith("/trained.json")):
+                    _write(Path(jobs[index]["run"]) / path, outputs[path])
+                yield Event(index, "failed", **failure) if failure else Event(index, "done")
 
 
 def _reach(address: str) -> None:
-    """Raise StabError when nobody listens at HOST:PORT: Ray itself would go on trying for minutes."""
+    """Raise StabError if nobody listens at HOST:PORT: Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon and address == "auto":
         return
@@ -155,73 +137,62 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, ValueError, OverflowError) as e:
         raise StabError(
-            f"no Ray cluster at {address}: {reason(e)}; expected auto or HOST:PORT, as `ray status` says"
+            f"no Ray cluster at {address}: {reason(e)}; expected auto or HOST:PORT, as `ray status`"
+            " shows it"
         ) from e
 
 
 class _Board:
-    """An actor on which tasks leave what they have to say."""
+    """An actor that collects the events of running tasks."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[Any, ...]] = []
+        self.events: list[tuple[Any, ...]] = []
 
     def put(self, *event: Any) -> None:
-        self.said.append(event)
+        self.events.append(event)
 
     def take(self) -> list[tuple[Any, ...]]:
-        said, self.said = self.said, []
-        return said
+        events, self.events = self.events, []
+        return events
 
 
 def _run(
-    target: str, job: dict[str, Any], index: int, before: Files, shared: list[Any], board: Any
-) -> tuple[str, Files]:
-    """Do a job and all its parts, on a node; return why it failed, or nothing, and the files that it wrote."""
+    target: str, job: Job, index: int, inputs: Files, shared: list[Any], board: Any
+) -> tuple[dict[str, Any], Files]:
+    """Do a job and all its parts on a node; return why it failed, if so, and the files it wrote."""
     last = 0.0
 
     with tempfile.TemporaryDirectory(prefix="stab-") as folder:
-        for path, found in before.items():
-            _write(Path(folder) / path, found)
-        waiting = deque([(0, {**job, "run": folder})])
-        asked = 0
-
-        def more(part: dict[str, Any]) -> None:
-            nonlocal asked
-            asked += 1
-            waiting.append((asked, part))
-
+        for path, content in inputs.items():
+            _write(Path(folder) / path, content)
+        parts = [{**job, "run": folder}]  # it grows
         try:
             os.environ["MINARI_DATASETS_PATH"] = str(_datasets(*shared))
             function = load_object(target)
-            while waiting:
-                part, content = waiting.popleft()
+            for number, part in enumerate(parts):
 
-                def report(phase: str, fraction: float, part: int = part) -> None:
+                def report(phase: str, fraction: float, number: int = number) -> None:
                     nonlocal last
                     if time.monotonic() - last > PAUSE or fraction == 1:
                         last = time.monotonic()
-                        board.put.remote(index, "progress", phase, fraction, "", part)
+                        board.put.remote(index, "progress", phase, fraction, "", number)
 
-                with redirect_stdout(
-                    sys.stderr
-                ):  # what plug-ins print goes to the log of Ray's worker
-                    function(content, report, more)
+                with redirect_stdout(sys.stderr):  # plug-ins print to the log of Ray's worker
+                    function(part, report, parts.append)
         except Exception as e:
-            # SystemExit passes: with it Ray ends a task whose node is drained, and runs it again elsewhere.
-            return reason(e), {}
-        return "", _read(Path(folder), ["."])
+            # Not SystemExit: Ray ends a task so if its node is drained, and repeats it elsewhere.
+            return {"reason": reason(e), "transient": isinstance(e, CannotWrite)}, {}
+        outputs = _read(Path(folder), ["."]).items()
+        return {}, {path: content for path, content in outputs if inputs.get(path) != content}
 
 
 def _datasets(name: str, data: Any) -> Path:
-    """Return a folder of this node that holds the datasets, fetching them where it does not yet."""
+    """Return a folder of this node that holds the datasets; fetch them if it does not exist."""
     import ray
     from filelock import FileLock
 
-    folder = (
-        Path(tempfile.gettempdir())
-        / f"stab-data-{os.getuid() if hasattr(os, 'getuid') else 0}"
-        / name
-    )
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"stab-data-{user}" / name
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid") and (
         folder.parent.is_symlink() or folder.parent.stat().st_uid != os.getuid()
@@ -238,17 +209,18 @@ def _datasets(name: str, data: Any) -> Path:
     return folder
 
 
-def _read(root: Path, folders: Sequence[str]) -> Files:
-    found = {}
-    for folder in folders:
-        for path in sorted((root / folder).rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                found[path.relative_to(root).as_posix()] = path.read_bytes()
-    return found
+def _read(root: Path, names: Sequence[str]) -> Files:
+    """Read files, and all files in folders; hidden ones are left out."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for name in names
+        for path in sorted([root / name, *(root / name).rglob("*")])
+        if path.is_file() and not path.name.startswith(".")
+    }
 
 
 def _write(path: Path, content: bytes) -> None:
-    with files.replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 

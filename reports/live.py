@@ -16,18 +16,20 @@ from torch.utils.tensorboard.summary import custom_scalars, scalar
 
 from stab import files
 from stab.config import Config
+from stab.engines.base import Event as JobEvent
 from stab.registry import StabError
 from stab.reports.tensorboard import LEADERBOARD, charts
 from stab.run import rows
-from stab.run.cells import RETURNS, Cell, cell_file, parts_folder
+from stab.run.cells import RETURNS, Cell
+from stab.run.folder import cell_file, shards_folder
 from stab.stabilizers.base import slug
 
-MOST = 40  # runs that TensorBoard shows unasked
-REFRESH = 5.0  # seconds between two looks at what has come
+MOST = 40  # runs that TensorBoard shows by default
+REFRESH = 5.0  # seconds between two looks at the shards
 
 
 class EventFile:
-    """An event file of a run of TensorBoard's. Unlike SummaryWriter it has no thread, so that what fails fails here."""
+    """An event file. Unlike SummaryWriter it has no thread, so that errors are raised here."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +42,7 @@ class EventFile:
         self.records.write(Event(wall_time=time.time(), **event).SerializeToString())
 
     def flush(self) -> None:
-        """Let readers see it."""
+        """Make it visible to readers."""
         self.file.flush()
 
     def close(self) -> None:
@@ -49,25 +51,27 @@ class EventFile:
 
 
 class Live:
-    """Curves of a comparison under way: ``<task>/return`` and ``<task>/val_loss``, means over the seeds that have come.
+    """Curves of a running comparison: ``<task>/return``, ``<task>/val_loss``, means over seeds.
 
-    Whenever something new comes to a stabilizer its curves are written again from their beginning, behind a mark that has
-    TensorBoard forget the old ones. Rebuilt by ``reports.tensorboard.write`` when the comparison ends. Curves are a
-    convenience: whatever goes wrong here (a full disk, somebody who rebuilds or deletes the folder) ends them, and never the
-    comparison.
+    Whenever something new comes, a stabilizer's curves are written again from their beginning,
+    behind a mark that makes TensorBoard forget the old ones. ``reports.tensorboard.write`` rebuilds
+    them in the end. Curves are a convenience: an error here (a full disk, somebody who rebuilds or
+    deletes the folder) ends them, and never the comparison.
     """
 
     def __init__(self, run: Path, config: Config) -> None:
         self.run, self.folder, self.strings = run, run / "tensorboard", config.stabilizers[:MOST]
         self.files: dict[str, EventFile] = {}
         # string -> (task, update) -> seed -> mean return and validation loss
-        self.found: dict[str, dict[tuple[str, int], dict[int, tuple[float, float]]]] = {}
+        self.means: dict[str, dict[tuple[str, int], dict[int, tuple[float, float]]]] = {}
         self.read: set[tuple[Path, int]] = set()
+        self.under_way: dict[str, Cell] = {}
         self.looked, self.works = 0.0, True
         with self._harmless():
             shutil.rmtree(self.folder, ignore_errors=True)  # of an earlier session
             with closing(EventFile(self.folder / LEADERBOARD)) as file:
-                file.write(summary=custom_scalars(charts(config.tasks)))  # type: ignore[no-untyped-call]
+                layout = custom_scalars(charts(config.tasks))  # type: ignore[no-untyped-call]
+                file.write(summary=layout)
             self._show({string for cell in rows.cells(run) for string in self._take(cell)})
 
     @contextmanager
@@ -77,15 +81,24 @@ class Live:
         except Exception:
             self.works = False
 
+    def see(self, cell: Cell, news: JobEvent) -> None:
+        """Show what an event of ``run.execute`` is about, and what else came meanwhile."""
+        if news.kind == "progress":
+            self.under_way[cell.key] = cell
+        else:
+            self.under_way.pop(cell.key, None)
+            (self.finished if news.kind == "done" else self.failed)(cell)
+        self.look(self.under_way.values())
+
     def finished(self, cell: Cell) -> None:
-        """Show a cell that is finished."""
+        """Show a finished cell."""
         with self._harmless():
             if self.works:
-                self._forget(cell)  # its file may hold fewer stabilizers than its parts did
-                self._show(self._take(files.read_json(cell_file(self.run, cell))))
+                self._forget(cell)  # its file may hold fewer stabilizers than its shards did
+                self._show(self._take(files.read_json(cell_file(self.run, cell.key))))
 
     def failed(self, cell: Cell) -> None:
-        """Take a cell that failed out of the curves."""
+        """Take a failed cell out of the curves."""
         with self._harmless():
             if self.works:
                 self._show(self._forget(cell))
@@ -97,20 +110,18 @@ class Live:
         with self._harmless():
             changed = set()
             for cell in cells:
-                for path in sorted(parts_folder(self.run, cell).glob("[0-9]*.json")):
+                for path in sorted(shards_folder(self.run, cell.key).glob("[0-9]*.json")):
                     try:
                         version = (path, path.stat().st_mtime_ns)
                         if version in self.read:
                             continue
-                        part = files.read_as(path, RETURNS, "record")
-                    except (
-                        OSError,
-                        StabError,
-                    ):  # deleted meanwhile, or damaged: its worker sees to that
+                        shard = files.read_as(path, RETURNS, "record")
+                    except (OSError, StabError):  # deleted or damaged: its worker handles that
                         continue
                     self.read.add(version)
-                    for string, update, loss, sha in part["points"]:
-                        mean = float(np.mean([episode["return"] for episode in part["found"][sha]]))
+                    for string, update, loss, digest in shard["points"]:
+                        episodes = shard["found"][digest]
+                        mean = float(np.mean([episode["return"] for episode in episodes]))
                         self._put(string, cell.task, update, cell.seed, mean, loss)
                         changed.add(string)
             self._show(changed)
@@ -123,7 +134,7 @@ class Live:
                 file.close()
 
     def _take(self, cell: dict[str, Any]) -> set[str]:
-        """Take in a finished cell; return the stabilizers that it has something of."""
+        """Add a finished cell; return its stabilizers."""
         returns: dict[tuple[str, int], list[float]] = {}
         for row in cell["rows"]:
             returns.setdefault((row["stabilizer"], row["update"]), []).append(row["return"])
@@ -138,14 +149,14 @@ class Live:
     def _put(
         self, string: str, task: str, update: int, seed: int, mean: float, loss: float
     ) -> None:
-        self.found.setdefault(string, {}).setdefault((task, update), {})[seed] = (mean, loss)
+        self.means.setdefault(string, {}).setdefault((task, update), {})[seed] = (mean, loss)
 
     def _forget(self, cell: Cell) -> set[str]:
         for string in cell.stabilizers:
-            for (task, _), seeds in self.found.get(string, {}).items():
+            for (task, _), seeds in self.means.get(string, {}).items():
                 if task == cell.task:
                     seeds.pop(cell.seed, None)
-        return set(cell.stabilizers) & self.found.keys()
+        return set(cell.stabilizers) & self.means.keys()
 
     def _show(self, changed: Iterable[str]) -> None:
         """Write the curves of these stabilizers."""
@@ -154,9 +165,10 @@ class Live:
             if file is None:
                 file = self.files[string] = EventFile(self.folder / slug(string))
             file.write(session_log=SessionLog(status=SessionLog.START), step=0)
-            for (task, update), seeds in sorted(self.found[string].items()):
+            for (task, update), seeds in sorted(self.means[string].items()):
                 if seeds:
                     mean, loss = np.mean(list(seeds.values()), axis=0)
                     for tag, value in ((f"{task}/return", mean), (f"{task}/val_loss", loss)):
-                        file.write(summary=scalar(tag, value), step=update)  # type: ignore[no-untyped-call]
+                        summary = scalar(tag, value)  # type: ignore[no-untyped-call]
+                        file.write(summary=summary, step=update)
             file.flush()

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from stab import files, gva
-from stab.config import Config, load
+from stab.config import Config
 from stab.recipe import Recipe
-from stab.registry import NAME, StabError
+from stab.registry import StabError
 from stab.reports import inference, sweep
 from stab.run import rows
+from stab.run.folder import settings
 from stab.stabilizers import parse
 from stab.stabilizers.base import method
 
@@ -84,21 +85,6 @@ class Results:
     afterwards: dict[tuple[str, str], Series] = field(default_factory=dict)
 
 
-def settings(run: Path) -> Config:
-    """Return the settings of a run folder. Raises StabError when it is none."""
-    if not (run / "config.yaml").exists():
-        raise StabError(f"{run} is no run folder: it has no config.yaml")
-    config = load(run / "config.yaml")
-    if not config.tasks or "none" not in config.stabilizers:
-        raise StabError(
-            f"{run / 'config.yaml'} names no tasks, or not the stabilizer none: it is not as stab wrote it"
-        )
-    for task in config.tasks:
-        if not NAME.fullmatch(task):  # it becomes a part of file names
-            raise StabError(f"{run / 'config.yaml'}: {task!r} is no name of a task")
-    return config
-
-
 def read(run: Path) -> Results:
     """Read a run folder. Raises StabError when it is none, or holds rows of another protocol."""
     config = settings(run)
@@ -113,7 +99,7 @@ def read(run: Path) -> Results:
             continue
         if cell["window"] != config.window or len(cell["starts"]) != config.eval.starts:
             raise StabError(
-                f"cell {cell_key(cell)} is not of the run's config.yaml (other checkpoints or starts): move it away"
+                f"cell {rows.cell_key(cell)} is not of the run's config.yaml (other checkpoints or starts): move it away"
             )
         for string in cell["stabilizers"]:
             same = grouped.setdefault((cell["task"], string), [])
@@ -122,7 +108,7 @@ def read(run: Path) -> Results:
                     f"{run} holds two cells of {cell['task']}, {string}, seed {cell['seed']}: move one away"
                 )
             same.append(cell)
-        key = cell_key(cell)
+        key = rows.cell_key(cell)
         path = run / "timings" / f"{key}.json"
         timings[key] = files.read_as(path, rows.TIMES, "timings") if path.exists() else {}
     failures: dict[tuple[str, str], str] = {}
@@ -175,11 +161,6 @@ def read(run: Path) -> Results:
     return Results(run, config, about, series, timings, failures, skipped, afterwards)
 
 
-def cell_key(cell: dict[str, Any]) -> str:
-    """Return the name of a cell's files."""
-    return f"{cell['task']}-{Recipe.from_dict(cell['recipe']).key}-seed{cell['seed']}"
-
-
 def _shape(cell: dict[str, Any], string: str) -> tuple[Any, ...]:
     """Return what the cells of an entry share, whatever their seeds."""
     updates = [
@@ -202,7 +183,7 @@ def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
     for cell in cells:
         if _shape(cell, string) != _shape(first, string):
             raise StabError(
-                f"cells {cell_key(first)} and {cell_key(cell)} do not belong to one run: move one away"
+                f"cells {rows.cell_key(first)} and {rows.cell_key(cell)} do not belong to one run: move one away"
             )
     points = [p["update"] for p in first["checkpoints"][string]]
     column = {update: k for k, update in enumerate(points)}
@@ -494,7 +475,9 @@ def _about_task(results: Results, task: str) -> dict[str, Any]:
     first = base.cells[0]
     keys = ("task_version", "environment", "dataset", "dataset_sha256", "expert_sha256", "horizons", "references",
             "references_source", "starts", "versions")  # fmt: skip
-    timed = [t for key, t in results.timings.items() if key in {cell_key(cell) for cell in cells}]
+    timed = [
+        t for key, t in results.timings.items() if key in {rows.cell_key(cell) for cell in cells}
+    ]
     spent = [t.get("train_seconds", math.nan) + sum(t.get("average_seconds", {}).values()) + t.get("rollout_seconds", 0)
              for t in timed]  # fmt: skip
     return {key: first.get(key) for key in keys} | {

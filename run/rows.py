@@ -1,4 +1,4 @@
-"""A run folder on disk: one file a finished cell, written whole or not at all."""
+"""The format of finished cells on disk, and their rows."""
 
 from __future__ import annotations
 
@@ -11,83 +11,61 @@ from stab.recipe import Recipe
 from stab.registry import StabError
 
 SCHEMA = 1
+# fmt: off
 TIMES = {
-    "train_seconds": NUMBER,
-    "rollout_seconds": NUMBER,
-    "average_seconds": {str: NUMBER},
-    "average_bytes": {str: int},
+    "train_seconds": NUMBER, "rollout_seconds": NUMBER,
+    "average_seconds": {str: NUMBER}, "average_bytes": {str: int},
 }
 FAILURE = {"task": str, "stabilizers": [str], "seed": int, "reason": str}
 ABOUT = {"command": str, "seconds": NUMBER, "cores": int}
 SKIPPED = [{"task": str, "stabilizer": str, "reason": str}]
 CELL = {
-    **{
-        "schema": int,
-        "protocol": int,
-        "smoke": bool,
-        "task": str,
-        "task_version": int,
-        "environment": str,
-        "seed": int,
-    },
-    **{
-        "dataset": str,
-        "dataset_sha256": str,
-        "recipe": dict,
-        "versions": {str: str},
-        "references_source": str,
-    },
-    "horizons": [int],
-    "starts": [int],
-    "window": [int],
-    "references": {"random": [NUMBER], "expert": [NUMBER]},
-    "stabilizers": [str],
-    "raw": str,
+    "schema": int, "protocol": int, "smoke": bool, "task": str, "task_version": int,
+    "environment": str, "seed": int, "dataset": str, "dataset_sha256": str, "recipe": dict,
+    "versions": {str: str}, "references_source": str, "horizons": [int], "starts": [int],
+    "window": [int], "references": {"random": [NUMBER], "expert": [NUMBER]},
+    "stabilizers": [str], "raw": str,
     "riders": {str: {"average": bool, "half_life": ([int], type(None)), "notes": [str]}},
     "trajectory": [
         {"update": int, "lr": NUMBER, "gradient_variance": NUMBER, "gradient_norm2": NUMBER}
     ],
     "checkpoints": {str: [{"update": int, "val_loss": NUMBER, "weights": str}]},
     "rows": [
-        {
-            "stabilizer": str,
-            "update": int,
-            "start": int,
-            "return": NUMBER,
-            "length": int,
-            "cumulative": [NUMBER],
-        }
+        {"stabilizer": str, "update": int, "start": int, "return": NUMBER, "length": int,
+         "cumulative": [NUMBER]}
     ],
 }
-# What a row may say besides; see ``tasks.base.Remarks``.
+# fmt: on
+# Optional keys of a row; see ``tasks.base.Remarks``.
 REMARKS = {"measures": {str: NUMBER}, "text": {"prompt": [str], "tokens": [str]}}
 
 
-def remarks(said: Any) -> dict[str, Any]:
-    """Return what a task says of an episode besides its return. Raises ValueError where it is not of the known form."""
-    if not isinstance(said, Mapping) or not all(
-        key in REMARKS and fits(one, REMARKS[key]) for key, one in said.items()
+def remarks(info: Any) -> dict[str, Any]:
+    """Return a task's optional keys of an episode. Raises ValueError for another form."""
+    if not isinstance(info, Mapping) or not all(
+        key in REMARKS and fits(one, REMARKS[key]) for key, one in info.items()
     ):
         raise ValueError(
-            f"a rollout's remarks are {said!r:.200}: expected measures (finite numbers) and text alone"
+            f"a rollout's remarks are {info!r:.200}: expected measures (finite numbers) and text"
+            " alone"
         )
-    return dict(said)
+    return dict(info)
 
 
 def cells(run: Path, folder: str = "cells") -> Iterator[dict[str, Any]]:
     """Yield the finished cells of a run folder, in the order of their file names.
 
-    ``folder="averages"``: the averages that were read off snapshots afterwards, each a cell of one stabilizer.
+    ``folder="averages"``: post-hoc averages, each a cell of one stabilizer.
 
-    A cell holds what its rows share (protocol, task, dataset, expert, environment, recipe, seed, versions, evaluation),
-    ``checkpoints`` (a record per stabilizer and checkpoint) and ``rows`` (one per stabilizer, checkpoint and start).
-    Raises StabError for a file that is no cell, or not a whole one.
+    A cell holds what its rows share (protocol, task, dataset, expert, environment, recipe, seed,
+    versions, evaluation), ``checkpoints`` (a record per stabilizer and checkpoint) and ``rows``
+    (one per stabilizer, checkpoint and start). Raises StabError for an incomplete cell.
     """
     for path in sorted((run / folder).glob("*.json")):
         try:
             cell = read_json(path)
         except StabError as e:
-            raise StabError(f"{e}; delete it and go on with --resume") from e
+            raise StabError(f"{e}; delete it and resume with --resume") from e
         if (
             not isinstance(cell, dict)
             or cell.get("schema") != SCHEMA
@@ -95,13 +73,18 @@ def cells(run: Path, folder: str = "cells") -> Iterator[dict[str, Any]]:
             or not _whole(cell)
         ):
             raise StabError(
-                f"{path} is no cell of stab (schema {SCHEMA}); move it out of the run folder"
+                f"{path} is not a cell of stab (schema {SCHEMA}); move it out of the run folder"
             )
         yield cell
 
 
+def cell_key(cell: dict[str, Any]) -> str:
+    """Return the name of a cell's files."""
+    return f"{cell['task']}-{Recipe.from_dict(cell['recipe']).key}-seed{cell['seed']}"
+
+
 def _whole(cell: dict[str, Any]) -> bool:
-    """Whether the parts of a cell fit together: a row for each checkpoint and start of each stabilizer."""
+    """Whether a cell is consistent: a row for each checkpoint and start of each stabilizer."""
     try:
         Recipe.from_dict(cell["recipe"])
     except (StabError, TypeError, ValueError, OverflowError):
@@ -116,7 +99,7 @@ def _whole(cell: dict[str, Any]) -> bool:
         or not horizons
     ):
         return False
-    wanted = {
+    expected = {
         (name, p["update"], start)
         for name in names
         for p in cell["checkpoints"][name]
@@ -130,8 +113,8 @@ def _whole(cell: dict[str, Any]) -> bool:
         and sorted(set(trained)) == trained
         and sorted(set(cell["window"])) == cell["window"]
         and len(cell["window"]) > 1
-        and wanted == {(row["stabilizer"], row["update"], row["start"]) for row in cell["rows"]}
-        and len(wanted) == len(cell["rows"])
+        and expected == {(row["stabilizer"], row["update"], row["start"]) for row in cell["rows"]}
+        and len(expected) == len(cell["rows"])
         and all(len(row["cumulative"]) == horizons for row in cell["rows"])
         and all(
             fits(row[key], form)
@@ -144,7 +127,7 @@ def _whole(cell: dict[str, Any]) -> bool:
 
 
 def rows(run: Path) -> Iterator[dict[str, Any]]:
-    """Yield every row, complete: what its cell shares together with what is its own."""
+    """Yield every row, together with what its cell shares."""
     for cell in cells(run):
         shared = {
             key: value
@@ -154,8 +137,8 @@ def rows(run: Path) -> Iterator[dict[str, Any]]:
         raw = {point["update"]: point for point in cell["trajectory"]}
         read = {
             (name, point["update"]): point
-            for name, found in cell["checkpoints"].items()
-            for point in found
+            for name, points in cell["checkpoints"].items()
+            for point in points
         }
         for row in cell["rows"]:
             yield shared | raw[row["update"]] | read[row["stabilizer"], row["update"]] | row

@@ -1,4 +1,4 @@
-"""Snapshots of training: means of the iterates over blocks of updates, from which averages are read off afterwards."""
+"""Snapshots of training: means of the iterates over blocks of updates, for post-hoc averages."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from stab.stabilizers.base import Params
     from stab.train import Checkpoint
 
-RIDER = "(snapshots)"  # its name among the averages of a cell; no stabilizer string
+NAME = "(snapshots)"  # of ``BlockMeans`` among the averages of a cell; not a stabilizer string
 
 
 @dataclass
 class BlockState:
-    """The means of the finished blocks, the last iterate of the latest, and the mean in progress after ``count`` updates."""
+    """Means of finished blocks, the latest one's last iterate, the mean of ``count`` updates."""
 
     ends: frozenset[int]
     mean: Params
@@ -54,9 +54,9 @@ class BlockState:
 
 @dataclass(frozen=True)
 class BlockMeans(Average):
-    """Mean of the iterates over each block of ``every`` updates; ``Snapshots.take`` finds it in a read-out.
+    """Mean of the iterates over each block of ``every`` updates; of float buffers, too.
 
-    It rides along as an average does, and looks at float buffers, too. Blocks end at the last update and every ``every``
+    ``SavedBlocks.take`` takes it from a read-out. Blocks end at the last update and every ``every``
     updates before it, so that they end at every checkpoint; the first may be shorter.
     """
 
@@ -104,8 +104,8 @@ def _within(kind: str, params: Params) -> Params:
 
 
 @dataclass
-class Snapshots:
-    """What a cell kept of its training.
+class SavedBlocks:
+    """The snapshots of a cell.
 
     Attributes:
         every: updates in a block.
@@ -122,8 +122,8 @@ class Snapshots:
     buffers: dict[int, Params] = field(default_factory=dict)
 
     def take(self, point: Checkpoint, parameters: Container[str]) -> None:
-        """Take in a checkpoint that ``BlockMeans`` rides on under the name ``RIDER``."""
-        read = point.averages[RIDER]
+        """Add a checkpoint that has ``BlockMeans`` among its averages, as ``NAME``."""
+        read = point.averages[NAME]
         self.blocks = _within("blocks", read)
         self.last[point.update] = _within("last", read)
         self.buffers[point.update] = {
@@ -131,7 +131,7 @@ class Snapshots:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what ``take`` gathered but the blocks, which every read-out holds whole."""
+        """Return all but the blocks, which every read-out holds whole."""
         return {"last": dict(self.last), "buffers": dict(self.buffers)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -139,33 +139,34 @@ class Snapshots:
         self.last, self.buffers = dict(state["last"]), dict(state["buffers"])
 
     def read_off(self, average: Average, steps: Iterable[int]) -> tuple[dict[int, Params], float]:
-        """Return what the average would have read at the updates ``steps``, nearly, and the share of misplaced weight.
+        """Return what the average reads at the updates ``steps``, nearly, and the misplaced weight.
 
-        A convex average is a sum over iterates with weights w_i that do not depend on them (measured by
-        ``stabilizers.base.memory``). Here the weights of a block are spread evenly over it; the last iterate of all, which
-        is known, keeps its own, and the rest of its block has the mean (K mean_b - last) / (K - 1)::
+        A convex average is a sum over iterates with weights w_i that do not depend on them
+        (measured by ``stabilizers.base.memory``). Here the weights of a block are spread evenly
+        over it; the last iterate of all, which is known, keeps its own, and the rest of its block
+        has the mean (K mean_b - last) / (K - 1)::
 
             read = sum_b W_b mean_b + w_last last,   W_b = sum of w_i for i in b
             misplaced = max over steps of 1/2 sum_i |w_i - W_b(i) / size of b(i)|    in [0, 1)
 
-        That is exact where weights are constant within blocks (the mean of a tail that begins with a block) and where the
-        average is still the latest iterate. The distance to the online read-out is at most ``misplaced`` times twice the
-        greatest distance of an iterate to the mean of its block.
+        That is exact if weights are constant within blocks (the mean of a tail that begins with a
+        block) or the average is still the latest iterate. The distance to the online read-out is at
+        most ``misplaced`` times twice the greatest distance of an iterate to the mean of its block.
 
-        Raises StabError when the average is not convex, or there is no checkpoint at one of ``steps``.
+        Raises StabError if the average is not convex, or one of ``steps`` is not a checkpoint.
         """
         import torch
 
         if not average.convex:
             raise StabError(
-                f"{average!r} declares no convex weights: only such averages can be read off afterwards"
+                f"{average!r} declares no convex weights: expected an average that does"
             )
         ends = np.array(block_ends(self.total, self.every))
-        found, misplaced = {}, 0.0
+        read_outs, misplaced = {}, 0.0
         for step, weights in memory(average, self.total, steps).items():
             if step not in self.last:
                 raise StabError(
-                    f"there is no checkpoint at update {step} to read off; there is at {sorted(self.last)}"
+                    f"update {step} is not a checkpoint: expected one of {sorted(self.last)}"
                 )
             count = int(np.searchsorted(ends, step)) + 1
             starts = np.concatenate([[0], ends[: count - 1]])
@@ -179,20 +180,20 @@ class Snapshots:
                 sums[-1], own = rest * size / (size - 1), weights[-1] - rest / (size - 1)
             misplaced = max(misplaced, float(np.abs(weights - spread).sum() / 2))
             factors = torch.from_numpy(sums)
-            held = {}
+            averaged = {}
             for name, value in self.blocks.items():  # in float64: hundreds of blocks are added up
                 total = (
                     torch.tensordot(factors, value[:count].double(), 1)
                     + own * self.last[step][name].double()
                 )
-                held[name] = total.to(value.dtype)
+                averaged[name] = total.to(value.dtype)
             raw = clone(self.buffers[step])
-            found[step] = raw | held if average.averages_buffers else held | raw
-        return found, misplaced
+            read_outs[step] = raw | averaged if average.averages_buffers else averaged | raw
+        return read_outs, misplaced
 
 
-def save(path: Path, taken: Snapshots) -> None:
-    """Write a cell's snapshots as safetensors, under a temporary name first. Raises StabError when the disk is full."""
+def save(path: Path, taken: SavedBlocks) -> None:
+    """Write a cell's snapshots as safetensors. Raises StabError when the disk is full."""
     tensors = _prefixed("blocks", taken.blocks)
     for kind, points in (("last", taken.last), ("buffers", taken.buffers)):
         for step, params in points.items():
@@ -204,23 +205,23 @@ def save(path: Path, taken: Snapshots) -> None:
     }
     try:
         files.save_tensors(path, tensors, about)
-    except StabError as e:
-        raise StabError(f"{e}; snapshots are large: raise snapshots.every") from e
+    except files.CannotWrite as e:
+        raise files.CannotWrite(f"{e}; snapshots are large: raise snapshots.every") from e
 
 
-def load(path: Path) -> Snapshots:
+def load(path: Path) -> SavedBlocks:
     """Read a cell's snapshots. Raises StabError when the file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a method, not a dict's)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         last, buffers = (
             {step: _within(f"{kind}/{step}", tensors) for step in json.loads(about["checkpoints"])}
             for kind in ("last", "buffers")
         )
-        return Snapshots(
+        return SavedBlocks(
             int(about["every"]), int(about["total"]), _within("blocks", tensors), last, buffers
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:

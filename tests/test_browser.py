@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from stab.comparison import make_config
 from stab.reports.live import Live
+from stab.run.plan import make_config
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -24,12 +24,15 @@ import pytest
 import torch
 
 from stab import StabError, comparison, files, gva
-from stab.comparison import make_config, make_out, make_plan, unfinished
 from stab.engines import local as engine
 from stab.recipe import Recipe
 from stab.reports import render
-from stab.run import lock, rows
-from stab.run.cells import Cell, clear_parts, finish, make_job, parts_folder
+from stab.run import estimate, rows
+from stab.run.cells import Cell, finish, make_job
+from stab.run.execute import WORK, prepare, unfinished
+from stab.run.execute import execute as run_plan
+from stab.run.folder import check_folder, clear_shards, held, open_folder, shards_folder
+from stab.run.plan import cross, every_stabilizer, make_config, make_plan
 from stab.run.worker import work
 from stab.stabilizers import Average, Intervention, hyper, stabilizers
 from stab.stabilizers.base import MeanState, clone
@@ -75,7 +78,7 @@ def test_none_is_always_run_and_first():
 
 def test_what_comes_to_the_same_recipe_and_average_is_one_entry_of_a_sweep():
     strings = ["none", "lr_decay", "ema", "lr_decay+ema"]
-    found = comparison.cross(
+    found = cross(
         Recipe(), {"schedule": ["constant", "linear"], "lr": [1e-3, "1e-3", 0.1]}, strings
     )
     assert found == [
@@ -83,7 +86,7 @@ def test_what_comes_to_the_same_recipe_and_average_is_one_entry_of_a_sweep():
         "recipe:lr=0.1", "recipe:lr=0.1+lr_decay", "recipe:lr=0.1+ema", "recipe:lr=0.1+lr_decay+ema",
     ]  # fmt: skip
     # What is asked for by name stays, whatever it comes to.
-    assert comparison.cross(Recipe(), {}, ["none", "lr_decay:final=1.0"]) == [
+    assert cross(Recipe(), {}, ["none", "lr_decay:final=1.0"]) == [
         "none",
         "lr_decay:final=1.0",
     ]
@@ -100,7 +103,7 @@ def test_all_leaves_out_recipe_alone():
 
     stabilizers.register("idle")(Idle)
     try:
-        names, broken = comparison.every_stabilizer()
+        names, broken = every_stabilizer()
     finally:
         del stabilizers._registered["idle"]
     assert "idle" in names
@@ -113,7 +116,7 @@ def test_a_policy_s_own_speed_is_in_the_plan(hopper):
     by_policy = dict(
         zip(
             (cell.recipe.policy for cell in made.cells),
-            comparison.costs(made, made.cells),
+            estimate.seconds(made, made.cells),
             strict=True,
         )
     )
@@ -134,7 +137,7 @@ def test_layers_quick_below_arguments_below_overrides():
 
 def execute(config, run):
     made = make_plan(config)
-    make_out(run, made)
+    open_folder(run, made.config, made.skipped)
     for cell in made.cells:
         parts = [make_job(cell, config, run)]
         for job in parts:  # it grows
@@ -335,7 +338,7 @@ def test_unknown_names_raise():
 
 
 def test_wall_time_is_that_of_trainings_begun_in_order_and_rollouts_shared():
-    from stab.comparison import wall_seconds
+    from stab.run.estimate import wall_seconds
 
     assert wall_seconds([], 2) == 0
     assert wall_seconds([(3.0, 1.0)], 2) == 3
@@ -368,13 +371,13 @@ def test_whoever_rolls_out_the_parts_in_whatever_order_the_rows_are_the_same(hop
 def test_parts_that_a_killed_session_left_do_not_get_into_the_rows(hopper, tmp_path):
     config, _ = make_config("hopper", "ema", seeds=1, overrides=TINY)
     made, run = make_plan(config), tmp_path / "run"
-    make_out(run, made)
+    open_folder(run, made.config, made.skipped)
     left = run / "parts" / made.cells[0].key
     left.mkdir(parents=True)
     for name in ("trained.json", "1.json", "1.safetensors", "7.json"):
         (left / name).write_text("half of it")
-    with engine.Workers(comparison.WORK, 1) as workers:
-        assert [event.kind for _, event in comparison.execute(made, run, workers)][-1] == "done"
+    with engine.Workers(WORK, 1) as workers:
+        assert [event.kind for _, event in run_plan(made, run, workers)][-1] == "done"
     assert len(list(rows.rows(run))) == 2 * 4 * 2
     assert not (run / "parts").exists()
 
@@ -383,18 +386,18 @@ def test_a_part_that_fails_fails_its_cell_and_leaves_nothing(hopper, tmp_path, m
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(
         "import time, stab.run.worker\n"
-        "def part(task, config, cell, run, part, report):\n"
-        "    if part == 2: raise OSError('no rollouts today')\n"
+        "def roll_out(task, config, cell, run, number, report):\n"
+        "    if number == 2: raise OSError('no rollouts today')\n"
         "    time.sleep(60)\n"
-        "stab.run.worker._roll_out_part = part\n"
+        "stab.run.worker._roll_out_shard = roll_out\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path / "path"))
     config, _ = make_config("hopper", "ema", seeds=1, overrides=[*TINY, "eval.checkpoint_every=4"])
     made, run = make_plan(config), tmp_path / "run"
-    make_out(run, made)
+    open_folder(run, made.config, made.skipped)
     began = time.monotonic()
-    with engine.Workers(comparison.WORK, 2) as workers:
-        events = list(comparison.execute(made, run, workers))
+    with engine.Workers(WORK, 2) as workers:
+        events = list(comparison.execute_live(made, run, workers))
     assert time.monotonic() - began < 45  # the other parts, which sleep, were not waited for
     assert [(event.kind, event.reason) for _, event in events if event.kind != "progress"] == [
         ("failed", "OSError: no rollouts today")
@@ -411,9 +414,9 @@ def test_a_part_that_fails_fails_its_cell_and_leaves_nothing(hopper, tmp_path, m
 def test_progress_is_that_of_the_whole_cell(hopper, tmp_path):
     config, _ = make_config("hopper", "ema", seeds=1, overrides=[*TINY, "eval.checkpoint_every=4"])
     made = make_plan(config)
-    make_out(tmp_path / "run", made)
-    with engine.Workers(comparison.WORK, 2) as workers:
-        events = [event for _, event in comparison.execute(made, tmp_path / "run", workers)]
+    open_folder(tmp_path / "run", made.config, made.skipped)
+    with engine.Workers(WORK, 2) as workers:
+        events = [event for _, event in run_plan(made, tmp_path / "run", workers)]
     assert len({event.part for event in events if event.phase == "rollouts"}) > 1
     for phase in ("training", "rollouts"):
         fractions = [event.fraction for event in events if event.phase == phase]
@@ -426,14 +429,14 @@ def test_a_run_of_another_version_is_not_resumed(hopper, tmp_path):
     config, _ = make_config("hopper", "ema", seeds=1, overrides=TINY)
     run = tmp_path / "run"
     (cell,) = execute(config, run).cells
-    comparison.check_out(run, config, resume=True)
+    check_folder(run, config, resume=True)
     path = run / "cells" / f"{cell.key}.json"
     path.rename(
         path.with_name("hopper-0123456789ab-seed0.json")
     )  # as a recipe's key might have been made before
     with pytest.raises(StabError, match="made by another version of stab"):
-        comparison.check_out(run, config, resume=True)
-    comparison.check_out(run, config, overwrite=True)
+        check_folder(run, config, resume=True)
+    check_folder(run, config, overwrite=True)
 
 
 def test_a_foreign_file_among_the_cells_is_named_on_resume(hopper, tmp_path):
@@ -441,8 +444,8 @@ def test_a_foreign_file_among_the_cells_is_named_on_resume(hopper, tmp_path):
     run = tmp_path / "run"
     execute(config, run)
     (run / "cells" / "other.json").write_text("{}")
-    with pytest.raises(StabError, match=r"other\.json is no cell of stab"):
-        comparison.check_out(run, config, resume=True)
+    with pytest.raises(StabError, match=r"other\.json is not a cell of stab"):
+        check_folder(run, config, resume=True)
 
 
 # What a run folder meets
@@ -450,17 +453,15 @@ def test_a_foreign_file_among_the_cells_is_named_on_resume(hopper, tmp_path):
 
 def run_to_the_end(config, run):
     made = make_plan(config)
-    comparison.prepare(made, run)
-    make_out(run, made)
-    with engine.Workers(comparison.WORK, 2) as workers:
-        return [
-            event for _, event in comparison.execute(made, run, workers) if event.kind != "progress"
-        ]
+    prepare(made, run)
+    open_folder(run, made.config, made.skipped)
+    with engine.Workers(WORK, 2) as workers:
+        return [event for _, event in run_plan(made, run, workers) if event.kind != "progress"]
 
 
 def settings(stabilizers, run=None, seeds=1):
     config, _ = make_config("hopper", stabilizers, seeds=seeds, overrides=TINY)
-    return comparison.check_out(run, config, resume=True) if run else config
+    return check_folder(run, config, resume=True) if run else config
 
 
 def rows_by_name(run):
@@ -524,9 +525,9 @@ def test_resume_refuses_what_would_not_be_comparable(hopper, tmp_path, changed):
     with pytest.raises(
         StabError, match=f"would come out otherwise now \\({changed} was {older!r}, is "
     ) as refused:
-        comparison.prepare(make_plan(settings("ema", run, seeds=2)), run)
+        prepare(make_plan(settings("ema", run, seeds=2)), run)
     assert "\n" not in str(refused.value)
-    comparison.prepare(make_plan(config))  # another folder is fine
+    prepare(make_plan(config))  # another folder is fine
 
 
 def test_a_dataset_that_changed_between_runs_is_named(hopper, tmp_path, monkeypatch):
@@ -540,7 +541,7 @@ def test_a_dataset_that_changed_between_runs_is_named(hopper, tmp_path, monkeypa
     ) as file:
         file["episode_7"]["actions"][3] += 0.125
     with pytest.raises(StabError, match="dataset_sha256 was"):
-        comparison.prepare(make_plan(settings("ema", run, seeds=2)), run)
+        prepare(make_plan(settings("ema", run, seeds=2)), run)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -613,8 +614,8 @@ def test_a_plugin_that_prints_and_reseeds_changes_nothing_and_one_that_raises_st
 def test_two_processes_do_not_share_a_run_folder(hopper, tmp_path):
     run = tmp_path / "run"
     code = (
-        "import sys; from pathlib import Path; from stab.run import lock\n"
-        "with lock.held(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from stab.run.folder import held\n"
+        "with held(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(run)]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -629,7 +630,7 @@ def test_two_processes_do_not_share_a_run_folder(hopper, tmp_path):
     finally:
         holder.kill()
         holder.communicate()
-    with lock.held(run):  # what held it was killed
+    with held(run):  # what held it was killed
         pass
     assert [path.name for path in run.iterdir()] == [".lock"]
 
@@ -644,7 +645,7 @@ def test_a_run_that_was_killed_as_it_began_can_be_gone_on_with(hopper, tmp_path,
     for name in left:
         (run / name).write_text("half of it")
     if "config.yaml" in left:
-        make_out(run, make_plan(config))
+        open_folder(run, config, {})
         (run / "skipped.json").unlink()
     assert [event.kind for event in run_to_the_end(settings("ema", run), run)] == ["done"]
     assert not list(run.glob(".config*"))
@@ -653,7 +654,7 @@ def test_a_run_that_was_killed_as_it_began_can_be_gone_on_with(hopper, tmp_path,
 def left_behind(config, run, at):
     """Leave a run as one whose worker is killed at a call of ``report``; return cell, job, and what it had asked for."""
     made = make_plan(config)
-    make_out(run, made)
+    open_folder(run, made.config, made.skipped)
     job, parts, calls = make_job(made.cells[0], config, run), [], []
 
     def report(phase, fraction):
@@ -686,7 +687,7 @@ def test_a_cell_goes_on_from_its_last_checkpoint_where_what_is_left_is_whole(
     monkeypatch.setattr("stab.run.worker.WRITING", 1.0)
     config, _ = make_config("hopper", "ema", seeds=1, overrides=LONG)
     cell, job, asked = left_behind(config, tmp_path / "run", at=8)
-    parts = parts_folder(tmp_path / "run", cell)
+    parts = shards_folder(tmp_path / "run", cell.key)
     assert asked
     if left == "state cut off":
         (parts / "state.safetensors").write_bytes((parts / "state.safetensors").read_bytes()[:1000])
@@ -705,7 +706,7 @@ def test_a_cell_goes_on_from_its_last_checkpoint_where_what_is_left_is_whole(
         go_on(job)
         with pytest.raises(StabError, match="do not fit together"):
             finish(cell, tmp_path / "run")
-        clear_parts(tmp_path / "run", cell)  # as execute does then
+        clear_shards(tmp_path / "run", cell.key)  # as execute does then
     trained = go_on(job)
     finish(cell, tmp_path / "run")
     # The eighth checkpoint had been reported, and not written down.
@@ -727,7 +728,7 @@ def test_rollouts_that_an_older_attempt_left_are_not_taken_for_those_of_a_later_
     monkeypatch.setattr("stab.run.worker.WRITING", 1.0)
     config, _ = make_config("hopper", "ema", seeds=1, overrides=LONG)
     cell, job, asked = left_behind(config, tmp_path / "run", at=4)
-    later = parts_folder(tmp_path / "run", cell) / f"{len(asked) + 1}.json"
+    later = shards_folder(tmp_path / "run", cell.key) / f"{len(asked) + 1}.json"
     files.write_json(later, {"seconds": 1.0, "found": {"0123456789abcdef": []}})
     go_on(job)
     finish(cell, tmp_path / "run")
@@ -740,10 +741,10 @@ def test_rollouts_that_an_older_attempt_left_are_not_taken_for_those_of_a_later_
 )
 def test_resume_looks_at_what_it_will_need_before_it_begins(hopper, tmp_path, name, content):
     config, run = settings("ema"), tmp_path / "run"
-    make_out(run, make_plan(config))
+    open_folder(run, config, {})
     (run / name).write_text(content)
     with pytest.raises(StabError, match=name):
-        comparison.check_out(run, config, resume=True)
+        check_folder(run, config, resume=True)
 
 
 def test_foreign_hidden_files_stay(hopper, tmp_path):
@@ -753,7 +754,7 @@ def test_foreign_hidden_files_stay(hopper, tmp_path):
     (run / "weights" / ".notes").write_text("mine")
     (run / "weights" / ".tmpUoqtg7").write_text("left by safetensors")
     (run / "weights" / ".x.safetensors-a1b2c3_d").write_text("left by us")
-    make_out(run, make_plan(settings("ema")))
+    open_folder(run, settings("ema"), {})
     assert {path.name for folder in ("cells", "weights") for path in (run / folder).iterdir()} == {
         ".ipynb_checkpoints", ".notes",
     }  # fmt: skip

@@ -1,10 +1,14 @@
 """Workers from outside: what jobs do to them, and what is heard of it."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 
+from stab import StabError, compare
+from stab.engines import cores
 from stab.engines import local as engine
 
 JOBS = """
@@ -257,4 +261,99 @@ def test_no_worker_outlives_a_run(start):
 
 
 def test_cores():
-    assert 1 <= engine.cores() <= (os.cpu_count() or 1)
+    assert 1 <= cores() <= (os.cpu_count() or 1)
+
+
+SERIAL = {
+    "pyproject.toml": """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "stab-serial"
+version = "0.1.0"
+[project.entry-points."stab.engines"]
+serial = "stab_serial:Serial"
+[tool.setuptools]
+py-modules = ["stab_serial"]
+""",
+    "stab_serial.py": """
+from stab.engines import Event
+from stab.recipe import load_object
+
+
+class Serial:
+    \"\"\"Jobs one after the other, in this process.\"\"\"
+
+    count, where = 1, "one process"
+
+    def __init__(self, target, workers):
+        self.function = load_object(target)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def close(self):
+        pass
+
+    def run(self, jobs):
+        for index, job in enumerate(jobs):
+            parts = [job]
+            try:
+                for part in parts:
+                    self.function(part, lambda phase, fraction: None, parts.append)
+            except Exception as e:
+                yield Event(index, "failed", reason=str(e))
+            else:
+                yield Event(index, "done")
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def with_plugin(tmp_path_factory):
+    """The variables of an environment in which that distribution is installed."""
+    top = tmp_path_factory.mktemp("engine")
+    for name, text in SERIAL.items():
+        (top / name).write_text(text)
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps"]
+    subprocess.run([*install, "--no-index", "--target", top / "site", top], check=True)
+    path = [str(top / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def test_a_plug_in_engine_gives_the_rows_of_the_local_one(with_plugin, stab, tmp_path):
+    def contents(run, folder):
+        return {path.name: path.read_bytes() for path in sorted((run / folder).iterdir())}
+
+    settings = ["--seeds", 1, "train.updates=40", "snapshots.every=5"]
+    settings += ["eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=60"]
+    for name in ("local", "serial"):
+        run, where = tmp_path / name, ("--engine", name)
+        done = stab("compare", "-t", "cliff", "-s", "ema,lr_decay", *settings, *where, "--out", run,
+                    env=with_plugin)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        done = stab("report", run, "--averages", "ema:half_life=5,polyak", *where, env=with_plugin)
+        assert done.returncode == 0, done.stderr
+    for folder in ("cells", "averages"):
+        one, other = (contents(tmp_path / name, folder) for name in ("local", "serial"))
+        assert one == other
+        assert len(one) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"engine": "serail"}, "Unknown engine 'serail'. Known: local, ray"),
+        ({"engine": "local", "address": "auto"}, "engine 'local' takes no address"),
+        ({"engine": "ray", "address": "auto", "workers": 2}, "omit workers"),
+        ({"workers": 0}, "workers=0: expected an integer >= 1"),
+    ],
+)
+def test_engines_that_cannot_be(tmp_path, arguments, message):
+    with pytest.raises(StabError, match=message):
+        compare("cliff", "ema", out=tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()

@@ -11,12 +11,14 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stab import comparison, files
-from stab.comparison import make_config, make_out, make_plan
 from stab.engines import local as engine
 from stab.recipe import Recipe
 from stab.reports import live, render
 from stab.reports.live import Live
-from stab.run.cells import Cell, cell_file, parts_folder
+from stab.run.cells import Cell
+from stab.run.execute import WORK, prepare
+from stab.run.folder import cell_file, open_folder, shards_folder
+from stab.run.plan import make_config, make_plan
 
 LINEAR = ("train.policy=mlp:depth=0", "train.lr=0.01", "train.updates=100", "eval.checkpoint_every=10", "eval.starts=2",
           "eval.horizon=30")  # fmt: skip
@@ -80,7 +82,7 @@ def test_parts_are_shown_before_their_cell_is_finished(tmp_path, config, monkeyp
         ]
         found = {sha: episode for *_, sha in points}
         files.write_json(
-            parts_folder(tmp_path, cell) / f"{number}.json",
+            shards_folder(tmp_path, cell.key) / f"{number}.json",
             {"seconds": 1.0, "found": found, "points": points},
         )
 
@@ -102,7 +104,7 @@ def test_a_part_that_is_written_again_is_read_again_and_a_damaged_one_is_passed_
     monkeypatch.setattr(live, "REFRESH", 0.0)
     cell = Cell("cliff", Recipe(), 0, ("none",))
     shown = Live(tmp_path, config)
-    path = parts_folder(tmp_path, cell) / "1.json"
+    path = shards_folder(tmp_path, cell.key) / "1.json"
 
     def write(value, updates):
         episodes = [{"return": value, "length": 3, "cumulative": [1.0]}]
@@ -130,14 +132,14 @@ def test_a_part_that_is_written_again_is_read_again_and_a_damaged_one_is_passed_
 def test_whatever_happens_to_the_curves_the_comparison_goes_on(tmp_path, config, monkeypatch, what):
     monkeypatch.setattr(live, "REFRESH", 0.0)
     plan = make_plan(config)
-    comparison.prepare(plan)
+    prepare(plan)
     run = tmp_path / "run"
-    make_out(run, plan)
+    open_folder(run, plan.config, plan.skipped)
     if what == "a file":
         (run / "tensorboard").write_text("mine")
     ended = []
-    with engine.Workers(comparison.WORK, 1) as workers:
-        for _, event in comparison.execute(plan, run, workers):
+    with engine.Workers(WORK, 1) as workers:
+        for _, event in comparison.execute_live(plan, run, workers):
             if event.kind == "progress" and event.phase == "rollouts" and what == "rebuilt":
                 render(run)  # what ``stab report`` does
             elif event.kind == "progress" and what == "deleted":
@@ -157,7 +159,8 @@ def test_looks_are_seconds_apart(tmp_path, config):
     points = [["none", 10, 0.5, "a"]]
     found = {"a": [{"return": 0.1, "length": 3, "cumulative": [1.0]}]}
     files.write_json(
-        parts_folder(tmp_path, cell) / "1.json", {"seconds": 1.0, "found": found, "points": points}
+        shards_folder(tmp_path, cell.key) / "1.json",
+        {"seconds": 1.0, "found": found, "points": points},
     )
     shown.look([cell])
     assert shown.read == set()
@@ -169,18 +172,18 @@ def test_the_curves_of_a_comparison_grow_and_end_as_they_are_rendered(
 ):
     monkeypatch.setattr(live, "REFRESH", 0.0)
     plan = make_plan(config)
-    comparison.prepare(plan)
+    prepare(plan)
     run = tmp_path / "run"
-    make_out(run, plan)
+    open_folder(run, plan.config, plan.skipped)
     seen = []
-    with engine.Workers(comparison.WORK, 1) as workers:
-        for _, event in comparison.execute(plan, run, workers):
+    with engine.Workers(WORK, 1) as workers:
+        for _, event in comparison.execute_live(plan, run, workers):
             if event.kind == "progress" and event.phase == "rollouts":
                 seen.append(len(scalars(run, "ema", "cliff/return")))
     assert seen == sorted(seen)
     assert len(set(seen)) > 2, "it grew while a cell was under way"
     last = scalars(run, "ema", "cliff/return")
-    cells = [json.loads(cell_file(run, cell).read_text()) for cell in plan.cells]
+    cells = [json.loads(cell_file(run, cell.key).read_text()) for cell in plan.cells]
     for update in config.checkpoints:
         found = [
             r["return"]

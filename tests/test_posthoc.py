@@ -166,9 +166,9 @@ def test_workers_change_nothing(runs, stab):
         (
             "without",
             "ema",
-            "kept no snapshots to read averages off: run the comparison with snapshots.every=5",
+            "has no snapshots to read averages off: run the comparison with snapshots.every=5",
         ),
-        ("with", "lr_decay", "'lr_decay' is no average that can be read off"),
+        ("with", "lr_decay", "'lr_decay' cannot be read off: expected an average"),
         (
             "with",
             "dropout+ema",
@@ -176,7 +176,7 @@ def test_workers_change_nothing(runs, stab):
         ),
         ("with", "polyak:start=500", "start=500 does not fit 400 updates"),
         ("with", "emma", "Did you mean 'ema'"),
-        ("nowhere", "ema", "is no run folder"),
+        ("nowhere", "ema", "is not a run folder"),
     ],
 )
 def test_requests_that_cannot_be_done(runs, refused, name, averages, message):

@@ -13,7 +13,7 @@ from stab.checks import Toy
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.run import snapshots
-from stab.run.snapshots import BlockMeans, Snapshots, block_ends
+from stab.run.snapshots import BlockMeans, SavedBlocks, block_ends
 from stab.stabilizers import parse
 from stab.train import train
 
@@ -23,10 +23,10 @@ RECIPE = Recipe(batch_size=8, updates=103)
 def run(every: int, strings=(), task=None, checkpoints=(53, 103)):
     """Train the toy task with averages riding; return raw iterates (all of them), read-outs, and the snapshots."""
     task = task or Toy("toy")
-    averages = {s: parse(s).average for s in strings} | {snapshots.RIDER: BlockMeans(every)}
+    averages = {s: parse(s).average for s in strings} | {snapshots.NAME: BlockMeans(every)}
     points = {p.update: p for p in train(task, RECIPE, 0, averages, range(1, RECIPE.updates + 1))}
     parameters = {name for name, _ in task.policy(RECIPE).named_parameters(remove_duplicate=False)}
-    taken = Snapshots(every, RECIPE.updates)
+    taken = SavedBlocks(every, RECIPE.updates)
     for t in checkpoints:
         taken.take(points[t], parameters)
     return points, taken
@@ -150,7 +150,7 @@ def test_declared_buffers_are_averaged():
 def test_snapshots_do_not_change_training():
     plain = [p.raw for p in train(Toy("toy"), RECIPE, 0, {}, [53, 103])]
     riding = [
-        p.raw for p in train(Toy("toy"), RECIPE, 0, {snapshots.RIDER: BlockMeans(50)}, [53, 103])
+        p.raw for p in train(Toy("toy"), RECIPE, 0, {snapshots.NAME: BlockMeans(50)}, [53, 103])
     ]
     for a, b in zip(plain, riding, strict=True):
         assert all(torch.equal(a[k], b[k]) for k in a)
@@ -190,14 +190,14 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(StabError, match="snapshots are large"):
-        snapshots.save(tmp_path / "a.safetensors", Snapshots(50, 103, {"w": torch.zeros(2, 3)}))
+        snapshots.save(tmp_path / "a.safetensors", SavedBlocks(50, 103, {"w": torch.zeros(2, 3)}))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_read_off_is_said():
     _, taken = run(50)
     with pytest.raises(
-        StabError, match=r"no checkpoint at update 60 to read off; there is at \[53, 103\]"
+        StabError, match=r"update 60 is not a checkpoint: expected one of \[53, 103\]"
     ):
         taken.read_off(parse("ema").average, [60])
     polyak = type(parse("polyak").average)

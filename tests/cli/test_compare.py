@@ -261,7 +261,7 @@ BAD = {
 def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, capsys, case):
     arguments, said = BAD[case]
     monkeypatch.setattr(
-        "stab.comparison.costs", lambda plan, cells: None
+        "stab.run.estimate.seconds", lambda plan, cells: None
     )  # the plan's measurement takes a second
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["stab", "compare", *arguments])

@@ -126,7 +126,7 @@ def test_a_truncated_cell_is_named(run: Path) -> None:
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(StabError, match="no run folder"):
+    with pytest.raises(StabError, match="not a run folder"):
         render(tmp_path)
 
 
@@ -169,5 +169,5 @@ def test_rows_are_complete(run: Path) -> None:
 def test_settings_without_tasks_or_none_are_refused(run: Path, change: dict[str, Any]) -> None:
     settings = json.loads((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(json.dumps(settings | change))
-    with pytest.raises(StabError, match="names no tasks, or not the stabilizer none"):
+    with pytest.raises(StabError, match="names no tasks, or not the stabilizer 'none'"):
         render(run)

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stab import StabError
-from stab.comparison import make_config
 from stab.config import Config, load
 from stab.recipe import Recipe
 from stab.reports import statistics, sweep, table
+from stab.run.plan import make_config
 from stab.stabilizers import parse
 
 junk = st.recursive(

@@ -170,7 +170,7 @@ def test_a_protocol_or_a_smoke_run_is_not_mixed(pair: tuple[Path, Path], make_ru
 def test_a_run_is_not_its_own_neighbour(run: Path) -> None:
     with pytest.raises(StabError, match="named twice"):
         merged(run, run / ".." / run.name)
-    with pytest.raises(StabError, match="no run folder"):
+    with pytest.raises(StabError, match="not a run folder"):
         merged(run, run / "cells")
 
 

@@ -20,8 +20,8 @@ from minari.data_collector import EpisodeBuffer
 
 from stab import StabError
 from stab.cli.main import main
-from stab.comparison import make_config
 from stab.recipe import Recipe
+from stab.run.plan import make_config
 from stab.tasks import datasets, tasks
 from stab.tasks.catalog import task_for
 from stab.tasks.control import experts
@@ -68,7 +68,7 @@ def command(tmp_path, monkeypatch, capsys):
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(
-            "stab.comparison.costs", lambda plan, cells: None
+            "stab.run.estimate.seconds", lambda plan, cells: None
         )  # the plan's measurement takes a second
         monkeypatch.setenv("COLUMNS", "80")
         monkeypatch.chdir(tmp_path)

@@ -288,7 +288,7 @@ def test_a_dataset_with_infinite_data_is_refused_from_the_command_line(
     hopper, tmp_path, monkeypatch, capsys, name
 ):
     monkeypatch.setattr(
-        "stab.comparison.costs", lambda plan, cells: None
+        "stab.run.estimate.seconds", lambda plan, cells: None
     )  # the plan's measurement takes a second
     monkeypatch.chdir(tmp_path)
     sizes = (

@@ -16,9 +16,10 @@ import torch
 from minari.data_collector import EpisodeBuffer
 
 from stab import StabError
-from stab.comparison import make_config, make_plan, prepare
 from stab.recipe import Recipe
 from stab.run.cells import finish, make_job
+from stab.run.execute import prepare
+from stab.run.plan import make_config, make_plan
 from stab.run.worker import work
 from stab.tasks import datasets, tasks
 from stab.tasks.catalog import task_for
