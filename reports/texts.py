@@ -127,7 +127,7 @@ class Pair:
     texts: tuple[Text, Text]
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """Where they part, in words."""
         return (
             "the same to the end"
@@ -146,7 +146,7 @@ class Example:
     pairs: list[Pair]
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """How it was chosen, in words."""
         return (
             f"The last two checkpoints, seed {self.seed}; of the starts the one (start {self.start}) where the texts of none"

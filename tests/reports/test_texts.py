@@ -234,7 +234,7 @@ def test_what_ends_first_says_so_and_equal_texts_have_no_mark(run: Path) -> None
     ]
     assert [(t.same, t.mark, t.rest) for t in average.texts] == [("he lived", "", "")] * 2
     assert (raw.place, average.place) == (3, None)
-    assert average.said == "the same to the end"
+    assert average.description == "the same to the end"
 
 
 def test_curves_hold_the_shares_raw_and_average_first(run: Path) -> None:
