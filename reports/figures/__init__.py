@@ -1,4 +1,7 @@
-"""The figures of a run; one module per figure, with NAME, CAPTION and draw. Matplotlib without its global state."""
+"""The figures of a run: one module per figure, with NAME, CAPTION and draw.
+
+They use Matplotlib without its global state.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +28,12 @@ from stab.reports.figures import (
 )
 from stab.reports.statistics import Results
 
-# In the order of the report. A figure that has nothing to show is None.
-FIGURES = (
-    scores,
-    tradeoff,
-    curves,
-    recipes,
-    heat,
-    divergence,
-    texts,
-    horizons,
-    half_life,
-    leaderboard,
-)
-WITHOUT_NONE = (scores, leaderboard)  # those of a task whose raw iterates have not finished
-CAPTIONS = {figure.NAME: figure.CAPTION for figure in (matrix, *FIGURES, averages)}
+# In the order of the report. A figure with nothing to show draws None.
+FIGURES = [
+    scores, tradeoff, curves, recipes, heat, divergence, texts, horizons, half_life, leaderboard,
+]  # fmt: skip
+WITHOUT_NONE = [scores, leaderboard]  # those of a task whose raw iterates have not finished
+CAPTIONS = {figure.NAME: figure.CAPTION for figure in [matrix, *FIGURES, averages]}
 
 
 def draw(results: Results, leaderboard: dict[str, Any]) -> dict[str, Figure]:

@@ -71,7 +71,7 @@ def _times(results: Results, leaderboard: dict[str, Any], task: str) -> dict[str
 
 
 def _summary(times: np.ndarray) -> str:
-    """Return the median of some ``texts.times``, the mean of the finite ones, and the others' share."""
+    """Describe some ``texts.times``: median, mean of the finite ones, share of the others."""
     known = times[~np.isnan(times)]
     differ, middle = known[np.isfinite(known)], texts.middle(times)
     never = f"never {1 - len(differ) / len(known):.0%}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -40,10 +41,9 @@ def draw(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
     unit = min(30.0, 500 / max(times))  # square points for the samples of none
     # Below 4 square points a dot could not be seen.
     diameters = {cost: math.sqrt(max(unit * cost, 4.0)) for cost in (*times, 1.0)}
-    for cost, entry in sorted(  # small ones on top
-        zip(times, entries, strict=True), key=lambda pair: -diameters[pair[0]]
-    ):
-        _dot(axes, entry, diameters[cost])
+    dots = [(e["gva"], e["return"], diameters[t]) for e, t in zip(entries, times, strict=True)]
+    for i in sorted(range(len(dots)), key=lambda i: -dots[i][2]):  # small ones on top
+        _dot(axes, entries[i], dots[i][2])
     right = axes.get_xlim()[1]
     axes.set_xlim(-0.02 * right, 1.03 * right)  # intervals may reach below 0, a GVA cannot
     axes.set_xlabel(style.GVA, fontsize=SIZE)
@@ -52,10 +52,6 @@ def draw(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
     text = f"{task}: return against steadiness (best: top left)"
     style.titles(figure, leaderboard["run"]["smoke"], text)
     style.settle(figure)  # whether labels touch is known afterwards
-    dots = [
-        (entry["gva"], entry["return"], diameters[cost])
-        for cost, entry in zip(times, entries, strict=True)
-    ]
     _write(axes, dots, labels)
     return figure
 
@@ -110,10 +106,7 @@ def _labels(entries: list[dict[str, Any]]) -> tuple[dict[int, str], dict[str, st
 
 
 def _write(axes: Axes, dots: list[tuple[float, float, float]], labels: dict[int, str]) -> None:
-    """Write labels beside their dots (x, y, diameter in points), on the side of the middle.
-
-    A label moves up or down, towards the middle, until it covers no dot and no other label.
-    """
+    """Write labels beside their dots (x, y, diameter in points): the nearest free place of each."""
     points = axes.figure.dpi / 72
     boxes = []
     for x, y, size in dots:
@@ -121,11 +114,17 @@ def _write(axes: Axes, dots: list[tuple[float, float, float]], labels: dict[int,
         boxes.append(Bbox([centre - points * size / 2, centre + points * size / 2]))
     for i, label in labels.items():
         x, y, size = dots[i]
-        left = x < sum(axes.get_xlim()) / 2
-        step = 2 if y < sum(axes.get_ylim()) / 2 else -2  # points
-        side = size / 2 + 2 if left else -size / 2 - 2
-        text = axes.annotate(label, (x, y), (side, 0), textcoords="offset points", zorder=4)
-        text.set(fontsize=SIZE - 0.5, va="center", ha="left" if left else "right")
-        while any(text.get_window_extent().overlaps(box) for box in boxes):
-            text.xyann = (side, text.xyann[1] + step)
-        boxes.append(text.get_window_extent())
+        text = axes.annotate(label, (x, y), (0, 0), textcoords="offset points", zorder=4)
+        text.set(fontsize=SIZE - 0.5, va="center")
+        for far, up, side in product(range(0, 100, 2), (1, -1), (1, -1)):
+            text.set_horizontalalignment("left" if side > 0 else "right")
+            text.xyann = (side * (size / 2 + 2), up * far)
+            box = text.get_window_extent()
+            within = Bbox.intersection(box, axes.bbox)
+            if (
+                within
+                and within.size.tolist() == box.size.tolist()
+                and not box.count_overlaps(boxes)
+            ):
+                break
+        boxes.append(box)
