@@ -51,7 +51,7 @@ def second_task(run: Path, name: str = "other") -> Path:
 
 
 def many(leaderboard: dict[str, Any], count: int) -> dict[str, Any]:
-    """Return a leaderboard of a sweep: the entries of ``leaderboard`` and ``count`` more, hardly apart, half unranked."""
+    """Return the leaderboard with ``count`` more entries, hardly apart, half of them unranked."""
     base = next(entry for entry in leaderboard["entries"] if entry["stabilizer"] == "none")
     more = [
         base
@@ -391,7 +391,8 @@ def test_a_task_without_its_raw_iterates_has_scores_but_no_curves(run: Path) -> 
 
 
 def test_importing_reports_is_light() -> None:
-    code = "import sys, stab.reports; sys.exit(bool({'torch', 'matplotlib', 'tensorboard'} & set(sys.modules)))"
+    heavy = "{'torch', 'matplotlib', 'tensorboard'}"
+    code = f"import sys, stab.reports; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -408,8 +409,8 @@ def test_drawing_leaves_pyplot_alone(run: Path) -> None:
 def lives(entries: list[tuple[str, int | None, float, int | None]]) -> dict[str, Any]:
     """A leaderboard of (stabilizer, half-life, GVA, rank)."""
     found = [
-        {"task": "toy", "stabilizer": s, "half_life": None if life is None else [life, life], "gva": value,
-         "return": 1 - value, "rank": rank, "status": "sound" if rank else "unsound"}
+        {"task": "toy", "stabilizer": s, "half_life": None if life is None else [life, life],
+         "gva": value, "return": 1 - value, "rank": rank, "status": "sound" if rank else "unsound"}
         for s, life, value, rank in entries
     ]  # fmt: skip
     strings = [s for s, *_ in entries]
@@ -418,8 +419,9 @@ def lives(entries: list[tuple[str, int | None, float, int | None]]) -> dict[str,
 
 def test_lines_along_the_half_lives_begin_with_their_raw_iterates() -> None:
     leaderboard = lives(
-        [("none", None, 0.3, 1), ("ema:half_life=100", 100, 0.1, 2), ("ema:half_life=30", 30, 0.2, None),
-         ("recipe:lr=0.1", None, 0.5, None), ("recipe:lr=0.1+lr_decay+ema:half_life=30", 30, 0.4, 3)]
+        [("none", None, 0.3, 1), ("ema:half_life=100", 100, 0.1, 2),
+         ("ema:half_life=30", 30, 0.2, None), ("recipe:lr=0.1", None, 0.5, None),
+         ("recipe:lr=0.1+lr_decay+ema:half_life=30", 30, 0.4, 3)]
     )  # fmt: skip
     figure = figures.half_life.draw(None, leaderboard, "toy")
     left, right = figure.axes
@@ -428,7 +430,7 @@ def test_lines_along_the_half_lives_begin_with_their_raw_iterates() -> None:
     }
     assert list(drawn) == ["ema", "recipe:lr=0.1+lr_decay+ema"]
     np.testing.assert_allclose(drawn["ema"].get_xydata(), [(1, 0.3), (30, 0.2), (100, 0.1)])
-    # The raw iterates of lr_decay at this learning rate are no entry: the line begins with the average.
+    # lr_decay's raw iterates at this learning rate are not an entry: the line starts later.
     np.testing.assert_allclose(drawn["recipe:lr=0.1+lr_decay+ema"].get_xydata(), [(30, 0.4)])
     looks = {(line.get_color(), line.get_linestyle()) for line in drawn.values()}
     assert len(looks) == 2
