@@ -22,7 +22,7 @@ CHOSEN = 6  # entries, if each takes a colour or a panel
 WIDTH = 7.0  # inches: two columns of a paper
 SIZE = 7.5  # points
 CHARACTER = 0.6 * SIZE / 72  # inches: the mean width of a character, at most
-LEGEND = {"loc": "outside lower center", "fontsize": SIZE - 0.5, "frameon": False}
+LEGEND: dict[str, Any] = {"loc": "outside lower center", "fontsize": SIZE - 0.5, "frameon": False}
 GVA, RETURN = "GVA (lower is steadier)", "return (random 0, expert 1)"
 
 

@@ -62,7 +62,7 @@ def _dot(axes: Axes, entry: dict[str, Any], diameter: float) -> None:
     raw, ranked = entry["stabilizer"] == "none", entry["rank"] is not None
     colour = VERMILION if raw else BLUE
     if entry["gva_low"] is not None:
-        thin = {"color": colour, "linewidth": 0.6, "alpha": 0.5}
+        thin: dict[str, Any] = {"color": colour, "linewidth": 0.6, "alpha": 0.5}
         axes.plot([entry["gva_low"], entry["gva_high"]], [y, y], **thin)
         axes.plot([x, x], [entry["return_low"], entry["return_high"]], **thin)
     face, edge, width = (colour, "white", 0.5) if ranked else ("white", colour, 1.2)
