@@ -121,10 +121,7 @@ def _write(axes: Axes, dots: list[tuple[float, float, float]], labels: dict[int,
             text.xyann = (side * (size / 2 + 2), up * far)
             box = text.get_window_extent()
             within = Bbox.intersection(box, axes.bbox)
-            if (
-                within
-                and within.size.tolist() == box.size.tolist()
-                and not box.count_overlaps(boxes)
-            ):
+            inside = within is not None and within.bounds == box.bounds
+            if inside and not box.count_overlaps(boxes):
                 break
         boxes.append(box)
