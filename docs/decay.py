@@ -1,10 +1,10 @@
-"""What "decay=0.999" means: each library's average runs over unit vectors, so that it is its own vector of weights.
+"""What "decay=0.999" means: each library's average over unit vectors is its vector of weights.
 
     pip install diffusers keras && pip install --no-deps timm
     python docs/decay.py
 
-Iterate i is the i-th unit vector, iterate 0 the initial weights. Libraries that are not installed are left out. Of timm the
-one file is loaded: the package imports torchvision, the averages do not.
+Iterate i is the i-th unit vector, iterate 0 the initial weights. Libraries that are not installed
+are left out. Only one file of timm is loaded: the package imports torchvision, the averages do not.
 """
 
 import importlib.metadata
@@ -134,18 +134,18 @@ def weights(make):
     with torch.no_grad():
         model.w[0] = 1
         update, read = make(model)
-        found = {}
+        held = {}
         for t in range(1, max(MOMENTS) + 1):
             model.w[t - 1] = 0
             model.w[t] = 1
             update(t)
             if t in MOMENTS:
-                found[t] = read().detach().numpy()[: t + 1].copy()
-    return found
+                held[t] = read().detach().numpy()[: t + 1].copy()
+    return held
 
 
 def cell(w):
-    """Return the half-life, and the share of what it began with (iterates 0 and 1) where that is at least 1 %."""
+    """Return the half-life, and the share of iterates 0 and 1 if it is at least 1 %."""
     assert np.isclose(w.sum(), 1)
     held = f" ({100 * w[:2].sum():.0f} %)" if w[:2].sum() >= 0.01 else ""
     return f"{effective_half_life(w):,}{held}"
@@ -156,17 +156,13 @@ def main():
     print("| :-- | :-- |" + " --: |" * len(MOMENTS))
     for call, (distribution, make) in CALLS.items():
         try:
-            version = importlib.metadata.version(distribution).partition("+")[
-                0
-            ]  # not that it is the CPU build
+            version = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             print(f"{distribution} is not installed", file=sys.stderr)
             continue
-        found = weights(make)
-        print(
-            f"| `{call}` | {distribution} {version} | {' | '.join(map(cell, found.values()))} |",
-            flush=True,
-        )
+        version = version.partition("+")[0]  # without the kind of build
+        cells = " | ".join(map(cell, weights(make).values()))
+        print(f"| `{call}` | {distribution} {version} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

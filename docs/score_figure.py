@@ -2,8 +2,8 @@
 
     python docs/score_figure.py
 
-Three stabilizers of the same mean return, 8 starts and 16 checkpoints: one jumps from checkpoint to checkpoint, one drifts
-as far, slowly, one is steady. Noise is normal: no return has an upper limit of 1 here.
+Three stabilizers of the same mean return, 8 starts and 16 checkpoints: one jumps from checkpoint to
+checkpoint, one drifts as far, slowly, one is steady. Noise is normal: returns may exceed 1 here.
 """
 
 import argparse
@@ -25,7 +25,7 @@ MARKERS = {"jumps": "o", "drifts": "s", "steady": "D"}
 def series():
     """Return (checkpoints, starts) of each kind, all with the mean ``MEAN``.
 
-    A start's level is its own, and the same in all three. ``drifts`` is scaled to the GVA of ``jumps``.
+    Each start has its level, the same in all three. ``drifts`` has the GVA of ``jumps``.
     """
     rng = np.random.default_rng(0)
     level = rng.normal(0, 0.08, STARTS)
@@ -40,20 +40,20 @@ def series():
     return {name: J - J.mean() + level - level.mean() + MEAN for name, J in kinds.items()}
 
 
-def table(found):
+def table(returns):
     """Return what is reported of each, as a table in Markdown."""
     lines = [
         "| | mean | GVA | gva_adjacent | lag 2 | lag 4 | lag 8 | gva_mean |",
         "| :-- |" + " --: |" * 7,
     ]
-    for name, J in found.items():
+    for name, J in returns.items():
         by_lag = gva.gva_by_lag(J)
         figures = [J.mean(), gva.gva(J), *by_lag.values(), gva.gva_mean(J)]
         lines.append(f"| {name} | {' | '.join(f'{figure:.3f}' for figure in figures)} |")
     return "\n".join(lines)
 
 
-def draw(found, path):
+def draw(returns, path):
     """Draw the returns, the deviation of each start, and GVA by lag."""
     figure, axes = plt.subplot_mosaic(
         [["jumps", "jumps", "drifts", "drifts", "steady", "steady"], ["starts"] * 3 + ["lags"] * 3],
@@ -61,7 +61,7 @@ def draw(found, path):
         layout="constrained",
     )
     updates = 200 * np.arange(CHECKPOINTS) + 3000
-    for name, J in found.items():
+    for name, J in returns.items():
         axis = axes[name]
         axis.plot(updates, J, color=COLOURS[name], alpha=0.35, linewidth=0.8)
         axis.plot(updates, J.mean(1), color=COLOURS[name], linewidth=2.2)
@@ -95,9 +95,9 @@ def main():
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("score.png"))
     given = parser.parse_args()
-    found = series()
-    draw(found, given.out)
-    print(table(found))
+    returns = series()
+    draw(returns, given.out)
+    print(table(returns))
 
 
 if __name__ == "__main__":

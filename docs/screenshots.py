@@ -1,6 +1,8 @@
 """Screenshots of a run for the docs: TensorBoard's first page and custom scalars, and the report.
 
-python docs/screenshots.py RUN      (writes tensorboard.png, custom-scalars.png and report.png beside it; needs Chromium)
+    python docs/screenshots.py RUN
+
+It writes tensorboard.png, custom-scalars.png and report.png beside itself, and needs Chromium.
 """
 
 from __future__ import annotations
@@ -26,9 +28,8 @@ def main() -> None:
     command = [Path(sys.executable).parent / "tensorboard", "--logdir", run, "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
-    address = next(
-        found[0] for line in server.stderr if (found := re.search(r"http://localhost:\d+/", line))
-    )
+    matches = (re.search(r"http://localhost:\d+/", line) for line in server.stderr)
+    address = next(match[0] for match in matches if match)
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 
 from stab import files
 from stab.reports import inference, sweep, table, texts
+from stab.reports.figures import CAPTIONS
 from stab.reports.statistics import Results
 
 EXTRA = {
@@ -54,19 +55,6 @@ KEYS = {
     "worst": "worst",
     "val loss": "val_loss",
     "cost": "train_seconds",
-}
-CAPTIONS = {  # of the figures, in the order in which they are shown
-    "matrix": "GVA and return of every stabilizer on every task",
-    "scores": "GVA and return of every entry",
-    "tradeoff": "Return against GVA; a dot is an entry, its area the samples drawn",
-    "curves": "Return and validation loss of the same checkpoints: the raw iterates and averages of them",
-    "recipes": "Return and validation loss of the same checkpoints: entries with a recipe of their own",
-    "heat": "Return of every checkpoint from every start",
-    "divergence": "How long neighbouring checkpoints write the same text",
-    "texts": "What two neighbouring checkpoints write",
-    "horizons": "GVA against the horizon and against the lag between checkpoints",
-    "half_life": "GVA and return against the half-life of the average",
-    "averages": "Averages that were chosen after training",
 }
 LEFT_OUT = ("leaderboard", "texts")  # figures of what is a table or text here
 READ = (1_000, 2_000)  # characters of a text before and after the first token that differs

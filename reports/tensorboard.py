@@ -1,4 +1,4 @@
-"""The rows and the leaderboard for TensorBoard: one run a stabilizer, and one for the leaderboard."""
+"""The rows and the leaderboard for TensorBoard: one run per stabilizer, one for the leaderboard."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 METRICS = ("gva", "return", "worst", "val_loss")
 LEADERBOARD = "leaderboard"
-BINS = 40  # of histograms: 0.025 of the return each, where it lies between the random policy's and the expert's
-FIRST = (
-    "GVA"  # the group of the leaderboards: TensorBoard sorts groups by name and opens on the first
-)
+BINS = 40  # of histograms: 0.025 each, for returns between the random policy's and the expert's
+# The group of the leaderboards: TensorBoard sorts groups by name and opens on the first.
+FIRST = "GVA"
 CHARTS = {
     "return": "return",
     "jump of the return between checkpoints": "return_jump",
@@ -32,12 +31,13 @@ CHARTS = {
 def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: Path) -> None:
     """Write event files.
 
-    ``<slug>``, a run a stabilizer: scalars ``<task>/return``, ``<task>/val_loss`` (at every checkpoint) and
-    ``<task>/return_jump`` (within the window, where checkpoints are evenly spaced), means over seeds; the histogram
-    ``<task>/returns`` over starts and seeds; and those settings in which entries differ as
-    hyper-parameters, with the scores ``hparam/<task>/{gva,return,worst,val_loss}``.
-    ``leaderboard``: per task the table as text, the figures as images, and custom scalars: each of the three curves of all
-    stabilizers in one chart. Tasks are tags and not runs, because TensorBoard shows none of more than 40 runs.
+    ``<slug>``, one run per stabilizer: scalars ``<task>/return``, ``<task>/val_loss`` (at every
+    checkpoint) and ``<task>/return_jump`` (within the window, where checkpoints are evenly spaced),
+    means over seeds; the histogram ``<task>/returns`` over starts and seeds; and the settings in
+    which entries differ as hyper-parameters, with ``hparam/<task>/{gva,return,worst,val_loss}``.
+    ``leaderboard``: per task the table as text, the figures as images, and custom scalars: each of
+    the three curves of all stabilizers in one chart. Tasks are tags, not runs, because TensorBoard
+    hides runs if there are more than 40.
 
     Args:
         figures: folder of ``<task>-<kind>.png``.
@@ -49,18 +49,15 @@ def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: 
     for entry in leaderboard["entries"]:
         if (entry["task"], entry["stabilizer"]) in results.series:
             entries.setdefault(entry["stabilizer"], []).append(entry)
-    every = [found[0]["settings"] for found in entries.values()]
-    varied = [
-        name
-        for name in {key: 0 for own in every for key in own}
-        if len({str(own.get(name)) for own in every}) > 1
-    ]
-    for string, found in entries.items():
-        series = [results.series[entry["task"], string] for entry in found]
+    every = [own[0]["settings"] for own in entries.values()]
+    names = dict.fromkeys(name for settings in every for name in settings)
+    varied = [name for name in names if len({str(own.get(name)) for own in every}) > 1]
+    for string, own in entries.items():
+        series = [results.series[entry["task"], string] for entry in own]
         with SummaryWriter(str(folder / slug(series[0].stabilizer))) as writer:
             for one in series:
                 _curves(writer, one)
-            _hyper_parameters(writer, series[0], found, varied)
+            _hyper_parameters(writer, series[0], own, varied)
     with SummaryWriter(str(folder / LEADERBOARD)) as writer:
         writer.add_custom_scalars(charts(results.config.tasks))
         for task in results.config.tasks:
@@ -73,7 +70,7 @@ def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: 
 
 
 def charts(tasks: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
-    """Return the layout of the custom scalars: a category a task, a chart a curve, all stabilizers in it."""
+    """Return the layout of the custom scalars: per task and curve one chart of all."""
     return {
         task: {title: ["Multiline", [f"^{task}/{tag}$"]] for title, tag in CHARTS.items()}
         for task in tasks
@@ -96,7 +93,7 @@ def _curves(writer: SummaryWriter, series: Series) -> None:
 def _hyper_parameters(
     writer: SummaryWriter, series: Series, entries: list[dict[str, Any]], varied: Sequence[str]
 ) -> None:
-    """Write what SummaryWriter.add_hparams writes, but into this run: that method makes a run of its own."""
+    """Write what SummaryWriter.add_hparams writes, but into this run: that method adds a run."""
     from torch.utils.tensorboard.summary import hparams
 
     own = entries[0]["settings"]

@@ -51,7 +51,7 @@ def second_task(run: Path, name: str = "other") -> Path:
 
 
 def many(leaderboard: dict[str, Any], count: int) -> dict[str, Any]:
-    """Return a leaderboard of a sweep: the entries of ``leaderboard`` and ``count`` more, hardly apart, half unranked."""
+    """Return the leaderboard with ``count`` more entries, hardly apart, half of them unranked."""
     base = next(entry for entry in leaderboard["entries"] if entry["stabilizer"] == "none")
     more = [
         base
@@ -74,6 +74,12 @@ def many(leaderboard: dict[str, Any], count: int) -> dict[str, Any]:
     return leaderboard | {"entries": found, "run": leaderboard["run"] | {"settings": settings}}
 
 
+def test_every_figure_is_listed_and_has_a_caption() -> None:
+    modules = {path.stem for path in Path(figures.__file__).parent.glob("[a-z]*.py")}
+    assert modules - {"style"} == set(figures.CAPTIONS)
+    assert all(figures.CAPTIONS.values())
+
+
 def test_curves_show_the_raw_iterates_and_every_average_of_them(
     results: statistics.Results,
 ) -> None:
@@ -93,7 +99,7 @@ def test_curves_show_the_raw_iterates_and_every_average_of_them(
 
 def test_scores_stand_in_the_order_of_the_leaderboard(results: statistics.Results) -> None:
     leaderboard = statistics.leaderboard(results)
-    left, right = figures.scores(leaderboard, "toy").axes
+    left, right = figures.scores.draw(results, leaderboard, "toy").axes
     names = [label.get_text().split("\n")[0] for label in left.get_yticklabels()]
     assert names == [entry["stabilizer"] for entry in leaderboard["entries"]]
     assert left.get_ylim()[0] > left.get_ylim()[1], "the first entry is on top"
@@ -125,7 +131,7 @@ def test_a_dots_area_is_its_cost_and_unranked_ones_are_hollow(results: statistic
     leaderboard = statistics.leaderboard(results)
     ema, *_ = (entry for entry in leaderboard["entries"] if entry["stabilizer"] == "ema")
     ema |= {"samples": 4 * ema["samples"], "rank": None, "status": "unsound"}
-    figure = figures.tradeoff(leaderboard, "toy")
+    figure = figures.tradeoff.draw(results, leaderboard, "toy")
     dots = {
         line.get_label(): line for line in figure.axes[0].get_lines() if line.get_marker() == "o"
     }
@@ -141,7 +147,7 @@ def test_a_dots_area_is_its_cost_and_unranked_ones_are_hollow(results: statistic
 
 def test_the_tradeoff_of_a_sweep_names_the_best_and_none(results: statistics.Results) -> None:
     leaderboard = many(statistics.leaderboard(results), 40)
-    figure = figures.tradeoff(leaderboard, "toy")
+    figure = figures.tradeoff.draw(results, leaderboard, "toy")
     (axes,) = figure.axes
     assert sorted(text.get_text() for text in axes.texts) == [*"12345678", "none"]
     key = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -176,7 +182,7 @@ def test_horizons_and_lags(run: Path) -> None:
 
 def test_those_chosen_are_none_and_the_best_of_each_method(results: statistics.Results) -> None:
     leaderboard = many(statistics.leaderboard(results), 40)
-    found = [entry["stabilizer"] for entry in figures._chosen(leaderboard, "toy")]
+    found = [entry["stabilizer"] for entry in figures.style.chosen(leaderboard, "toy")]
     ranked = [entry["stabilizer"] for entry in leaderboard["entries"][:3]]
     assert found == ["none", *ranked, "ema", "lr_decay"]
 
@@ -232,7 +238,7 @@ def test_the_leaderboard_is_an_image_of_the_table(run: Path) -> None:
 
 def test_of_a_long_leaderboard_the_first_and_none_are_shown(results: statistics.Results) -> None:
     leaderboard = many(statistics.leaderboard(results), 60)
-    figure = figures.board(leaderboard, "toy")
+    figure = figures.leaderboard.draw(results, leaderboard, "toy")
     names = [
         text.get_text().replace("\n", "") for text in figure.axes[0].texts[1 :: len(table.COLUMNS)]
     ]
@@ -273,7 +279,7 @@ def test_the_matrix_marks_what_is_not_ranked_and_is_readable(make_run: Any) -> N
     assert len(starred) == sum(entry["status"] == "unsound" for entry in leaderboard["entries"]) > 0
     for level in np.linspace(0, 1, 50):  # WCAG 2: at least 4.5 to 1
         back = luminance(cells.cmap(level))
-        front = luminance(to_rgb(figures._contrast(cells.cmap(level))))
+        front = luminance(to_rgb(figures.matrix.contrast(cells.cmap(level))))
         assert (max(front, back) + 0.05) / (min(front, back) + 0.05) >= 4.5
 
 
@@ -286,7 +292,7 @@ def luminance(colour: Any) -> float:
 
 def test_the_matrix_of_a_sweep_shows_the_first(run: Path) -> None:
     leaderboard = statistics.leaderboard(statistics.read(run))
-    figure = figures.matrix(many(leaderboard, 40))
+    figure = figures.matrix.draw(many(leaderboard, 40))
     assert len(figure.axes[0].get_yticklabels()) == 24
     assert "21 more stabilizers not shown" in figure.get_supxlabel()
 
@@ -385,7 +391,8 @@ def test_a_task_without_its_raw_iterates_has_scores_but_no_curves(run: Path) -> 
 
 
 def test_importing_reports_is_light() -> None:
-    code = "import sys, stab.reports; sys.exit(bool({'torch', 'matplotlib', 'tensorboard'} & set(sys.modules)))"
+    heavy = "{'torch', 'matplotlib', 'tensorboard'}"
+    code = f"import sys, stab.reports; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -402,8 +409,8 @@ def test_drawing_leaves_pyplot_alone(run: Path) -> None:
 def lives(entries: list[tuple[str, int | None, float, int | None]]) -> dict[str, Any]:
     """A leaderboard of (stabilizer, half-life, GVA, rank)."""
     found = [
-        {"task": "toy", "stabilizer": s, "half_life": None if life is None else [life, life], "gva": value,
-         "return": 1 - value, "rank": rank, "status": "sound" if rank else "unsound"}
+        {"task": "toy", "stabilizer": s, "half_life": None if life is None else [life, life],
+         "gva": value, "return": 1 - value, "rank": rank, "status": "sound" if rank else "unsound"}
         for s, life, value, rank in entries
     ]  # fmt: skip
     strings = [s for s, *_ in entries]
@@ -412,18 +419,18 @@ def lives(entries: list[tuple[str, int | None, float, int | None]]) -> dict[str,
 
 def test_lines_along_the_half_lives_begin_with_their_raw_iterates() -> None:
     leaderboard = lives(
-        [("none", None, 0.3, 1), ("ema:half_life=100", 100, 0.1, 2), ("ema:half_life=30", 30, 0.2, None),
-         ("recipe:lr=0.1", None, 0.5, None), ("recipe:lr=0.1+lr_decay+ema:half_life=30", 30, 0.4, 3)]
+        [("none", None, 0.3, 1), ("ema:half_life=100", 100, 0.1, 2),
+         ("ema:half_life=30", 30, 0.2, None), ("recipe:lr=0.1", None, 0.5, None),
+         ("recipe:lr=0.1+lr_decay+ema:half_life=30", 30, 0.4, 3)]
     )  # fmt: skip
-    families = figures._families(leaderboard, "toy")
-    figure = figures.half_lives(leaderboard, "toy", families)
+    figure = figures.half_life.draw(None, leaderboard, "toy")
     left, right = figure.axes
     drawn = {
         line.get_label(): line for line in left.get_lines() if not line.get_label().startswith("_")
     }
     assert list(drawn) == ["ema", "recipe:lr=0.1+lr_decay+ema"]
     np.testing.assert_allclose(drawn["ema"].get_xydata(), [(1, 0.3), (30, 0.2), (100, 0.1)])
-    # The raw iterates of lr_decay at this learning rate are no entry: the line begins with the average.
+    # lr_decay's raw iterates at this learning rate are not an entry: the line starts later.
     np.testing.assert_allclose(drawn["recipe:lr=0.1+lr_decay+ema"].get_xydata(), [(30, 0.4)])
     looks = {(line.get_color(), line.get_linestyle()) for line in drawn.values()}
     assert len(looks) == 2
@@ -448,11 +455,11 @@ def test_every_line_along_the_half_lives_looks_otherwise_or_is_left_out_with_a_w
     leaderboard = lives(
         [(f"{r}{k}ema:half_life={n}", n, 0.1, 1) for r in recipes for k in kinds for n in (30, 90)]
     )
-    figure = figures.half_lives(leaderboard, "toy", figures._families(leaderboard, "toy"))
+    figure = figures.half_life.draw(None, leaderboard, "toy")
     drawn = [line for line in figure.axes[0].get_lines() if not line.get_label().startswith("_")]
     assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == len(drawn) == 6 * 4
     assert f"{8 * 5 - 24} more lines not shown" in figure.legends[0].get_title().get_text()
-    figures._settle(figure)
+    figures.style.settle(figure)
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.width
@@ -467,8 +474,8 @@ def test_hundreds_of_entries_are_cut_and_the_title_says_so(results: statistics.R
         *(first | {"stabilizer": f"ema:half_life={n}"} for n in range(1, 500)),
         none,
     ]
-    figure = figures.scores(leaderboard, "toy")
-    assert len(figure.axes[0].get_yticklabels()) == figures.ROWS + 1
+    figure = figures.scores.draw(results, leaderboard, "toy")
+    assert len(figure.axes[0].get_yticklabels()) == figures.scores.ROWS + 1
     assert figure.axes[0].get_yticklabels()[-1].get_text() == "none"
     assert "(61 of 500 entries)" in figure.get_suptitle().replace("\n", " ")
 

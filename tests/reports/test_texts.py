@@ -1,4 +1,4 @@
-"""Generated texts: where two part, how long pairs stay the same, and what is shown of them, whatever they hold."""
+"""Generated texts: where two part, how long pairs stay the same, and what is shown of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ import stab.reports
 from stab.reports import figures, page, statistics, table, texts
 
 tokens = st.lists(st.sampled_from(["a", "b", " a", ""]), max_size=6)
-WORDS = "there was a girl named lily who had a red ball and her dog ran until mother called".split()  # noqa: SIM905
+TEXT = "there was a girl named lily who had a red ball and her dog ran until mother called"
+WORDS = TEXT.split()
 HOSTILE = [
     "<script>alert(1)</script>",
     "<!--",
@@ -50,7 +51,7 @@ HOSTILE = [
 def add_texts(
     run: Path, change: Callable[[list[str]], list[str]] = lambda text: text, **also: float
 ) -> Path:
-    """Give the rows of a run texts: two checkpoints write the same for some tokens, averages for longer ones."""
+    """Give the rows of a run texts: checkpoints begin alike, those of averages for longer."""
     for path in (run / "cells").glob("*.json"):
         cell = json.loads(path.read_text())
         for row in cell["rows"]:
@@ -77,7 +78,7 @@ def read(run: Path) -> tuple[statistics.Results, dict[str, Any]]:
 
 
 def pairs(series: statistics.Series) -> list[tuple[list[str], list[str]]]:
-    """The texts of neighbouring window checkpoints, by seed, checkpoint, start; read from the rows anew."""
+    """The texts of neighbouring window checkpoints by seed, checkpoint, start, from the rows."""
     window = series.updates[series.window].tolist()
     found = []
     for cell in series.cells:
@@ -234,7 +235,7 @@ def test_what_ends_first_says_so_and_equal_texts_have_no_mark(run: Path) -> None
     ]
     assert [(t.same, t.mark, t.rest) for t in average.texts] == [("he lived", "", "")] * 2
     assert (raw.place, average.place) == (3, None)
-    assert average.said == "the same to the end"
+    assert average.description == "the same to the end"
 
 
 def test_curves_hold_the_shares_raw_and_average_first(run: Path) -> None:
@@ -320,9 +321,13 @@ def test_texts_of_some_rows_only(run: Path, tmp_path: Path) -> None:
     assert found is not None
     assert found.start == 50_001
     (none,) = (entry for entry in leaderboard["entries"] if entry["stabilizer"] == "none")
-    there = [r["measures"]["sentences"] for cell in results.series["toy", "none"].cells for r in cell["rows"]
-             if "measures" in r and r["stabilizer"] == "none" and r["update"] in cell["window"]]  # fmt: skip
-    assert none["measures"]["sentences"] == pytest.approx(np.mean(there))  # of those that there are
+    known = [
+        r["measures"]["sentences"]
+        for cell in results.series["toy", "none"].cells
+        for r in cell["rows"]
+        if "measures" in r and r["stabilizer"] == "none" and r["update"] in cell["window"]
+    ]
+    assert none["measures"]["sentences"] == pytest.approx(np.mean(known))
     assert re.search(r"none +\S+ +\d", shown(leaderboard))
     figures.save(figures.draw(results, leaderboard), tmp_path)
 
