@@ -1,11 +1,11 @@
-"""The least time that this machine could take for the work of a finished run, the time the run took, and where it went.
+"""The least time this machine needs for the work of a finished run, and where the run's time went.
 
     stab compare --task hopper --all --seeds 1 --out runs/hopper
     python benchmarks/limit.py runs/hopper --wall 66
 
-Training: the products of every forward and backward pass at the rate of one such product alone, the fastest that torch has
-on this machine. Rollouts: the environment steps that were taken at the rate of bare ``mj_step``. Both on one core each,
-shared among the cores, with nothing in between: no optimizer, no policy in the loop, no data, no report, no start-up.
+Training: the products of every forward and backward pass, at the rate of the fastest such product
+of torch on this machine. Rollouts: the run's environment steps, at the rate of bare ``mj_step``.
+Both are divided among the cores. Not counted: optimizer, policy in the loop, data, report, start-up.
 """
 
 import argparse

@@ -53,7 +53,7 @@ class Replay:
 def replay(
     name: str, episodes: int = EPISODES, steps: int = STEPS, report: Progress = no_progress
 ) -> Replay:
-    """Return demonstrations as they were recorded; where there are fewer than ``episodes``, some more than once."""
+    """Return demonstrations as recorded; some repeat if there are fewer than ``episodes``."""
     data: Any = demonstrations(name, report)
     numbers, counts = np.unique(data.train.episodes, return_counts=True)
     chosen = np.resize(numbers[counts > steps], episodes)  # an episode's number is its reset seed
@@ -98,10 +98,10 @@ class Bare:
 def least_seconds(
     work: Mapping[str, Callable[[], list[float]]], rounds: int, report: Progress = no_progress
 ) -> dict[str, float]:
-    """Return the least seconds of each kind of work. A call returns the seconds of each of its parts, the same every time.
+    """Return the least seconds of each kind of work. A call returns the seconds of each of its parts.
 
-    The kinds take turns, so that whatever else the machine does meets them all; of each part the fastest of the rounds
-    counts, as the one that met the least of it.
+    The kinds take turns, so that other load of the machine affects them all. The fastest round of
+    each part counts, as the least affected one.
     """
     least: dict[str, np.ndarray] = {}
     for n in range(rounds):

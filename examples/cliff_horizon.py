@@ -22,7 +22,7 @@ RADII = [0.995, 0.998, 0.999, 1.0, 1.0005]
 
 
 def compare(radius, seeds, runs, stabilizers, overrides):
-    """Return the comparison of one radius; its dataset is recorded first where it is not there yet."""
+    """Return the comparison of one radius; its dataset is recorded first if it is missing."""
     dataset = f"stab/cliff-radius{round(10_000 * radius)}/expert-v0"
     if not datasets.exists(dataset):
         Cliff("cliff", dataset, radius=radius).collect()
@@ -44,7 +44,7 @@ def compare(radius, seeds, runs, stabilizers, overrides):
 
 
 def draw(found, path):
-    """Draw GVA against horizon: a line a radius, one panel a stabilizer."""
+    """Draw GVA against horizon: one line per radius, one panel per stabilizer."""
     stabilizers = sorted(
         {entry["stabilizer"] for result in found.values() for entry in result.entries}, reverse=True
     )
