@@ -1,4 +1,4 @@
-"""How fast language models are trained and generate at growing sizes, and what the paper's size would cost.
+"""Speed of training and generation of language models by size, and the cost of the paper's size.
 
     python benchmarks/language.py            # about three minutes
     python benchmarks/language.py --quick
@@ -6,8 +6,9 @@
 Training: the operations of an update over its wall time, and that as a share of the rate of the
 processor's matrix products (the physical limit; measured on the largest product of the policy, in
 the same run). Generation: tokens per second of eight policies; their gain from generating together
-instead of one after the other (large ones lose, so stab does not do it there); the gain of the cache
-over reading the whole text again for every token. Data: the cost of one text or many per episode.
+instead of one after the other (large ones lose, so stab does not do it there); the gain of the
+cache over reading the whole text again for every token. Data: the cost of one text or many per
+episode.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def update(policy: GPT) -> Callable[[], object]:
 
 
 def generation(policy: GPT, policies: int) -> Callable[[], object]:
-    """Return a function that generates the likeliest ``STEPS`` tokens in ``ROWS`` texts per policy."""
+    """Return a function that generates ``STEPS`` likeliest tokens in ``ROWS`` texts per policy."""
     stacked = {name: torch.stack([value] * policies) for name, value in policy.state_dict().items()}
 
     @torch.inference_mode()
@@ -177,7 +178,8 @@ def main() -> None:
     ]
     print(table(header, rows))
     print(
-        f"\nOne thread; {BATCH} texts of {CONTEXT} tokens, vocabulary {VOCABULARY}; generation of {ROWS} texts a policy."
+        f"\nOne thread; {BATCH} texts of {CONTEXT} tokens, vocabulary {VOCABULARY};"
+        f" generation of {ROWS} texts per policy."
     )
     stories = 200 if given.quick else 2000
     print(f"\n{stories:,} stories as a Minari dataset:\n")
@@ -193,7 +195,8 @@ def main() -> None:
         [reward for _ in range(stories) for reward in grammar.log_likelihood(grammar.story(rng))]
     )
     print(
-        f"\nTrue stories: {nats:.3f} nats a token by their source, a perplexity of {np.exp(nats):.2f}."
+        f"\nTrue stories: {nats:.3f} nats per token by their source,"
+        f" a perplexity of {np.exp(nats):.2f}."
     )
     print(f"\n{PAPER / 1e6:.0f} million parameters, from these rates:\n")
     print(
@@ -201,15 +204,17 @@ def main() -> None:
         f" {days:.0f} days of one core"
     )
     print(
-        f"- all stabilizers, three seeds, {RUNS} such runs' worth: {RUNS * days / 365:.1f} years of one core"
+        f"- all stabilizers, three seeds, {RUNS} such runs' worth:"
+        f" {RUNS * days / 365:.1f} years of one core"
     )
     print(
-        f"- {episodes:,} texts of {CONTINUATION} tokens, at the largest size's rate over the parameters"
-        f" ({scaled:.0f} tokens/s): {hours:.0f} hours of one core"
+        f"- {episodes:,} texts of {CONTINUATION} tokens, at the largest size's rate over the"
+        f" parameters ({scaled:.0f} tokens/s): {hours:.0f} hours of one core"
     )
     print(
-        f"- memory: {4 * gigabytes:.1f} GB to train (weights, gradients, two moments), {gigabytes:.1f} GB for"
-        f" every average trained along, {8 * gigabytes:.1f} GB for the eight read-outs of a shard"
+        f"- memory: {4 * gigabytes:.1f} GB to train (weights, gradients, two moments),"
+        f" {gigabytes:.1f} GB for every average trained along,"
+        f" {8 * gigabytes:.1f} GB for the eight read-outs of a shard"
     )
 
 

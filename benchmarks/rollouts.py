@@ -1,4 +1,4 @@
-"""How fast environments are stepped, against the bare physics: stab's episodes and Gymnasium's ways.
+"""Speed of environment steps against the bare physics: stab's episodes and Gymnasium's ways.
 
     python benchmarks/rollouts.py                       # all five tasks, two to three minutes
     python benchmarks/rollouts.py --task hopper --quick

@@ -35,7 +35,7 @@ SECTIONS = [
 
 
 def run(command: list[str]) -> tuple[str, float]:
-    """Run a command; return its output and its wall seconds. Its progress bars go to the terminal."""
+    """Run a command; return its output and wall seconds. Its progress bars go to the terminal."""
     began = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -70,7 +70,7 @@ def machine() -> str:
 
 
 def whole_run(task: str, quick: bool, folder: Path, reference: bool) -> str:
-    """Return the section of one task: stab, the straightforward program (``reference``), the limit."""
+    """Return the section of a task: stab, the straightforward program if wanted, the limit."""
     with bar(f"{task}, demonstrations") as report:
         demonstrations(task, report)  # collecting them is not a part of either
     sizes = QUICK if quick else {}
@@ -78,9 +78,7 @@ def whole_run(task: str, quick: bool, folder: Path, reference: bool) -> str:
     settings = [f"{keys.get(name, f'eval.{name}')}={value}" for name, value in sizes.items()]
     compare = ["compare", "--task", task, "--all", "--seeds", "1", *settings]
     plan, _ = run([STAB, *compare, "--dry-run"])
-    predicted = next(
-        (line for line in plan.splitlines() if line.startswith("about ")), "no time"
-    )
+    predicted = next((line for line in plan.splitlines() if line.startswith("about ")), "no time")
     reference_arguments = ["--task", task, *(["--quick"] if quick else [])]
     ours, theirs, printed = [], [], ""
     for n in range(
@@ -107,8 +105,9 @@ def whole_run(task: str, quick: bool, folder: Path, reference: bool) -> str:
                 if reference
                 else "the limit"
             ),
-            "Wall time of the commands, start-up included; one training seed, the same sizes. stab also measures the"
-            " gradient's variance and the returns at 20 horizons, and draws figures.",
+            "Wall time of the commands, start-up included; one training seed, the same sizes."
+            " stab also measures the gradient's variance and the returns at 20 horizons,"
+            " and draws figures.",
             table(
                 ["command", "wall s, in turns", "fastest", "ratio"],
                 [
@@ -123,7 +122,8 @@ def whole_run(task: str, quick: bool, folder: Path, reference: bool) -> str:
             ),
             f"`--dry-run` estimated: {predicted}.",
             *(["Output of the straightforward program:", printed] if reference else []),
-            f"`python benchmarks/limit.py RUN --wall {best:.1f}`, on the run folder of the fastest of the first command:",
+            f"`python benchmarks/limit.py RUN --wall {best:.1f}`,"
+            " on the run folder of the fastest of the first command:",
             floors,
         ]
     )

@@ -99,7 +99,8 @@ def train(
 ) -> tuple[np.ndarray, list[float], float, float]:
     """Train with one stabilizer.
 
-    Returns raw returns (checkpoints, starts), validation losses (checkpoints,), seconds of training and of rollouts.
+    Returns raw returns (checkpoints, starts), validation losses (checkpoints,), seconds of training
+    and of rollouts.
     """
     torch.manual_seed(seed)
     observations, actions = training.observations, training.actions
@@ -169,8 +170,8 @@ def run(
     horizon: int = 1000,
     progress: Progress = no_progress,
 ) -> dict[str, dict[str, Any]]:
-    """Return for each stabilizer ``returns`` (checkpoints, starts; normalised), ``val_loss`` (checkpoints,),
-    ``gva``, ``train_seconds`` and ``rollout_seconds``.
+    """Return per stabilizer ``returns`` (checkpoints, starts; normalised), ``val_loss``
+    (checkpoints,), ``gva``, ``train_seconds`` and ``rollout_seconds``.
     """
     data = demonstrations(task, progress)
     env = gym.make(data.environment)
@@ -209,7 +210,7 @@ def run(
 def open_loop(
     spec: gym.envs.registration.EnvSpec, seeds: list[int], actions: np.ndarray
 ) -> np.ndarray:
-    """Return the returns (episodes,) of actions (steps, episodes, act_dim), up to each episode's end."""
+    """Return the returns (episodes,) of actions (steps, episodes, act_dim)."""
     env = gym.make(spec)
     returns = np.zeros(len(seeds))
     for n, seed in enumerate(seeds):
@@ -262,7 +263,8 @@ def main() -> None:
         )
     )
     print(
-        f"\n{given.task}: training {totals[0]:.1f} s, rollouts {totals[1]:.1f} s, one after the other."
+        f"\n{given.task}: training {totals[0]:.1f} s, rollouts {totals[1]:.1f} s,"
+        " one after the other."
     )
 
 

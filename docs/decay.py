@@ -1,10 +1,10 @@
-"""What "decay=0.999" means: each library's average runs over unit vectors, so that it is its own vector of weights.
+"""What "decay=0.999" means: each library's average of unit vectors is its vector of weights.
 
     pip install diffusers keras && pip install --no-deps timm
     python docs/decay.py
 
-Iterate i is the i-th unit vector, iterate 0 the initial weights. Libraries that are not installed are left out. Of timm the
-one file is loaded: the package imports torchvision, the averages do not.
+Iterate i is the i-th unit vector, iterate 0 the initial weights. Libraries that are not installed
+are left out. Only one file of timm is loaded: the package imports torchvision, the averages do not.
 """
 
 import importlib.metadata
@@ -145,7 +145,7 @@ def weights(make):
 
 
 def cell(w):
-    """Return the half-life, and the share of what it began with (iterates 0 and 1) where that is at least 1 %."""
+    """Return the half-life, and the share of iterates 0 and 1 if it is at least 1 %."""
     assert np.isclose(w.sum(), 1)
     held = f" ({100 * w[:2].sum():.0f} %)" if w[:2].sum() >= 0.01 else ""
     return f"{effective_half_life(w):,}{held}"

@@ -2,8 +2,8 @@
 
     python docs/score_figure.py
 
-Three stabilizers of the same mean return, 8 starts and 16 checkpoints: one jumps from checkpoint to checkpoint, one drifts
-as far, slowly, one is steady. Noise is normal: no return has an upper limit of 1 here.
+Three stabilizers of the same mean return, 8 starts and 16 checkpoints: one jumps from checkpoint to
+checkpoint, one drifts slowly and as far, one is steady. Noise is normal: no return has an upper limit of 1 here.
 """
 
 import argparse
@@ -25,7 +25,7 @@ MARKERS = {"jumps": "o", "drifts": "s", "steady": "D"}
 def series():
     """Return (checkpoints, starts) of each kind, all with the mean ``MEAN``.
 
-    A start's level is its own, and the same in all three. ``drifts`` is scaled to the GVA of ``jumps``.
+    Each start has one level, the same in all three. ``drifts`` is scaled to the GVA of ``jumps``.
     """
     rng = np.random.default_rng(0)
     level = rng.normal(0, 0.08, STARTS)

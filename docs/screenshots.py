@@ -1,6 +1,8 @@
 """Screenshots of a run for the docs: TensorBoard's first page and custom scalars, and the report.
 
-python docs/screenshots.py RUN      (writes tensorboard.png, custom-scalars.png and report.png beside it; needs Chromium)
+python docs/screenshots.py RUN
+
+It writes tensorboard.png, custom-scalars.png and report.png beside itself; it needs Chromium.
 """
 
 from __future__ import annotations

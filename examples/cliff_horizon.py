@@ -1,9 +1,10 @@
 """GVA against horizon for several spectral radii of the closed loop, on the cliff: writes a PNG.
 
-    python examples/cliff_horizon.py                        # radii from 0.995 to 1.0005 into cliff-horizon.png
+    python examples/cliff_horizon.py       # radii from 0.995 to 1.0005 into cliff-horizon.png
     python examples/cliff_horizon.py --seeds 10 --radii 0.99 1 --out here.png
 
-For each radius: a dataset stab/cliff-radius<10000 r>/expert-v0 is recorded (once), and ``stab.compare`` trains on it.
+For each radius a dataset stab/cliff-radius<10000 r>/expert-v0 is recorded (once), and
+``stab.compare`` trains on it.
 """
 
 import argparse

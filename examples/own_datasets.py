@@ -12,7 +12,7 @@ from minari.data_collector import EpisodeBuffer
 
 
 def pendulum(observation):
-    """Swing up by energy, then balance. Energy: thetadot^2 / 6 + 5 cos(theta), which is 5 upright."""
+    """Swing up by energy, then balance. Energy: thetadot^2 / 6 + 5 cos(theta), so 5 upright."""
     cos, sin, speed = observation
     angle = np.arctan2(sin, cos)
     if cos > 0.9 and abs(speed) < 4:
