@@ -1,12 +1,14 @@
-"""How fast language models are trained and generate at growing sizes, and what the paper's size would cost.
+"""Speed of training and generation of language models by size, and the cost of the paper's size.
 
     python benchmarks/language.py            # about three minutes
     python benchmarks/language.py --quick
 
-Training: the operations of an update over its wall time, and that as a share of what the processor's matrix products reach
-(the physical limit; measured on the largest product of the policy, in the same run). Generation: tokens a second of eight
-policies, what generating together gains over one after the other (large ones lose: stab does not there), and what the
-cache gains over reading the whole text anew for every token. Data: what one text or many in an episode of a dataset cost.
+Training: the operations of an update over its wall time, and that as a share of the rate of the
+processor's matrix products (the physical limit; measured on the largest product of the policy, in
+the same run). Generation: tokens per second of eight policies; their gain from generating together
+instead of one after the other (large ones lose, so stab does not do it there); the gain of the
+cache over reading the whole text again for every token. Data: the cost of one text or many per
+episode.
 """
 
 import argparse
@@ -38,12 +40,12 @@ SIZES = [
 VOCABULARY, CONTEXT, CONTINUATION = 2048, 128, 96
 BATCH, ROWS, POLICIES, STEPS = 16, 16, 8, 32
 PAPER = 270e6  # parameters of the language models in arXiv 2310.11428
-# A comparison of all stabilizers: entries, seeds, checkpoints, training runs (accumulation's count four).
+# A comparison of all stabilizers: entries, seeds, checkpoints, training runs (accumulation: four).
 ENTRIES, SEEDS, CHECKPOINTS, RUNS = 8, 3, 18, 24
 
 
 def operations(policy: GPT) -> int:
-    """Multiplications and additions of an update: 6 for each weight and token, and the attention's own."""
+    """Multiplications and additions of an update: 6 per weight and token, plus the attention's."""
     weights = sum(p.numel() for p in policy.parameters()) - policy.positions.numel()
     attention = (
         len(policy.blocks) * 12 * policy.width * CONTEXT
@@ -74,7 +76,7 @@ def update(policy: GPT) -> Callable[[], object]:
 
 
 def generation(policy: GPT, policies: int) -> Callable[[], object]:
-    """Return a function that generates ``STEPS`` tokens in ``ROWS`` texts of each policy, the likeliest ones."""
+    """Return a function that generates ``STEPS`` likeliest tokens in ``ROWS`` texts per policy."""
     stacked = {name: torch.stack([value] * policies) for name, value in policy.state_dict().items()}
 
     @torch.inference_mode()
@@ -88,7 +90,7 @@ def generation(policy: GPT, policies: int) -> Callable[[], object]:
 
 
 def uncached(policy: GPT) -> Callable[[], object]:
-    """Return a function that generates as many tokens of one policy, reading the whole text for each."""
+    """Return a function that generates as many tokens, reading the whole text for each."""
 
     @torch.inference_mode()
     def once() -> None:
@@ -100,7 +102,7 @@ def uncached(policy: GPT) -> Callable[[], object]:
 
 
 def packing(stories: int, each: int) -> list[str]:
-    """Return what a Minari dataset of stories costs with so many in an episode: megabytes, seconds to write and to read."""
+    """Return the costs of a Minari dataset of stories: megabytes, seconds to write and to read."""
     rng = np.random.default_rng(0)
     source = make_source("stories")
     told = [
@@ -176,7 +178,8 @@ def main() -> None:
     ]
     print(table(header, rows))
     print(
-        f"\nOne thread; {BATCH} texts of {CONTEXT} tokens, vocabulary {VOCABULARY}; generation of {ROWS} texts a policy."
+        f"\nOne thread; {BATCH} texts of {CONTEXT} tokens, vocabulary {VOCABULARY};"
+        f" generation of {ROWS} texts per policy."
     )
     stories = 200 if given.quick else 2000
     print(f"\n{stories:,} stories as a Minari dataset:\n")
@@ -192,22 +195,26 @@ def main() -> None:
         [reward for _ in range(stories) for reward in grammar.log_likelihood(grammar.story(rng))]
     )
     print(
-        f"\nTrue stories: {nats:.3f} nats a token by their source, a perplexity of {np.exp(nats):.2f}."
+        f"\nTrue stories: {nats:.3f} nats per token by their source,"
+        f" a perplexity of {np.exp(nats):.2f}."
     )
     print(f"\n{PAPER / 1e6:.0f} million parameters, from these rates:\n")
     print(
-        f"- training on a billion tokens, at the best of them ({max(rates) / 1e9:.0f} GFLOP/s): {days:.0f} days of one core"
+        f"- training on a billion tokens, at the best rate ({max(rates) / 1e9:.0f} GFLOP/s):"
+        f" {days:.0f} days of one core"
     )
     print(
-        f"- all stabilizers, three seeds, {RUNS} such runs' worth: {RUNS * days / 365:.1f} years of one core"
+        f"- all stabilizers, three seeds, {RUNS} such runs' worth:"
+        f" {RUNS * days / 365:.1f} years of one core"
     )
     print(
-        f"- {episodes:,} texts of {CONTINUATION} tokens, at the largest size's rate over the parameters"
-        f" ({scaled:.0f} tokens/s): {hours:.0f} hours of one core"
+        f"- {episodes:,} texts of {CONTINUATION} tokens, at the largest size's rate over the"
+        f" parameters ({scaled:.0f} tokens/s): {hours:.0f} hours of one core"
     )
     print(
-        f"- memory: {4 * gigabytes:.1f} GB to train (weights, gradients, two moments), {gigabytes:.1f} GB for every average"
-        f" that rides along, {8 * gigabytes:.1f} GB for the eight read-outs of a part"
+        f"- memory: {4 * gigabytes:.1f} GB to train (weights, gradients, two moments),"
+        f" {gigabytes:.1f} GB for every average trained along,"
+        f" {8 * gigabytes:.1f} GB for the eight read-outs of a shard"
     )
 
 

@@ -1,11 +1,11 @@
-"""The least time that this machine could take for the work of a finished run, the time the run took, and where it went.
+"""The least time this machine needs for the work of a finished run, and where the run's time went.
 
     stab compare --task hopper --all --seeds 1 --out runs/hopper
     python benchmarks/limit.py runs/hopper --wall 66
 
-Training: the products of every forward and backward pass at the rate of one such product alone, the fastest that torch has
-on this machine. Rollouts: the environment steps that were taken at the rate of bare ``mj_step``. Both on one core each,
-shared among the cores, with nothing in between: no optimizer, no policy in the loop, no data, no report, no start-up.
+Training: the products of every forward and backward pass, at the rate of the fastest such product
+of torch on this machine. Rollouts: the run's environment steps, at the rate of bare ``mj_step``.
+Both are divided among the cores. Not counted: optimizer, policy, data, report, start-up.
 """
 
 import argparse
@@ -44,9 +44,10 @@ def limit(
         wall: seconds of the whole command; None for those from the first cell to the last.
         rounds: of measuring, the fastest counts.
 
-    Returns seconds: ``training_floor``, ``rollout_floor`` and ``plain_floor`` (of training, at the rate of ``torch.mm``) on
-    one core, ``training`` and ``rollouts`` as the workers spent them, ``running`` from the first cell to the last, ``wall``,
-    and ``floor`` = (training_floor + rollout_floor) / cores.
+    Returns seconds: ``training_floor``, ``rollout_floor`` and ``plain_floor`` (of training, at the
+    rate of ``torch.mm``) on one core, ``training`` and ``rollouts`` as the workers spent them,
+    ``running`` from the first cell to the last, ``wall``, and
+    ``floor`` = (training_floor + rollout_floor) / cores.
     """
     about = json.loads((run / "run.json").read_text())
     cores = cores or about["cores"]

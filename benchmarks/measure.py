@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing, bare physics, the products of an update, tables and progress bars."""
+"""Shared by the benchmarks: timing, bare physics, products of an update, tables, progress bars."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ def demonstrations(name: str, report: Progress) -> Demonstrations:
 
 @dataclass(frozen=True)
 class Replay:
-    """Episodes of the expert that can be stepped again: the states of a real closed loop without its policy.
+    """Episodes of the expert to step again: the states of a closed loop without its policy.
 
     Attributes:
         spec: their environment.
@@ -53,7 +53,7 @@ class Replay:
 def replay(
     name: str, episodes: int = EPISODES, steps: int = STEPS, report: Progress = no_progress
 ) -> Replay:
-    """Return demonstrations as they were recorded; where there are fewer than ``episodes``, some more than once."""
+    """Return demonstrations as recorded; some repeat if there are fewer than ``episodes``."""
     data: Any = demonstrations(name, report)
     numbers, counts = np.unique(data.train.episodes, return_counts=True)
     chosen = np.resize(numbers[counts > steps], episodes)  # an episode's number is its reset seed
@@ -98,10 +98,10 @@ class Bare:
 def least_seconds(
     work: Mapping[str, Callable[[], list[float]]], rounds: int, report: Progress = no_progress
 ) -> dict[str, float]:
-    """Return the least seconds of each kind of work. A call returns the seconds of each of its parts, the same every time.
+    """Return the least seconds per kind of work. A call returns the seconds of each of its parts.
 
-    The kinds take turns, so that whatever else the machine does meets them all; of each part the fastest of the rounds
-    counts, as the one that met the least of it.
+    The kinds take turns, so that other load of the machine affects them all. The fastest round of
+    each part counts, as the least affected one.
     """
     least: dict[str, np.ndarray] = {}
     for n in range(rounds):
@@ -115,17 +115,18 @@ def least_seconds(
 def update_operations(policy: nn.Module, batch: int) -> int:
     """Return the floating-point operations of the products in one forward and backward pass.
 
-    A layer has three products of equal size: its outputs, the gradient of its weights and that of its inputs. Nobody
-    needs the last for the first layer, whose inputs are observations.
+    A layer has three products of equal size: its outputs, the gradient of its weights and that of
+    its inputs. The first layer does not need the last one: its inputs are observations.
     """
     sizes = [layer.weight.numel() for layer in policy.modules() if isinstance(layer, nn.Linear)]
     return 2 * batch * (3 * sum(sizes) - sizes[0])
 
 
 def product_rates(policy: nn.Module, batch: int, rounds: int = 200) -> dict[str, float]:
-    """Return floating-point operations a second, on one thread, of a product of the policy's largest layer.
+    """Return floating-point operations per second of a product of the largest layer, on one thread.
 
-    ``torch.mm`` is what a plain PyTorch program gets; ``fastest`` is the best that torch has here, oneDNN's or that one.
+    ``torch.mm`` is the rate of a plain PyTorch program; ``fastest`` is the better one of that and
+    oneDNN's.
     """
     largest = max(
         (m for m in policy.modules() if isinstance(m, nn.Linear)),

@@ -1,10 +1,10 @@
-"""How fast environments are stepped, against the bare physics: stab's episodes and Gymnasium's ways.
+"""Speed of environment steps against the bare physics: stab's episodes and Gymnasium's ways.
 
     python benchmarks/rollouts.py                       # all five tasks, two to three minutes
     python benchmarks/rollouts.py --task hopper --quick
 
-All step the same episodes of the expert by the actions that it took, so that they meet the same states (a fallen robot
-has other contacts than a walking one). There is no policy in the loop.
+All replay the actions of the same episodes of the expert, so they reach the same states (a fallen
+robot has other contacts than a walking one). There is no policy in the loop.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def vectorized(
 def throughput(
     task: str, steps: int, rounds: int, report: Progress = no_progress
 ) -> dict[str, float]:
-    """Return environment steps a second of each way."""
+    """Return environment steps per second of each way."""
     over = replay(task, steps=steps, report=report)
     with ExitStack() as stack:
         sync = gym.make_vec(over.spec, EPISODES, vectorization_mode="sync")

@@ -1,7 +1,7 @@
 """Run all benchmarks in order and write one Markdown page.
 
-    python benchmarks/run.py                                # into docs/performance.md; about twenty minutes
-    python benchmarks/run.py --quick --out smoke.md         # tiny sizes, about a minute: its numbers say nothing
+    python benchmarks/run.py                          # docs/performance.md; about twenty minutes
+    python benchmarks/run.py --quick --out smoke.md   # tiny sizes, about a minute: not meaningful
 
 Run it on an otherwise idle machine.
 """
@@ -35,7 +35,7 @@ SECTIONS = [
 
 
 def run(command: list[str]) -> tuple[str, float]:
-    """Run a command, whose progress bars go to the terminal; return what it prints, and its wall seconds."""
+    """Run a command; return its output and wall seconds. Its progress bars go to the terminal."""
     began = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -49,7 +49,7 @@ def script(name: str, *arguments: str) -> tuple[str, float]:
 
 
 def cpu() -> str:
-    """Return the name of the processor, as far as the system tells."""
+    """Return the name of the processor, if the system knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -59,7 +59,7 @@ def cpu() -> str:
 
 
 def machine() -> str:
-    """Return when and on what the page was made, as a Markdown list."""
+    """Return the date, the machine and the versions, as a Markdown list."""
     versions = [f"{name} {version(name)}" for name in PACKAGES]
     return "\n".join(
         [
@@ -70,22 +70,20 @@ def machine() -> str:
 
 
 def whole_run(task: str, quick: bool, folder: Path, reference: bool) -> str:
-    """Return the section of one task: stab, the straightforward program where asked for, and the limit, in that order."""
+    """Return the section of a task: stab, the straightforward program if wanted, the limit."""
     with bar(f"{task}, demonstrations") as report:
-        demonstrations(task, report)  # collecting them is no part of either
+        demonstrations(task, report)  # collecting them is not a part of either
     sizes = QUICK if quick else {}
     keys = {"updates": "train.updates", "checkpoint_every": "eval.checkpoint_every"}
     settings = [f"{keys.get(name, f'eval.{name}')}={value}" for name, value in sizes.items()]
     compare = ["compare", "--task", task, "--all", "--seeds", "1", *settings]
     plan, _ = run([STAB, *compare, "--dry-run"])
-    predicted = next(
-        (line for line in plan.splitlines() if line.startswith("about ")), "nothing about the time"
-    )
+    predicted = next((line for line in plan.splitlines() if line.startswith("about ")), "no time")
     reference_arguments = ["--task", task, *(["--quick"] if quick else [])]
     ours, theirs, printed = [], [], ""
     for n in range(
         1 if quick else ROUNDS
-    ):  # in turns, so that whatever else the machine does meets both
+    ):  # in turns, so that other load of the machine affects both
         ours.append(run([STAB, *compare, "--out", str(folder / f"{task}{n}")])[1])
         if reference:
             printed, seconds = script("straightforward.py", *reference_arguments)
@@ -107,8 +105,9 @@ def whole_run(task: str, quick: bool, folder: Path, reference: bool) -> str:
                 if reference
                 else "the limit"
             ),
-            "Wall time of the commands, start-up included; one training seed, the same sizes. stab also measures the"
-            " gradient's variance and the returns at 20 horizons, and draws figures.",
+            "Wall time of the commands, start-up included; one training seed, the same sizes."
+            " stab also measures the gradient's variance and the returns at 20 horizons,"
+            " and draws figures.",
             table(
                 ["command", "wall s, in turns", "fastest", "ratio"],
                 [
@@ -121,9 +120,10 @@ def whole_run(task: str, quick: bool, folder: Path, reference: bool) -> str:
                     for command, walls in commands.items()
                 ],
             ),
-            f"`--dry-run` had said: {predicted}.",
-            *(["What the straightforward program printed:", printed] if reference else []),
-            f"`python benchmarks/limit.py RUN --wall {best:.1f}`, on the run folder of the fastest of the first command:",
+            f"`--dry-run` estimated: {predicted}.",
+            *(["Output of the straightforward program:", printed] if reference else []),
+            f"`python benchmarks/limit.py RUN --wall {best:.1f}`,"
+            " on the run folder of the fastest of the first command:",
             floors,
         ]
     )
@@ -141,11 +141,11 @@ def main() -> None:
     command = shlex.join(["python", "benchmarks/run.py", *flags])
     page = [
         "# Performance",
-        f"Made by `{command}`; where times are compared, both were taken in this run.",
+        f"Made by `{command}`. Times that are compared were measured in the same run.",
         machine(),
     ]
     if given.quick:
-        page.append("**A smoke run: its numbers say nothing.**")
+        page.append("**A smoke run: its numbers are not meaningful.**")
     with tempfile.TemporaryDirectory() as folder:
         for task, reference in (("hopper", True), ("halfcheetah", False)):
             if not given.quick or reference:

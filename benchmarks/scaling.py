@@ -1,10 +1,10 @@
-"""Wall time and memory of tiny comparisons against their settings, and the time until the command line answers.
+"""Wall time and memory of tiny comparisons against their settings; start-up of the command line.
 
     python benchmarks/scaling.py            # about four minutes
     python benchmarks/scaling.py --quick
 
-Each point is a fresh ``stab compare --task hopper --stabilizers ema``, start-up included. Memory is the largest resident
-size of a single process, be it a worker or the one that waits for them.
+Each point is a fresh ``stab compare --task hopper --stabilizers ema``, start-up included. Memory is
+the largest resident size of a single process: a worker, or the process that waits for them.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def compare(point: Point) -> tuple[float, float]:
         command += [f"eval.checkpoint_every={point.updates // 2 // (point.checkpoints - 3)}"]
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        # Of this child and of the children that it has waited for, unlike RUSAGE_CHILDREN not of those before.
+        # Of this child and the children it waited for; RUSAGE_CHILDREN includes earlier ones.
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -109,7 +109,7 @@ def main() -> None:
     took: dict[Point, float] = {}
     rows = []
     with bar("scaling") as report:
-        demonstrations("hopper", report)  # collecting them is no part of the first point
+        demonstrations("hopper", report)  # collecting them is not a part of the first point
         for n, point in enumerate(points):
             took[point], megabytes = compare(point)
             rows.append([*map(str, astuple(point)), f"{took[point]:.1f}", f"{megabytes:.0f}"])

@@ -1,11 +1,11 @@
-"""What ``stab compare --task hopper --all --seeds 1`` computes, written the way one would write it without stab.
+"""``stab compare --task hopper --all --seeds 1``, as a user would program it without stab.
 
     python benchmarks/straightforward.py --task hopper
-    python benchmarks/straightforward.py --task hopper --quick     # a smoke run: its numbers say nothing
+    python benchmarks/straightforward.py --task hopper --quick     # smoke run: not meaningful
 
-The reference that stab's speed is measured against: the same libraries, one training run a stabilizer, one Gymnasium
-episode at a time, a policy that acts on one observation. Of stab it takes the demonstrations, the normalisation of
-returns, the list of checkpoints and the score.
+The reference for stab's speed: the same libraries, one training run per stabilizer, one Gymnasium
+episode at a time, a policy that acts on one observation. From stab it takes the demonstrations, the
+normalisation of returns, the list of checkpoints and the score.
 """
 
 import argparse
@@ -43,7 +43,7 @@ QUICK = {"updates": 100, "checkpoint_every": 25, "starts": 2, "horizon": 50}
 
 
 class Policy(nn.Module):
-    """Normalised observations in, two hidden layers of 256 ReLU units, tanh into the bounds of the actions."""
+    """Normalised observations, two hidden layers of 256 ReLU units, tanh into the action bounds."""
 
     def __init__(self, mean: Tensor, std: Tensor, space: gym.spaces.Box, dropout: float) -> None:
         super().__init__()
@@ -99,7 +99,8 @@ def train(
 ) -> tuple[np.ndarray, list[float], float, float]:
     """Train with one stabilizer.
 
-    Returns raw returns (checkpoints, starts), validation losses (checkpoints,), seconds of training and of rollouts.
+    Returns raw returns (checkpoints, starts), validation losses (checkpoints,), seconds of training
+    and of rollouts.
     """
     torch.manual_seed(seed)
     observations, actions = training.observations, training.actions
@@ -169,8 +170,8 @@ def run(
     horizon: int = 1000,
     progress: Progress = no_progress,
 ) -> dict[str, dict[str, Any]]:
-    """Return for each stabilizer ``returns`` (checkpoints, starts; normalised), ``val_loss`` (checkpoints,),
-    ``gva``, ``train_seconds`` and ``rollout_seconds``.
+    """Return per stabilizer ``returns`` (checkpoints, starts; normalised), ``val_loss``
+    (checkpoints,), ``gva``, ``train_seconds`` and ``rollout_seconds``.
     """
     data = demonstrations(task, progress)
     env = gym.make(data.environment)
@@ -209,7 +210,7 @@ def run(
 def open_loop(
     spec: gym.envs.registration.EnvSpec, seeds: list[int], actions: np.ndarray
 ) -> np.ndarray:
-    """Return the summed rewards (episodes,) of actions (steps, episodes, act_dim), each episode up to its end."""
+    """Return the returns (episodes,) of actions (steps, episodes, act_dim)."""
     env = gym.make(spec)
     returns = np.zeros(len(seeds))
     for n, seed in enumerate(seeds):
@@ -262,7 +263,8 @@ def main() -> None:
         )
     )
     print(
-        f"\n{given.task}: training {totals[0]:.1f} s, rollouts {totals[1]:.1f} s, one after the other."
+        f"\n{given.task}: training {totals[0]:.1f} s, rollouts {totals[1]:.1f} s,"
+        " one after the other."
     )
 
 

@@ -1,10 +1,10 @@
-"""What one update of the base recipe takes, against the products in it, and what measuring and averaging add.
+"""Time of one update of the base recipe against its products; cost of measuring and averaging.
 
     python benchmarks/updates.py            # about half a minute
     python benchmarks/updates.py --quick
 
-On the hopper task, on one thread, as in stab's workers. What an update is made of is by ``torch.profiler``, whose own cost
-falls on whatever has many small parts.
+On the hopper task, on one thread, as in stab's workers. ``torch.profiler`` splits an update into
+parts; its own cost falls on everything that has many small operations.
 """
 
 import argparse
@@ -47,7 +47,7 @@ PARTS = {  # what an update is made of -> how the names of its operations begin
 
 
 def one_run(task: Task, recipe: Recipe, names: list[str]) -> tuple[float, float]:
-    """Return seconds of an update, and of the named averages in it, over a run without its first updates."""
+    """Return seconds of an update and of its averages, over a run without its first updates."""
     averages = {name: average for name in names if (average := parse(name).average)}
     first, last = train(task, recipe, 0, averages, [WARM_UP, recipe.updates])
     updates = recipe.updates - WARM_UP
@@ -67,7 +67,7 @@ def noise_seconds(task: Task, recipe: Recipe, calls: int) -> float:
 
 
 def made_of(updates: int) -> dict[str, float]:
-    """Return what an update of the base recipe is made of, in shares of its time under the profiler."""
+    """Return the parts of an update of the base recipe, as shares of its profiled time."""
     task, recipe = make_task("hopper"), Recipe(updates=WARM_UP + updates)
     points = train(task, recipe, 0, {}, [WARM_UP, recipe.updates])
     first = next(points)
@@ -76,7 +76,7 @@ def made_of(updates: int) -> dict[str, float]:
     found = dict.fromkeys([*PARTS, "other operations of torch"], 0.0)
     for event in profile.key_averages():
         if event.key.startswith("Optimizer.step"):
-            continue  # no operation: what it has to itself is the Python of the step
+            continue  # not an operation: its own time is the Python of the step
         part = next(
             (part for part, names in PARTS.items() if event.key.startswith(names)),
             "other operations of torch",
@@ -91,9 +91,9 @@ def made_of(updates: int) -> dict[str, float]:
 def costs(
     updates: int, rounds: int, report: Progress = no_progress
 ) -> tuple[float, dict[str, float], float, dict[str, float]]:
-    """Return seconds: an update, the products in it, one measurement of the gradient's variance, averages an update.
+    """Return seconds: an update, its products, a measurement of gradient variance, the averages.
 
-    Runs with each average alone, with all of them and with none take turns; the fastest of each count.
+    Runs with each average alone, with all and with none of them take turns; the fastest count.
     """
     task, recipe = make_task("hopper"), Recipe(updates=updates)
     variants = {"none": [], **{name: [name] for name in AVERAGES}, "all three": AVERAGES}
@@ -145,7 +145,8 @@ def main() -> None:
             for name, own in averaging.items()
         ),
         [
-            f"variance of the gradient, at {len(config.checkpoints)} checkpoints in {config.train.updates} updates",
+            f"variance of the gradient, at {len(config.checkpoints)} checkpoints"
+            f" in {config.train.updates} updates",
             f"{1e3 * noise:.3f} ms each",
             f"{100 * measured:.2f} % of training",
         ],

@@ -1,10 +1,10 @@
-"""The documentation site: Sphinx over the Markdown of this folder and the docstrings of the installed ``stab``.
+"""The documentation site: Sphinx over this folder and the docstrings of the installed ``stab``.
 
 pip install -c constraints.txt '.[docs]'
 sphinx-build -W -q -b html docs docs/_build
 
-No network is needed. Everything a page shows that is not written in it is made here: what ``stab COMMAND --help`` prints
-(directive ``stab-help``), docstrings (autodoc), scripts as they stand (``literalinclude``).
+No network is needed. Pages include the output of ``stab COMMAND --help`` (directive ``stab-help``),
+docstrings (autodoc) and whole scripts (``literalinclude``).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class StabHelp(Directive):
 
 
 def without_folder_links(_app: Sphinx, docname: str, source: list[str]) -> None:
-    """Take away links to folders and pages outside docs/, which only a browser of the repository can follow."""
+    """Remove links to folders and pages outside docs/; only a view of the repository has them."""
     page = HERE / docname
 
     def keep(link: re.Match[str]) -> str:
@@ -86,10 +86,11 @@ def without_folder_links(_app: Sphinx, docname: str, source: list[str]) -> None:
 def for_napoleon(
     _app: Sphinx, what: str, _name: str, _obj: object, _options: Any, lines: list[str]
 ) -> None:
-    """Spell what napoleon would misread.
+    """Rewrite what napoleon would misread.
 
-    Of a property it takes "Minari id of the dataset: ..." for a type and a description; an empty first line prevents that.
-    Of "a, b: text" under Attributes it keeps one name; each gets the text.
+    It takes "Minari id of the dataset: ..." of a property for a type and a description; an empty
+    first line prevents that. It keeps one name of "a, b: text" under Attributes; here each
+    gets the text.
     """
     if what == "property":
         lines.insert(0, "\\ ")
@@ -120,7 +121,7 @@ def defaults_that_parse(
 def cards_as_paragraphs(
     _app: Sphinx, what: str, _name: str, _obj: object, _options: Any, lines: list[str]
 ) -> None:
-    """Set the labelled parts of a stabilizer's docstring (``Cost:`` ...) as paragraphs of their own."""
+    """Make the labelled parts of a stabilizer's docstring (``Cost:`` ...) separate paragraphs."""
     spaced: list[str] = []
     for line in lines:
         label = CARD.match(line)

@@ -1,9 +1,10 @@
 """GVA against horizon for several spectral radii of the closed loop, on the cliff: writes a PNG.
 
-    python examples/cliff_horizon.py                        # radii from 0.995 to 1.0005 into cliff-horizon.png
+    python examples/cliff_horizon.py       # radii from 0.995 to 1.0005 into cliff-horizon.png
     python examples/cliff_horizon.py --seeds 10 --radii 0.99 1 --out here.png
 
-For each radius: a dataset stab/cliff-radius<10000 r>/expert-v0 is recorded (once), and ``stab.compare`` trains on it.
+For each radius a dataset stab/cliff-radius<10000 r>/expert-v0 is recorded (once), and
+``stab.compare`` trains on it.
 """
 
 import argparse
@@ -22,7 +23,7 @@ RADII = [0.995, 0.998, 0.999, 1.0, 1.0005]
 
 
 def compare(radius, seeds, runs, stabilizers, overrides):
-    """Return the comparison of one radius; its dataset is recorded first where it is not there yet."""
+    """Return the comparison of one radius; its dataset is recorded first if it is missing."""
     dataset = f"stab/cliff-radius{round(10_000 * radius)}/expert-v0"
     if not datasets.exists(dataset):
         Cliff("cliff", dataset, radius=radius).collect()
@@ -44,7 +45,7 @@ def compare(radius, seeds, runs, stabilizers, overrides):
 
 
 def draw(found, path):
-    """Draw GVA against horizon: a line a radius, one panel a stabilizer."""
+    """Draw GVA against horizon: one line per radius, one panel per stabilizer."""
     stabilizers = sorted(
         {entry["stabilizer"] for result in found.values() for entry in result.entries}, reverse=True
     )

@@ -1,4 +1,4 @@
-"""Real prose on any machine: the docstrings of Python's standard library, one text file a module.
+"""Real prose on any machine: the docstrings of Python's standard library, one text file per module.
 
 python examples/docstrings.py prose
 stab data prepare text --folder prose --dataset my/docstrings-v0

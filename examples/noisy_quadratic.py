@@ -1,17 +1,19 @@
-"""Theory as the oracle: SGD on a noisy quadratic, through stab's training loop, against closed forms.
+"""Theory as the oracle: SGD on a noisy quadratic, in stab's training loop, against closed forms.
 
-Prints a table of predicted and measured stationary variances, relative to that of the raw iterates::
+Prints predicted and measured stationary variances, relative to that of the raw iterates::
 
     python examples/noisy_quadratic.py
 
-loss(theta; z) = |theta - z|^2 / 2 with z ~ N(0, 1) in each of D independent coordinates, SGD with step eta and minibatches
-of b, every sample drawn once. So each coordinate is an autoregression of order one,
+loss(theta; z) = |theta - z|^2 / 2 with z ~ N(0, 1) in each of D independent coordinates, SGD with
+step eta and minibatches of b, every sample drawn once. So each coordinate is an autoregression of
+order one,
 
     theta_t = a theta_(t-1) + eta xi_t,   a = 1 - eta,   Var xi = s^2 = 1 / b,
 
-with the stationary variance V = eta^2 s^2 / (1 - a^2) = eta s^2 / (2 - eta) and the autocovariance V a^k (Mandt, Hoffman and
-Blei, "Stochastic gradient descent as approximate Bayesian inference", arXiv 1704.04289, section 3, for one dimension). The
-coordinates are the repetitions: a variance over D of them has a relative standard error of sqrt(2 / D).
+with the stationary variance V = eta^2 s^2 / (1 - a^2) = eta s^2 / (2 - eta) and the autocovariance
+V a^k (Mandt, Hoffman and Blei, "Stochastic gradient descent as approximate Bayesian inference",
+arXiv 1704.04289, section 3, for one dimension). The coordinates are the repetitions: a variance
+over D of them has a relative standard error of sqrt(2 / D).
 """
 
 from __future__ import annotations
@@ -87,9 +89,10 @@ class Quadratic(Task):
 
 
 def measured(strings: Sequence[str], recipe: Recipe = SGD, seed: int = 0) -> dict[str, float]:
-    """Variance over the coordinates, about the minimum, of the last read-out of each stabilizer of one trajectory.
+    """Variance about the minimum, over coordinates, of each stabilizer's last read-out.
 
-    Strings without an average read the raw iterate; all must share ``recipe``.
+    All share one trajectory, so all must have ``recipe``; strings without an average read the raw
+    iterate.
     """
     task = Quadratic(data=Noise(recipe.samples, seed))
     averages = {string: average for string in strings if (average := parse(string).average)}
@@ -99,15 +102,20 @@ def measured(strings: Sequence[str], recipe: Recipe = SGD, seed: int = 0) -> dic
 
 
 def mean_of(n: int, spacing: int = 1) -> float:
-    """Variance of a mean of n stationary iterates, ``spacing`` apart: V / n (1 + 2 sum_k (1 - k/n) a^(k spacing))."""
+    """Variance of a mean of n stationary iterates, ``spacing`` apart.
+
+    V / n (1 + 2 sum_k (1 - k/n) a^(k spacing))
+    """
     return V / n * (1 + 2 * sum((1 - k / n) * A ** (k * spacing) for k in range(1, n)))
 
 
 def ema_of(half_life: float) -> float:
-    """Stationary variance of an EMA: V g / (2 - g) (1 + a c) / (1 - a c), c = 1 - g, from sum_ij g^2 c^(i+j) V a^|i-j|.
+    """Stationary variance of an EMA: V g / (2 - g) (1 + a c) / (1 - a c), c = 1 - g.
 
-    Before the half-life comes into force the average is a running mean, of which c^(180 - 1/g) is left at the end: below
-    1e-3 for the longest half-life here.
+    It is sum_ij g^2 c^(i+j) V a^|i-j|.
+
+    At first the average is a running mean, of which c^(180 - 1/g) is left at the end: below 1e-3
+    for the longest half-life here.
     """
     g = 1 - 2 ** (-1 / half_life)
     c = 1 - g
@@ -115,7 +123,7 @@ def ema_of(half_life: float) -> float:
 
 
 def decayed(recipe: Recipe) -> float:
-    """v_t = (1 - eta_t)^2 v_(t-1) + eta_t^2 s^2 from v_0 = 0, exactly, with the schedule's eta_t."""
+    """v_t = (1 - eta_t)^2 v_(t-1) + eta_t^2 s^2 from v_0 = 0, with the schedule's eta_t."""
     variance = 0.0
     for t in range(recipe.updates):
         eta = ETA * recipe.lr_factor(t)

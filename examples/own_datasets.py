@@ -1,7 +1,8 @@
-"""Record two datasets of one's own, for ``stab compare --dataset my/pendulum-v0 --all`` and ``my/cartpole-v0``.
+"""Record two datasets for ``stab compare --dataset``: ``my/pendulum-v0`` and ``my/cartpole-v0``.
 
-Nothing here is stab's: a Gymnasium environment, a controller to imitate, and a Minari dataset of its episodes. (Minari's
-DataCollector records any environment loop as well; it needs ``pip install 'minari[create]'``.)
+This file does not use stab: it has a Gymnasium environment, a controller to imitate, and a Minari
+dataset of its episodes. (Minari's DataCollector records any environment loop as well; it needs
+``pip install 'minari[create]'``.)
 """
 
 import gymnasium as gym
@@ -11,7 +12,7 @@ from minari.data_collector import EpisodeBuffer
 
 
 def pendulum(observation):
-    """Swing up by energy, then balance. Energy about the pivot: thetadot^2 / 6 + 5 cos(theta), which is 5 when upright."""
+    """Swing up by energy, then balance. Energy: thetadot^2 / 6 + 5 cos(theta), so 5 upright."""
     cos, sin, speed = observation
     angle = np.arctan2(sin, cos)
     if cos > 0.9 and abs(speed) < 4:

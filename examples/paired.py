@@ -1,6 +1,6 @@
-"""Paired differences between entries of a run, with 95 % intervals over seeds, none of them corrected for their number.
+"""Paired differences between entries of a run, with 95 % intervals over seeds, not corrected.
 
-python examples/paired.py RUN                                            # none, decay and EMA of a sweep's learning rates
+python examples/paired.py RUN     # none, decay and EMA of a sweep's learning rates
 """
 
 import json
