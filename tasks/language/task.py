@@ -16,6 +16,7 @@ from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks import datasets, environments, own
 from stab.tasks.base import Demonstrations, Remarks, Task
+from stab.tasks.catalog import LANGUAGE
 from stab.tasks.environments import TOKENS
 from stab.tasks.language.generate import generate, side_by_side
 from stab.tasks.language.source import END, Source
@@ -36,6 +37,7 @@ class Language(Task):
     prompt; the reward of a generated token is its log-likelihood under the source, with a floor.
     """
 
+    settings = LANGUAGE
     environment: ClassVar[str] = TOKENS
     has_fresh_episodes: ClassVar[bool] = (
         False  # whether it can draw every minibatch from fresh texts
