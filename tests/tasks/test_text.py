@@ -329,7 +329,7 @@ def test_from_the_folder_to_the_leaderboard(stab, prose, minari_root):
     assert "stab scorer train text --dataset my/shell-v0" in done.stderr
     done = stab("scorer", "train", "text", "--dataset", name, "--policy", POLICY, "--updates", 100)
     assert done.returncode == 0, done.stderr
-    assert "nats a token" in done.stdout
+    assert "nats per token" in done.stdout
     sizes = ("data.train_episodes=4", "data.validation_episodes=1", "train.updates=40", "eval.checkpoint_every=10",
              "eval.starts=2", "eval.horizon=20")  # fmt: skip
     done = stab(
@@ -350,7 +350,7 @@ def test_from_the_folder_to_the_leaderboard(stab, prose, minari_root):
     assert "perplexity" in done.stdout
     assert "distinct_2" in done.stdout
     again = stab("expert", "train", "text", "--dataset", name)
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
     done = stab("expert", "train", "text", "--dataset", name, "--policy", "gpt:width=32")
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
     done = stab("data", "prepare", "text", "--folder", prose, "--dataset", name)
