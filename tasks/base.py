@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 # What else there is to say of an episode, for reports; both keys may be missing:
 # "measures": {name: number}, and "text": {"prompt": [...], "tokens": [...]}, lists of strings.
-Remarks = Sequence[Sequence[Mapping[str, Any]]]
+Infos = Sequence[Sequence[Mapping[str, Any]]]
+
+# Settings of the tasks of texts: a sample is a text. Their classes and the catalog have them both.
+LANGUAGE: dict[str, dict[str, Any]] = {
+    "train": {"policy": "gpt", "lr": 3e-3, "batch_size": 16, "updates": 2400},
+    "eval": {"checkpoint_every": 80, "starts": 16},
+    "data": {"train_episodes": 100},
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class Task(ABC):
         version: raised when numbers of this task can change.
         settings: where the task wants other than stab's default settings, by section, such as
             ``{"train": {"policy": "gpt"}}``; where tasks are made by a factory, it has them too.
+        metrics: names under "measures" of the infos, with one line of explanation each.
     """
 
     name: str
@@ -65,6 +73,7 @@ class Task(ABC):
     infinite: bool = False
     version: int = field(default=1, init=False)
     settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    metrics: ClassVar[Mapping[str, str]] = {}
 
     @property
     def horizon(self) -> int:
@@ -114,7 +123,7 @@ class Task(ABC):
         starts: Sequence[int],
         horizons: Sequence[int],
         progress: Progress = no_progress,
-    ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Remarks]:
+    ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Infos]:
         """Roll out every policy from every start, in the closed loop.
 
         Args:
@@ -125,7 +134,7 @@ class Task(ABC):
 
         Returns:
             cumulative rewards (policies, starts, horizons), float64, not normalised, an ended episode keeping its sum;
-            lengths (policies, starts), int64; and, where there is more to say of an episode, remarks [policy][start].
+            lengths (policies, starts), int64; and, if there is more to say of an episode, infos [policy][start].
 
         A policy's numbers do not depend, bitwise, on the other policies in the call, nor on earlier calls: a worker keeps
         one task for all that it does.
