@@ -88,7 +88,7 @@ def prepare(
         else 0
     )
     asked = folder is not None or vocabulary is not None
-    if there and not asked and (there >= episodes if episodes else made.ready()):
+    if there and not asked and (there >= episodes if episodes else made.has_data()):
         talk.print(
             f"{made.demonstrations_id} is there already, {there} episodes: stab data show {dataset or task}"
         )

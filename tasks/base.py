@@ -88,7 +88,7 @@ class Task(ABC):
         raise StabError(f"task {self.name!r} has no expert to collect demonstrations from")
 
     @abstractmethod
-    def ready(self) -> bool:
+    def has_data(self) -> bool:
         """Whether ``dataset`` will find its demonstrations on disk (otherwise it collects them, or raises)."""
 
     def training_split(self) -> Split:

@@ -100,7 +100,7 @@ class Toy(Task):
             self.data, self.data, References(FLAT, FLAT), "toy/toy-v0", "", None, "Toy-v0"
         )
 
-    def ready(self):
+    def has_data(self):
         return True
 
     def policy(self, recipe):

@@ -102,7 +102,7 @@ class Locomotion(Control):
         assert isinstance(found.train, Transitions)
         return replace(found, train=Fresh(self, found.train))
 
-    def watch(self, actor: Actor, starts: Sequence[int], record: Recorder) -> None:
+    def record_episodes(self, actor: Actor, starts: Sequence[int], record: Recorder) -> None:
         """Roll out an actor from the given reset seeds and show every step to ``record``."""
         stacked = {name: value[None] for name, value in actor.state_dict().items()}
         rollout(self._episodes, actor, stacked, starts, [self.horizon], record=record)
@@ -182,7 +182,7 @@ class Fresh:
             rows = FRESH_ROWS if found else -(-len(self) // self.task.horizon)
             seeds = range(first + len(found), first + len(found) + rows)
             block: list[list[tuple[Any, Any]]] = [[] for _ in seeds]
-            self.task.watch(
+            self.task.record_episodes(
                 self._expert, seeds, lambda n, o, a, *_, block=block: block[n].append((o, a))
             )
             found += block

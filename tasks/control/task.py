@@ -53,14 +53,14 @@ class Control(Task):
     def horizon(self) -> int:
         return self._spec.max_episode_steps or UNLIMITED
 
-    def ready(self) -> bool:
+    def has_data(self) -> bool:
         return own.has_data(self)
 
     def dataset(self, progress: Progress = no_progress) -> Demonstrations:
         return own.loaded(self, self._load, progress)
 
     def _load(self, progress: Progress) -> Demonstrations:
-        if self.dataset_id is None and not self.ready():
+        if self.dataset_id is None and not self.has_data():
             self.collect(progress)
         found = datasets.load(self.demonstrations_id)
         _ = self._env  # whether the environment fits comes before what the episodes hold

@@ -53,14 +53,14 @@ class Language(Task):
     def horizon(self) -> int:
         return self.source.longest
 
-    def ready(self) -> bool:
+    def has_data(self) -> bool:
         return own.has_data(self)
 
     def dataset(self, progress: Progress = no_progress) -> Demonstrations:
         return own.loaded(self, self._load, progress)
 
     def _load(self, progress: Progress) -> Demonstrations:
-        if not self.ready():
+        if not self.has_data():
             self.collect(progress)
         found = datasets.load(self.demonstrations_id)
         spec = found.env_spec
@@ -164,7 +164,7 @@ class Language(Task):
         }
         trained = copy.deepcopy(policy).to(device)
         typical: Any = windows([np.ones(self.source.context)], self.source.context)
-        if self.ready():
+        if self.has_data():
             typical = self.dataset().train
         batch = typical.to(device).batch(np.arange(recipe.batch_size) % len(typical))
         optimizer = torch.optim.AdamW(trained.parameters(), fused=True)

@@ -78,7 +78,7 @@ def few_episodes(monkeypatch):
     monkeypatch.setattr(experts, "EPISODES", 3)
 
 
-@pytest.mark.parametrize("name", [record.name for record in RECORDS.values() if record.hidden])
+@pytest.mark.parametrize("name", [record.name for record in RECORDS.values() if record.masked])
 def test_visible_observations_come_first(name):
     full, reduced = make(gym.spec(RECORDS[name].environment)), make(training.visible(RECORDS[name]))
     size = reduced.observation_space.shape[0]
@@ -93,7 +93,7 @@ def test_visible_observations_come_first(name):
     assert any(whole[size:].any() for whole, _ in pairs)
 
 
-@pytest.mark.parametrize("name", [record.name for record in RECORDS.values() if record.hidden])
+@pytest.mark.parametrize("name", [record.name for record in RECORDS.values() if record.masked])
 def test_exported_actor_reads_ordinary_observations_as_it_read_the_visible_ones(name):
     full, reduced = make(gym.spec(RECORDS[name].environment)), make(training.visible(RECORDS[name]))
     size, inner = full.observation_space.shape[0], reduced.observation_space.shape[0]
@@ -187,7 +187,7 @@ OTHERS = {
     "seed": (dataclasses.replace(HOPPER), 1, "training seed 0, not 1"),
     "algorithm": (dataclasses.replace(HOPPER, algorithm="SAC"), 0, "algorithm TQC, not SAC"),
     "arguments": (dataclasses.replace(HOPPER, algorithm_args={}), 0, "algorithm args"),
-    "hidden": (dataclasses.replace(HOPPER, hidden=("x",)), 0, "hidden"),
+    "hidden": (dataclasses.replace(HOPPER, masked=("x",)), 0, "hidden"),
 }
 
 

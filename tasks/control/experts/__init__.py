@@ -209,7 +209,7 @@ def make_card(
     """Return the card of an actor: what it was measured to return, and ``about`` its training."""
     expert = references.expert
     mean = expert.cumulative[-1]
-    short = {} if mean >= record.goal else {"falls_short": f"of a mean return of {record.goal:.0f}"}
+    short = {} if mean >= record.target_return else {"falls_short": f"of a mean return of {record.target_return:.0f}"}
     return {
         "task": record.name,
         "environment": record.environment,
@@ -217,7 +217,7 @@ def make_card(
         "return_mean": round(mean, 1),
         "return_std": round(expert.std, 1),
         "length_mean": round(expert.length, 1),
-        "goal": record.goal,
+        "goal": record.target_return,
         **short,
         "evaluation": f"{expert.episodes} greedy episodes, reset seeds {expert.first_seed} to"
         f" {expert.first_seed + expert.episodes - 1}",

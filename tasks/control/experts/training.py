@@ -254,7 +254,7 @@ def identify(record: Record, seed: int) -> dict[str, Any]:
         "environment": record.environment,
         "algorithm": record.algorithm,
         "algorithm_args": record.algorithm_args,
-        "hidden": list(record.hidden),
+        "hidden": list(record.masked),
         "training_seed": seed,
     }
 
@@ -433,7 +433,7 @@ def visible(record: Record) -> gym.envs.registration.EnvSpec:
         spec,
         kwargs={
             **spec.kwargs,
-            **{f"include_{part}_in_observation": False for part in record.hidden},
+            **{f"include_{part}_in_observation": False for part in record.masked},
         },
     )
 
