@@ -69,12 +69,14 @@ ENTRIES = [
     Entry(
         "cliff",
         "stab.tasks.control.cliff:Cliff",
-        "stab/Cliff-v0, linear and tiny: demonstrations stab/cliff/expert-v0 (collected on first use)",
+        "stab/Cliff-v0, linear and tiny: demonstrations stab/cliff/expert-v0 (collected on first"
+        " use)",
     ),
     Entry(
         "stories",
         "stab.tasks.language.stories:Stories",
-        "stab/Tokens-v0, children's stories of a known grammar: stab/stories/expert-v0 (written on first use)",
+        "stab/Tokens-v0, children's stories of a known grammar: stab/stories/expert-v0 (written on"
+        " first use)",
         LANGUAGE,
     ),
     Entry(
@@ -88,7 +90,8 @@ ENTRIES = [
     Entry(
         "recorded",
         "stab.tasks.control.recorded:Recorded",
-        "your own dataset: stab compare --dataset my/pendulum-v0 (Box observations; Box or Discrete actions)",
+        "your own dataset: stab compare --dataset my/pendulum-v0 (Box observations; Box or Discrete"
+        " actions)",
     ),
 ]
 
@@ -102,7 +105,7 @@ def is_text(name: str) -> bool:
 
 
 def task_for(dataset_id: str) -> str:
-    """Return the task of a dataset: the one that collects it, that of its environment, or ``recorded``."""
+    """Return a dataset's task: its collector, that of its environment, or ``recorded``."""
     from stab.tasks import datasets
     from stab.tasks.environments import TOKENS
 

@@ -11,13 +11,15 @@ class Record:
     """A locomotion task: one record here and an expert with its card make one.
 
     Args:
-        name: of the task; the expert is ``tasks/control/experts/<name>.safetensors``, its card ``<name>.json``.
+        name: of the task; the expert is ``tasks/control/experts/<name>.safetensors``, its card
+            ``<name>.json``.
         environment: Gymnasium id.
         target_return: mean return over 100 greedy episodes that an expert should reach.
         algorithm: what ``stab expert train`` trains it with, a class of sbx.
         steps: for how many environment steps.
-        masked: parts of the observation the expert is trained without (functions of the rest that slow learning down):
-            names X of the environment's arguments ``include_X_in_observation``.
+        masked: parts of the observation the expert is trained without (functions of the rest that
+            slow learning down): names X of the environment's arguments
+            ``include_X_in_observation``.
     """
 
     name: str

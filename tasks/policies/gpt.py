@@ -26,13 +26,15 @@ CHUNK = 64  # rows evaluated at once when no gradient is wanted
 class GPT(nn.Module):
     """A causal Transformer over tokens (GPT-2's, small): logits of the next token at every step.
 
-    x = E[token] + P[step], ``depth`` blocks x += attention(LayerNorm(x)), x += MLP(LayerNorm(x)) with a GELU layer of
-    4 ``width`` units, logits = LayerNorm(x) E^T with the embeddings E (vocabulary, width) and positions P (context, width)
-    learned. In training dropout acts on the embedded tokens and on both branches. Freshly initialised, weights are normal
-    with standard deviation 0.02, those of the products that end a branch 0.02 / sqrt(2 depth), and biases 0.
+    x = E[token] + P[step], ``depth`` blocks x += attention(LayerNorm(x)), x += MLP(LayerNorm(x))
+    with a GELU layer of 4 ``width`` units, logits = LayerNorm(x) E^T with the embeddings E
+    (vocabulary, width) and positions P (context, width) learned. In training dropout acts on the
+    embedded tokens and on both branches. Freshly initialised, weights are normal with standard
+    deviation 0.02, those of the products that end a branch 0.02 / sqrt(2 depth), and biases 0.
 
     Attributes:
-        temperature: what the logits are divided by before a token is drawn; 0 takes the likeliest. No part of ``loss``.
+        temperature: what the logits are divided by before a token is drawn; 0 takes the likeliest.
+            No part of ``loss``.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits (rows, steps, vocabulary) of what follows tokens (rows, steps) int64, steps <= context."""
+        """Return logits (rows, steps, vocabulary) after tokens (rows, steps <= context) int64."""
         steps = tokens.shape[1]
         x = self.dropout(embedding(tokens, self.embeddings) + self.positions[:steps])
         later = torch.full((steps, steps), -torch.inf, dtype=x.dtype, device=x.device).triu_(1)
@@ -74,13 +76,14 @@ class GPT(nn.Module):
         return layers(x.flatten(0, 1), [self.embeddings, None]).view(*tokens.shape, -1)
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy (nats) of targets (rows, steps) after inputs (rows, steps), both int64.
+        """Return the mean cross-entropy (nats) of targets after inputs, both (rows, steps) int64.
 
-        Targets are -100 where there is nothing: these do not count. Rows are padded at their ends, where no counted step
-        looks, as each sees itself and what came before alone: no mask of the padding is needed.
+        Targets are -100 where there is nothing: these do not count. Rows are padded at their ends,
+        where no counted step looks, as each sees itself and what came before alone: no mask of the
+        padding is needed.
 
-        Without gradients rows are evaluated in chunks: the whole validation set is given at once, and its activations
-        would take gigabytes.
+        Without gradients rows are evaluated in chunks: the whole validation set is given at once,
+        and its activations would take gigabytes.
         """
         size = len(inputs) if torch.is_grad_enabled() else CHUNK
         sums = []
@@ -94,15 +97,15 @@ class GPT(nn.Module):
         return torch.stack(sums).sum() / (targets != NOTHING).sum()
 
     def stack(self, stacked: dict[str, Tensor], rows: int) -> GPTStack:
-        """Return policies of this architecture with parameters (policies, ...), to generate side by side."""
+        """Return policies with parameters (policies, ...), to generate side by side."""
         return GPTStack(self, stacked, rows)
 
 
 class Block(nn.Module):
     """x += attention(LayerNorm(x)), then x += MLP(LayerNorm(x)), over x (rows, steps, width).
 
-    Attention is written out: on the CPU ``scaled_dot_product_attention`` cannot be differentiated twice, and at these sizes
-    it is no faster.
+    Attention is written out: on the CPU ``scaled_dot_product_attention`` cannot be differentiated
+    twice, and at these sizes it is no faster.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -114,7 +117,7 @@ class Block(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, later: Tensor) -> Tensor:
-        """Return (rows, steps, width); ``later`` (steps, steps) is -inf where a step (first axis) must not look, else 0."""
+        """Return (rows, steps, width); ``later`` (steps, steps): -inf hides a step, 0 shows it."""
         rows, steps, width = x.shape
         qkv = self.qkv(self.norm_attention(x)).view(rows, steps, 3, self.heads, self.size)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).reshape(
@@ -130,14 +133,16 @@ class Block(nn.Module):
 class GPTStack:
     """Policies that generate side by side, each on its own block of rows.
 
-    A policy's logits must not depend, bitwise, on its company. Products are batched over the policies, and the operands of
-    each begin at multiples of 64 bytes, weights and rows padded with zeros to make it so: the batched product gives each
-    policy the bits it would get alone. The GELU sees whole vectors for the same reason.
+    A policy's logits must not depend, bitwise, on its company. Products are batched over the
+    policies, and the operands of each begin at multiples of 64 bytes, weights and rows padded with
+    zeros to make it so: the batched product gives each policy the bits it would get alone. The GELU
+    sees whole vectors for the same reason.
     """
 
     def __init__(self, policy: GPT, stacked: dict[str, Tensor], rows: int) -> None:
         self.policy, self.stacked, self.rows = policy, stacked, rows
-        # So that rows times heads, and rows times width, are multiples of 16 floats: width is one of heads.
+        # So that rows times heads, and rows times width, are multiples of 16 floats: width is one
+        # of heads.
         unit = 16 if policy.heads % 2 else 8
         padded = -(-rows // unit) * unit
         self.padding = (0, padded - rows)
@@ -167,10 +172,10 @@ class GPTStack:
         }
 
     def step(self, tokens: np.ndarray | Tensor, live: Sequence[int]) -> Tensor:
-        """Return logits (len(live), rows, vocabulary) of what follows the latest tokens (policies, rows) int64.
+        """Return logits (len(live), rows, vocabulary) after tokens (policies, rows) int64.
 
-        Without gradients. A policy that is not live takes no step and cannot be live again. Raises StabError when the
-        context is full.
+        Without gradients. A policy that is not live takes no step and cannot be live again. Raises
+        StabError when the context is full.
         """
         policy, at = self.policy, self.steps
         if at == policy.context:
@@ -188,7 +193,7 @@ class GPTStack:
         return torch.bmm(self._norm("norm", x), self.head)[:, : self.rows, : policy.vocabulary]
 
     def _attend(self, qkv: Tensor, pairs: Tensor, at: int) -> Tensor:
-        """Return what step ``at`` sees, (policies, rows, width), and write its key and value into the block's pairs."""
+        """Return what step ``at`` sees (policies, rows, width); write its key and value."""
         heads, size = self.policy.heads, pairs.shape[-1]
         qkv = qkv.view(-1, 3, heads, size).transpose(0, 1).reshape(3, -1, 1, size)
         pairs = pairs.flatten(1, 2)
@@ -233,8 +238,9 @@ class GPTArguments(Declared):
         super().__post_init__()
         if self.width % self.heads:
             raise StabError(
-                f"width={self.width} is not a multiple of heads={self.heads}: each head takes width / heads units;"
-                f" use width={-(-self.width // self.heads) * self.heads} or other heads"
+                f"width={self.width} is not a multiple of heads={self.heads}: each head takes width"
+                f" / heads units; use width={-(-self.width // self.heads) * self.heads} or other"
+                " heads"
             )
 
     def build(self, vocabulary: int, context: int, recipe: Recipe) -> GPT:

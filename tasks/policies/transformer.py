@@ -26,9 +26,10 @@ class History:
     """What a Transformer remembers of its episodes; never changed in place.
 
     Attributes:
-        tokens: (episodes, steps, width) the embedded time steps that are still within the context, latest last, before
-            positions are added; steps is 0 at the beginning.
-        actions: the action taken last, (episodes, act_dim) float32 or (episodes,) int64 counted from 0 for Discrete.
+        tokens: (episodes, steps, width) the embedded time steps that are still within the context,
+            latest last, before positions are added; steps is 0 at the beginning.
+        actions: the action taken last, (episodes, act_dim) float32 or (episodes,) int64 counted
+            from 0 for Discrete.
     """
 
     tokens: Tensor
@@ -38,12 +39,14 @@ class History:
 class Transformer(Network):
     """A causal Transformer over the last ``context`` time steps; see ``Network`` for its outputs.
 
-    One token a time step i: linear(normalised observation o_i) + embedding of the previous action a_(i-1) (nothing at an
-    episode's first step) + a learned vector of its position counted from the window's end. Then ``depth`` blocks
-    x += attention(LayerNorm(x)), x += MLP(LayerNorm(x)) with a GELU layer of 4 ``width`` units and, in training, dropout
-    on both branches; LayerNorm and a linear layer give the action at step i from steps <= i.
+    One token a time step i: linear(normalised observation o_i) + embedding of the previous action
+    a_(i-1) (nothing at an episode's first step) + a learned vector of its position counted from the
+    window's end. Then ``depth`` blocks x += attention(LayerNorm(x)), x += MLP(LayerNorm(x)) with a
+    GELU layer of 4 ``width`` units and, in training, dropout on both branches; LayerNorm and a
+    linear layer give the action at step i from steps <= i.
 
-    The window of k steps reads k observations and the k actions before them, in training and in the closed loop alike.
+    The window of k steps reads k observations and the k actions before them, in training and in the
+    closed loop alike.
     """
 
     def __init__(
@@ -75,12 +78,12 @@ class Transformer(Network):
         self.head = nn.Sequential(nn.LayerNorm(width), Linear(width, self.outputs))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the mean of ``error`` over the steps of the windows that end at each transition of the batch.
+        """Return the mean of ``error`` over the windows that end at the batch's transitions.
 
-        Steps before an episode's beginning do not count. In evaluation (``eval()``) the transitions themselves are all that
-        counts, with the whole window before them: the one-step loss, comparable with that of other policies. Without
-        gradients windows are evaluated in chunks: the whole validation set is given at once, and its activations would
-        take gigabytes.
+        Steps before an episode's beginning do not count. In evaluation (``eval()``) the transitions
+        themselves are all that counts, with the whole window before them: the one-step loss,
+        comparable with that of other policies. Without gradients windows are evaluated in chunks:
+        the whole validation set is given at once, and its activations would take gigabytes.
         """
         size = len(batch) if torch.is_grad_enabled() else CHUNK
         errors, counts = [], []
@@ -95,7 +98,7 @@ class Transformer(Network):
         return (torch.stack(errors) * weights).sum()
 
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return outputs (batch, context, outputs), the expert's actions there, and where they lie within the episode.
+        """Return outputs (batch, context, outputs), the expert's actions, and the valid steps.
 
         The last position is the transition itself.
         """
@@ -112,9 +115,11 @@ class Transformer(Network):
 
         Args:
             observations: (batch, steps, obs_dim).
-            previous: the actions one step before, (batch, steps, act_dim), or (batch, steps) for Discrete.
+            previous: the actions one step before, (batch, steps, act_dim), or (batch, steps) for
+                Discrete.
             known: (batch, steps) bool, whether there was a step before.
-            valid: (batch, steps) bool, whether the step lies within the episode. What stands elsewhere has no influence.
+            valid: (batch, steps) bool, whether the step lies within the episode. What stands
+                elsewhere has no influence.
         """
         return self.decode(
             self.embed(observations.masked_fill(~valid[..., None], 0), previous, known), valid
@@ -130,7 +135,7 @@ class Transformer(Network):
         return tokens
 
     def decode(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
-        """Return the outputs of tokens (batch, steps, width): at every step, or without ``valid`` at the last alone."""
+        """Return outputs of tokens (batch, steps, width); without ``valid`` of the last alone."""
         steps = tokens.shape[1]
         x = tokens + self.positions[-steps:]
         mask = None
@@ -184,7 +189,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, last: bool) -> Tensor:
         """Return (batch, steps, width), or of the last step alone (batch, 1, width).
 
-        ``mask`` (batch, 1, steps, steps) bool says which step (third axis) sees which; without it, all up to itself.
+        ``mask`` (batch, 1, steps, steps) bool says which step (third axis) sees which; without it,
+        all up to itself.
         """
         qkv = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, steps, width / heads)
@@ -217,8 +223,9 @@ class TransformerArguments(PolicyArguments):
         super().__post_init__()
         if self.width % self.heads:
             raise StabError(
-                f"width={self.width} is not a multiple of heads={self.heads}: each head takes width / heads units;"
-                f" use width={-(-self.width // self.heads) * self.heads} or other heads"
+                f"width={self.width} is not a multiple of heads={self.heads}: each head takes width"
+                f" / heads units; use width={-(-self.width // self.heads) * self.heads} or other"
+                " heads"
             )
 
     def build(

@@ -123,7 +123,8 @@ def test_fresh_episodes_equal_a_plain_gymnasium_loop(task):
 
 
 class Fallen:
-    """Stands in for ``Locomotion.record_episodes``: episodes of a few steps, whose observations tell the reset seed and step."""
+    """Stands in for ``Locomotion.record_episodes``: short episodes, whose observations tell the
+    reset seed and step."""
 
     def __init__(self, lengths):
         self.lengths, self.starts = itertools.cycle(lengths), []

@@ -67,7 +67,7 @@ def test_the_catalogue_holds_the_five():
     assert set(NAMES) < set(tasks.names())
     for record in RECORDS.values():
         assert tasks.get(record.name)().name == record.name
-        assert record.environment in record.summary
+        assert record.environment in tasks.get(record.name).summary
 
 
 @by_name
