@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ import numpy as np
 import torch
 
 from stab.recipe import Recipe, load_object
-from stab.registry import StabError, reason
-from stab.stabilizers.base import Average, GradientTransform, averaged, clone
+from stab.registry import StabError
+from stab.stabilizers.base import Average, GradientTransform, clone
+from stab.stabilizers.riders import Riders, clock
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -155,7 +155,7 @@ def train(
     _switch(optimizer, "train")
     full = [group["lr"] for group in optimizer.param_groups]
     transforms = make_transforms(recipe)
-    riders = _Riders(averages, policy, recipe.updates)
+    riders = Riders(averages, policy, recipe.updates)
     train_seconds, done = 0.0, 0
     if state is not None:
         policy.load_state_dict(state["policy"])
@@ -176,7 +176,7 @@ def train(
         }
 
     for update in range(done + 1, recipe.updates + 1):
-        began = _clock(device)
+        began = clock(device)
         lr = optimizer.param_groups[0]["lr"]
         source, indices = minibatches(data, recipe, seed, update)
 
@@ -206,7 +206,7 @@ def train(
         if recipe.schedule != "constant":
             for group, whole in zip(optimizer.param_groups, full, strict=True):
                 group["lr"] = whole * recipe.lr_factor(update)
-        ended = _clock(device)
+        ended = clock(device)
         train_seconds += ended - began
         riders.update(update, device, ended)
         if update in checkpoints:
@@ -239,70 +239,6 @@ def train(
                 failed=dict(riders.failed),
                 state=everything,
             )
-
-
-class _Riders:
-    """The averages that ride along, and their states. One that raises is dropped alone."""
-
-    def __init__(self, averages: Mapping[str, Average], policy: nn.Module, total: int) -> None:
-        self.averages, self.policy = dict(averages), policy
-        self.states: dict[str, Any] = {}
-        self.seconds = dict.fromkeys(averages, 0.0)
-        self.failed: dict[str, str] = {}
-
-        def begin(name: str, average: Average) -> None:
-            self.states[name] = average.init(averaged(policy, average), total)
-
-        self._each(begin)
-
-    def update(self, step: int, device: torch.device, began: float) -> None:
-        live: dict[bool, Params] = {}
-
-        def look(name: str, average: Average) -> None:
-            nonlocal began
-            if average.averages_buffers not in live:
-                live[average.averages_buffers] = averaged(self.policy, average)
-            average.update(self.states[name], live[average.averages_buffers], step)
-            ended = _clock(device)
-            self.seconds[name] += ended - began
-            began = ended
-
-        self._each(look)
-
-    def read(self, raw: Params) -> tuple[dict[str, Params], dict[str, int]]:
-        """Return read-outs and bytes of states; what an average lacks (buffers) is ``raw``'s."""
-        read_outs, memory = {}, {}
-
-        def read(name: str, average: Average) -> None:
-            size = nbytes(self.states[name].state_dict())
-            read_outs[name], memory[name] = clone(raw) | average.read(self.states[name]), size
-
-        self._each(read)
-        return read_outs, memory
-
-    def state_dict(self) -> dict[str, Any]:
-        states: dict[str, Any] = {}
-
-        def write(name: str, _: Average) -> None:
-            states[name] = self.states[name].state_dict()
-
-        self._each(write)
-        return {"states": states, "seconds": dict(self.seconds), "failed": dict(self.failed)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.seconds, self.failed = dict(state["seconds"]), dict(state["failed"]) | self.failed
-        self.averages = {
-            name: average for name, average in self.averages.items() if name in state["states"]
-        }
-        self._each(lambda name, _: self.states[name].load_state_dict(state["states"][name]))
-
-    def _each(self, call: Callable[[str, Average], None]) -> None:
-        for name, average in tuple(self.averages.items()):
-            try:
-                call(name, average)
-            except (Exception, SystemExit) as e:  # a plug-in may raise anything
-                self.failed[name] = reason(e)
-                del self.averages[name]
 
 
 def minibatches(data: Split, recipe: Recipe, seed: int, update: int) -> tuple[Split, np.ndarray]:
@@ -460,31 +396,11 @@ def _entropy(*key: int) -> int:
     return mixed >> 1
 
 
-def nbytes(state: Any) -> int:
-    """Return the bytes of all tensors in nested data."""
-    if isinstance(state, torch.Tensor):
-        return state.nbytes
-    parts = (
-        state.values()
-        if isinstance(state, Mapping)
-        else state
-        if isinstance(state, list | tuple)
-        else ()
-    )
-    return sum(nbytes(part) for part in parts)
-
-
 def _switch(optimizer: torch.optim.Optimizer, mode: str) -> None:
     """Call the optimizer's train() or eval() if it has one (schedule-free methods)."""
     switch: Callable[[], Any] | None = getattr(optimizer, mode, None)
     if switch:
         switch()
-
-
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # or else only the launching of its work would be counted
-    return time.perf_counter()
 
 
 def _seed(device: torch.device, seed: int) -> None:

@@ -107,7 +107,8 @@ def _key(name: str) -> str:
 def _measure(name: str) -> Cost:
     import torch
 
-    from stab.train import Checkpoint, make_optimizer, nbytes, train
+    from stab.stabilizers.riders import nbytes
+    from stab.train import Checkpoint, make_optimizer, train
 
     stabilizer, task = parse(name), _Synthetic()
     base = Recipe(updates=WARM_UP + UPDATES)

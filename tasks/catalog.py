@@ -106,7 +106,7 @@ def is_text(name: str) -> bool:
 
 def task_for(dataset_id: str) -> str:
     """Return a dataset's task: its collector, that of its environment, or ``recorded``."""
-    from stab.tasks import datasets
+    from stab.tasks import datasets, rebuild
     from stab.tasks.environments import TOKENS
 
     for name in tasks.names():
@@ -117,5 +117,5 @@ def task_for(dataset_id: str) -> str:
         return "stories" if spec.kwargs.get("source") == "stories" else "text"
     for entry in ENTRIES:
         if spec is not None and spec.id == entry.environment:
-            return "recorded" if datasets.rewards_differ(spec) else entry.name
+            return "recorded" if rebuild.rewards_differ(spec) else entry.name
     return "recorded"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import tempfile
@@ -20,21 +19,12 @@ import torch
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
 
-from stab.registry import StabError
-from stab.tasks import environments
+from stab.registry import StabError, reason
+from stab.tasks import rebuild
 from stab.tasks.environments import make
 from stab.tasks.references import Progress, References, no_progress, references_to
 from stab.tasks.transitions import Transitions
 
-# Wrappers that change neither observations, actions, rewards nor ends; Stable-Baselines3's Monitor
-# among them.
-WATCHERS = {
-    "Monitor",
-    "RecordEpisodeStatistics",
-    "RecordVideo",
-    "PassiveEnvChecker",
-    "OrderEnforcing",
-}
 REMOTE = ("mujoco/", "D4RL/", "minigrid/", "atari/")  # namespaces of the Farama hub
 
 
@@ -84,7 +74,7 @@ def load(dataset_id: str) -> minari.MinariDataset:
         raise _missing(dataset_id) from None
     except Exception as e:
         what = "could not be downloaded" if download else f"in {root()} cannot be read"
-        raise StabError(f"dataset {dataset_id!r} {what}: {_line(e)}") from e
+        raise StabError(f"dataset {dataset_id!r} {what}: {reason(e)}") from e
 
 
 def read(dataset: minari.MinariDataset, episodes: Sequence[int]) -> Transitions:
@@ -105,7 +95,7 @@ def read(dataset: minari.MinariDataset, episodes: Sequence[int]) -> Transitions:
                 actions.append(np.asarray(episode.actions, dtype=np.float32).reshape(steps, -1))
             index.append(np.full(steps, number))
     except Exception as e:
-        raise StabError(f"dataset {dataset.id!r} in {root()} cannot be read: {_line(e)}") from e
+        raise StabError(f"dataset {dataset.id!r} in {root()} cannot be read: {reason(e)}") from e
     transitions = Transitions(
         torch.from_numpy(np.concatenate(observations)),
         torch.from_numpy(np.concatenate(actions)),
@@ -142,108 +132,21 @@ def split(
     used, available = train_episodes + validation_episodes, dataset.total_episodes
     if used > available:
         need = (
-            "one to train on and one to validate on are the least"
-            if available < 2
-            else (
-                f"lower data.train_episodes ({train_episodes}) or data.validation_episodes"
-                f" ({validation_episodes}), or collect more"
-            )
+            f"lower data.train_episodes ({train_episodes}) or data.validation_episodes"
+            f" ({validation_episodes}), or collect more"
         )
+        if available < 2:
+            need = "one to train on and one to validate on are the least"
         raise StabError(
             f"dataset {dataset.id!r} has {available} episode{'s' * (available != 1)}, {used} are"
             f" asked for: {need}"
         )
-    own = bool(stab_metadata(dataset))
-    order = (
-        dataset.episode_indices
-        if own
-        else np.random.default_rng(0).permutation(dataset.episode_indices)
-    )
-    validation, train = (
-        order[:validation_episodes].tolist(),
-        order[validation_episodes:used].tolist(),
-    )
+    order = dataset.episode_indices
+    if not stab_metadata(dataset):
+        order = np.random.default_rng(0).permutation(order)
+    validation = order[:validation_episodes].tolist()
+    train = order[validation_episodes:used].tolist()
     return read(dataset, sorted(train)), read(dataset, sorted(validation))
-
-
-def environment(dataset: minari.MinariDataset) -> gym.envs.registration.EnvSpec:
-    """Return how to make the environment a dataset was recorded in, as it is registered here.
-
-    Only registered ids and Gymnasium's own wrappers are taken from the metadata, so that a
-    stranger's dataset names no code to run. Wrappers that only watch (Monitor,
-    RecordEpisodeStatistics) are left out: they change nothing, and are often not installed. Raises
-    StabError where the environment cannot be rebuilt, or its spaces are not the dataset's.
-    """
-    environments.register()
-    recorded = dataset.env_spec
-    if recorded is None:
-        raise StabError(
-            f"dataset {dataset.id!r} records no environment: there is nothing to roll out in"
-        )
-    try:
-        spec = copy.deepcopy(gym.spec(recorded.id))
-    except gym.error.Error as e:
-        raise StabError(
-            f"dataset {dataset.id!r} was recorded in {recorded.id}, which is not registered here"
-            f" ({_line(e)}): write a task plug-in (entry point stab.tasks) whose module registers"
-            " it"
-        ) from e
-    spec.kwargs = spec.kwargs | {k: v for k, v in recorded.kwargs.items() if k != "render_mode"}
-    spec.max_episode_steps = recorded.max_episode_steps
-    spec.additional_wrappers = tuple(
-        w for w in recorded.additional_wrappers or () if not _watches(w)
-    )
-    for wrapper in spec.additional_wrappers:
-        if (
-            not wrapper.entry_point.startswith(("gymnasium.wrappers:", "gymnasium.wrappers."))
-            or wrapper.kwargs is None
-        ):
-            raise StabError(
-                f"dataset {dataset.id!r} was recorded in {recorded.id} through the wrapper"
-                f" {wrapper.entry_point}, which cannot be rebuilt: record it in a registered"
-                " environment that needs no wrapper"
-            )
-    try:
-        env = make(spec)
-    except Exception as e:
-        raise StabError(
-            f"dataset {dataset.id!r}: its environment {recorded.id} cannot be made: {_line(e)}"
-        ) from e
-    for what in ("observation_space", "action_space"):
-        theirs, ours = getattr(dataset, what), getattr(env, what)
-        if (
-            type(theirs) is not type(ours)
-            or theirs.shape != ours.shape
-            or getattr(theirs, "n", 0) != getattr(ours, "n", 0)
-        ):
-            raise StabError(
-                f"dataset {dataset.id!r} has the {what.replace('_', ' ')} {theirs}, {recorded.id}"
-                f" has {ours}: the dataset was not recorded in this environment"
-            )
-    return spec
-
-
-def _watches(wrapper: gym.envs.registration.WrapperSpec) -> bool:
-    return bool({wrapper.name, wrapper.entry_point.rpartition(":")[2]} & WATCHERS)
-
-
-def rewards_differ(spec: gym.envs.registration.EnvSpec) -> str:
-    """Say how an environment differs from the registered one, observations aside.
-
-    Arguments that choose the observations, and wrappers that watch, leave returns as they are.
-    Empty if nothing differs.
-    """
-    registered = gym.spec(spec.id)
-    kwargs = {k: v for k, v in spec.kwargs.items() if registered.kwargs.get(k, None) != v}
-    differences = [
-        f"{k}={v}"
-        for k, v in kwargs.items()
-        if not k.endswith("_observation") and k != "render_mode"
-    ]
-    if spec.max_episode_steps != registered.max_episode_steps:
-        differences.append(f"max_episode_steps={spec.max_episode_steps}")
-    differences += [f"wrapper {w.name}" for w in spec.additional_wrappers or () if not _watches(w)]
-    return ", ".join(differences)
 
 
 def local() -> list[str]:
@@ -301,7 +204,7 @@ def replay(dataset: minari.MinariDataset, progress: Progress = no_progress) -> R
 
     Raises StabError when the environment cannot be rebuilt or no episode has a seed.
     """
-    env = make(environment(dataset))
+    env = make(rebuild.environment(dataset))
     episodes = steps = unseeded = ends = 0
     worst = {"observations": 0.0, "rewards": 0.0}
     seeds = (
@@ -355,7 +258,7 @@ def _readable(dataset: minari.MinariDataset, items: Iterable[Any]) -> Iterator[A
     try:
         yield from items
     except (OSError, KeyError, ValueError, TypeError, AssertionError, RuntimeError) as e:
-        raise StabError(f"dataset {dataset.id!r} in {root()} cannot be read: {_line(e)}") from e
+        raise StabError(f"dataset {dataset.id!r} in {root()} cannot be read: {reason(e)}") from e
 
 
 def stab_metadata(dataset: minari.MinariDataset) -> dict[str, Any]:
@@ -446,7 +349,7 @@ def create(
     except OSError as e:
         if exists(dataset_id):  # another process was faster
             return
-        raise StabError(f"cannot write dataset {dataset_id!r} into {root()}: {_line(e)}") from e
+        raise StabError(f"cannot write dataset {dataset_id!r} into {root()}: {reason(e)}") from e
 
 
 def _make_namespaces(dataset_id: str) -> None:
@@ -470,7 +373,3 @@ def _minari_root(folder: str) -> Iterator[None]:
             del os.environ["MINARI_DATASETS_PATH"]
         else:
             os.environ["MINARI_DATASETS_PATH"] = before
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -15,7 +15,7 @@ import torch
 
 from stab.files import versions
 from stab.registry import StabError
-from stab.tasks import datasets, own
+from stab.tasks import datasets, own, rebuild
 from stab.tasks.base import Demonstrations
 from stab.tasks.control import experts
 from stab.tasks.control.record import RECORDS, Record
@@ -143,14 +143,14 @@ class Locomotion(Control):
                 f"dataset {dataset.id!r} was recorded in {other}, task {self.name!r} is {own.id}:"
                 " choose a dataset of the same environment and version"
             )
-        differing = datasets.rewards_differ(recorded)
+        differing = rebuild.rewards_differ(recorded)
         if differing:
             raise StabError(
                 f"dataset {dataset.id!r} was recorded in {own.id} with {differing}: its returns"
                 f" cannot be compared with those of task {self.name!r}. Compare on it alone: --task"
                 f" recorded --dataset {dataset.id}"
             )
-        return datasets.environment(dataset)
+        return rebuild.environment(dataset)
 
 
 class Fresh:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stab.recipe import Recipe
 from stab.registry import StabError
-from stab.tasks import datasets, own
+from stab.tasks import datasets, own, rebuild
 from stab.tasks.base import Demonstrations, Remarks, Task
 from stab.tasks.control.episodes import Episodes, make_episodes
 from stab.tasks.control.measured import references_of
@@ -149,7 +149,7 @@ class Control(Task):
 
     @functools.cached_property
     def _spec(self) -> gym.envs.registration.EnvSpec:
-        spec = datasets.environment(datasets.load(self.demonstrations_id))
+        spec = rebuild.environment(datasets.load(self.demonstrations_id))
         return spec if spec.max_episode_steps else replace(spec, max_episode_steps=UNLIMITED)
 
     @functools.cached_property
