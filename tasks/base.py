@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 # "measures": {name: number}, and "text": {"prompt": [...], "tokens": [...]}, lists of strings.
 Infos = Sequence[Sequence[Mapping[str, Any]]]
 
-# Settings of the tasks of texts: a sample is a text. Their classes and the catalog have them both.
-LANGUAGE: dict[str, dict[str, Any]] = {
-    "train": {"policy": "gpt", "lr": 3e-3, "batch_size": 16, "updates": 2400},
-    "eval": {"checkpoint_every": 80, "starts": 16},
-    "data": {"train_episodes": 100},
-}
-
 
 @dataclass(frozen=True)
 class Demonstrations:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stab.tasks.base import LANGUAGE, Task, tasks
+from stab.tasks.base import Task, tasks
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,13 @@ class Entry:
         )
         return made
 
+
+# What the tasks of texts want other than stab's defaults: a sample is a text.
+LANGUAGE: dict[str, dict[str, Any]] = {
+    "train": {"policy": "gpt", "lr": 3e-3, "batch_size": 16, "updates": 2400},
+    "eval": {"checkpoint_every": 80, "starts": 16},
+    "data": {"train_episodes": 100},
+}
 
 LOCOMOTION = "stab.tasks.control.locomotion:Locomotion"
 TEXT = "stab.tasks.language.text:Text"
@@ -73,7 +80,7 @@ ENTRIES = [
     Entry(
         "text",
         TEXT,
-        "stab/Tokens-v0, a folder of text, read by a judge: stab data prepare text --help",
+        "stab/Tokens-v0, a folder of text, scored by a model: stab data prepare text --help",
         LANGUAGE,
     ),
     _hub("tinystories"),

@@ -15,7 +15,8 @@ from torch import Tensor
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks import datasets, environments, own
-from stab.tasks.base import LANGUAGE, Demonstrations, Infos, Task
+from stab.tasks.base import Demonstrations, Infos, Task
+from stab.tasks.catalog import LANGUAGE
 from stab.tasks.environments import TOKENS
 from stab.tasks.language.generation import generate, side_by_side
 from stab.tasks.language.source import END, Source
@@ -37,7 +38,7 @@ class Language(Task):
     with a floor. Subclasses give ``source``, ``_check`` and ``_texts``.
     """
 
-    settings: ClassVar[Mapping[str, Mapping[str, Any]]] = LANGUAGE
+    settings = LANGUAGE
     environment: ClassVar[str] = TOKENS
     has_fresh_episodes: ClassVar[bool] = False  # whether every minibatch can be of fresh texts
     metrics: ClassVar[Mapping[str, str]] = {
