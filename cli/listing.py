@@ -51,7 +51,7 @@ def list_(
         ),
     ] = False,
 ) -> None:
-    """List stabilizers and tasks, built in and found through entry points, or the built-in policies."""
+    """List stabilizers and tasks, built in and found through entry points, or policies."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -63,6 +63,10 @@ def list_(
     if markdown and family is not Family.stabilizers:
         raise StabError("--markdown is for stabilizers: stab list stabilizers --markdown")
     registries: dict[Family, Registry[Any]] = {Family.stabilizers: stabilizers, Family.tasks: tasks}
+    if family is Family.policies:  # only then: their module imports torch
+        from stab.tasks.policies import policies
+
+        registries[Family.policies] = policies
     console = Console()
     for name, registry in registries.items():
         if family not in (None, name):
@@ -81,15 +85,6 @@ def list_(
             table.add_row(entry.name, Text(about))
         console.print(table)
         console.print()
-    if family is Family.policies:  # only then: their module imports torch
-        from stab.tasks.policies import LANGUAGE, POLICIES
-
-        table = Table(title="policies", title_justify="left", box=None, padding=(0, 2, 0, 0))
-        table.add_column("policy", no_wrap=True)
-        table.add_column("what it is")
-        for kind, arguments in (POLICIES | LANGUAGE).items():
-            table.add_row(kind, Text(_about(arguments, "", verbose)))
-        console.print(table)
 
 
 def _about(obj: Any, origin: str, verbose: bool) -> str:

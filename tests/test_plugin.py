@@ -27,6 +27,31 @@ py-modules = ["stab_broken"]
 """,
     "stab_broken.py": "raise RuntimeError('needs a licence')\n",
 }
+POLICY = {
+    "pyproject.toml": """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "stab-narrow"
+version = "0.1.0"
+[project.entry-points."stab.policies"]
+narrow = "stab_narrow:Narrow"
+[tool.setuptools]
+py-modules = ["stab_narrow"]
+""",
+    "stab_narrow.py": """
+from dataclasses import dataclass
+from stab.arguments import hyper
+from stab.tasks.policies import MLP, MLPArguments
+
+@dataclass(frozen=True)
+class Narrow(MLPArguments):
+    \"\"\"An MLP with one narrow layer.\"\"\"
+    width: int = hyper(2, "units", lambda v: 1 <= v <= 8, "an integer in 1..8")
+    depth: int = hyper(1, "hidden layers", lambda v: v == 1, "1")
+""",
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +69,10 @@ def environment(tmp_path_factory) -> Path:
     (site / "base.pth").write_text(
         f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     )
-    (top / "broken").mkdir()
-    for name, text in BROKEN.items():
-        (top / "broken" / name).write_text(text)
+    for folder, files in (("broken", BROKEN), ("narrow", POLICY)):
+        (top / folder).mkdir()
+        for name, text in files.items():
+            (top / folder / name).write_text(text)
     copy = top / "example"
     copy.mkdir()
     for source in EXAMPLE.glob("*.*"):
@@ -62,16 +88,20 @@ def environment(tmp_path_factory) -> Path:
         "--no-index",
     ]
     subprocess.run(
-        [*install, "--target", site, copy, top / "broken"], check=True, capture_output=True
+        [*install, "--target", site, copy, top / "broken", top / "narrow"],
+        check=True,
+        capture_output=True,
     )
     return top / "venv"
 
 
-def stab(environment: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def stab(
+    environment: Path, *arguments: object, cwd: Path, **env: str
+) -> subprocess.CompletedProcess[str]:
     python = environment / "bin" / "python"
     return subprocess.run(
         [python, "-c", "from stab.cli.main import main; main()", *map(str, arguments)],
-        cwd=cwd, env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True, timeout=180, check=False,
+        cwd=cwd, env={**os.environ, "COLUMNS": "80", **env}, capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
 
 
@@ -119,3 +149,20 @@ def test_all_runs_it_and_skips_the_broken_one(environment, hopper, tmp_path):
     assert "lawa" in done.stdout
     # It is an average: it rode on the base trajectory and trained nothing of its own.
     assert entries["lawa"]["train_seconds"] == entries["none"]["train_seconds"]
+
+
+def test_a_policy_of_a_plugin_is_one_more_policy_of_every_task(environment, tmp_path):
+    compared = ["compare", "--task", "cliff", "-s", "ema", "--seeds", "1", "train.updates=40"]
+    compared += ["eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=20"]
+    env = {"MINARI_DATASETS_PATH": str(tmp_path / "data")}
+    right = ["--policy", "narrow:width=3", "--out", "run"]
+    done = stab(environment, *compared, *right, cwd=tmp_path, **env)
+    assert done.returncode == 0, done.stderr
+    cell = json.loads(next((tmp_path / "run" / "cells").glob("*.json")).read_text())
+    assert cell["recipe"]["policy"] == "narrow:width=3"
+    done = stab(environment, "list", "policies", "-v", cwd=tmp_path)
+    assert "An MLP with one narrow layer." in done.stdout
+    wrong = ["--policy", "narow", "--out", "no"]
+    done = stab(environment, *compared, *wrong, cwd=tmp_path, **env)
+    assert done.returncode == 2
+    assert "Did you mean 'narrow'?" in " ".join(done.stderr.split())

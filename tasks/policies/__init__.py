@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import gymnasium as gym
 from torch import Tensor
 
-from stab.arguments import parse_arguments
+from stab.arguments import Declared, parse_arguments
 from stab.recipe import Recipe
-from stab.registry import StabError, suggest
+from stab.registry import Registry, StabError, suggest
 from stab.tasks.policies.actor import Actor
 from stab.tasks.policies.base import Network, Policy, PolicyArguments, Squash, Stack, output_size
 from stab.tasks.policies.gpt import GPT, GPTArguments, GPTStack
@@ -20,9 +20,7 @@ from stab.tasks.policies.transformer import History, Transformer, TransformerArg
 
 __all__ = [
     "GPT",
-    "LANGUAGE",
     "MLP",
-    "POLICIES",
     "Actor",
     "GPTArguments",
     "GPTStack",
@@ -39,14 +37,19 @@ __all__ = [
     "build",
     "build_language",
     "output_size",
+    "policies",
 ]
 
-POLICIES: dict[str, type[PolicyArguments]] = {
-    "mlp": MLPArguments,
-    "transformer": TransformerArguments,
-}
-LANGUAGE = {"gpt": GPTArguments}  # of tokens, where the others are of numbers
-T = TypeVar("T")
+# What a policy string names: arguments that build a policy of numbers (PolicyArguments) or of tokens (GPTArguments).
+policies: Registry[type[Declared]] = Registry(
+    "policy",
+    "stab.policies",
+    lambda obj: isinstance(obj, type) and issubclass(obj, PolicyArguments | GPTArguments),
+)
+policies.register("mlp")(MLPArguments)
+policies.register("transformer")(TransformerArguments)
+policies.register("gpt")(GPTArguments)
+T = TypeVar("T", bound=Declared)
 
 
 def build(recipe: Recipe, mean: Tensor, std: Tensor, action_space: gym.Space[Any]) -> Policy:
@@ -54,10 +57,8 @@ def build(recipe: Recipe, mean: Tensor, std: Tensor, action_space: gym.Space[Any
 
     Raises StabError if it does not parse or does not fit the action space.
     """
-    output_size(
-        action_space
-    )  # an action space that no policy can serve is not the policy string's fault
-    with _parsed(recipe, POLICIES) as arguments:
+    output_size(action_space)  # its fault is not the policy string's
+    with _parsed(recipe, PolicyArguments) as arguments:
         return arguments.build(mean, std, action_space, recipe)
 
 
@@ -66,24 +67,29 @@ def build_language(recipe: Recipe, vocabulary: int, context: int) -> GPT:
 
     Raises StabError if it does not parse.
     """
-    with _parsed(recipe, LANGUAGE) as arguments:
+    with _parsed(recipe, GPTArguments) as arguments:
         return arguments.build(vocabulary, context, recipe)
 
 
 @contextmanager
-def _parsed(recipe: Recipe, known: Mapping[str, type[T]]) -> Iterator[T]:
-    """Yield what the policy string says; what the block raises of it names the setting."""
+def _parsed(recipe: Recipe, kind: type[T]) -> Iterator[T]:
+    """Yield the arguments that the policy string names; what the block raises of them names the setting."""
     name, _, rest = recipe.policy.partition(":")
-    if name not in known:
-        what = (
-            f"policy {name!r} is none of this task's"
-            if name in POLICIES | LANGUAGE
-            else f"unknown policy {name!r}"
-        )
-        raise StabError(
-            f"train.policy={recipe.policy!r}: {what}.{suggest(name, known)} Known here: {', '.join(known)}"
-        )
     try:
-        yield known[name](**parse_arguments(rest, known[name], f"policy {name!r}"))
+        arguments = policies.get(name) if name in policies.names() else None
+        if arguments is None or not issubclass(arguments, kind):
+            others = (
+                n
+                for n in policies.names()
+                if (cls := policies.peek(n)) is None or issubclass(cls, kind)
+            )
+            known = list(others)
+            what = (
+                f"policy {name!r} does not fit this task"
+                if arguments
+                else f"unknown policy {name!r}"
+            )
+            raise StabError(f"{what}.{suggest(name, known)} Known here: {', '.join(known)}")
+        yield arguments(**parse_arguments(rest, arguments, f"policy {name!r}"))
     except StabError as e:
         raise StabError(f"train.policy={recipe.policy!r}: {e}") from e

@@ -294,7 +294,7 @@ def test_policies_that_cannot_be(stories, policy):
 
 
 def test_a_gpt_is_no_policy_for_numbers():
-    with pytest.raises(StabError, match="policy 'gpt' is none of this task's"):
+    with pytest.raises(StabError, match="policy 'gpt' does not fit this task"):
         tasks.get("cliff")(name="cliff").policy(Recipe(policy="gpt"))
 
 

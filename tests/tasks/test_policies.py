@@ -10,7 +10,7 @@ from torch import nn
 
 from stab.recipe import Recipe
 from stab.registry import StabError
-from stab.tasks.policies import MLP, POLICIES, Actor, MLPStack, Policy, Stack, build, output_size
+from stab.tasks.policies import MLP, Actor, MLPStack, Policy, Stack, build, output_size, policies
 from stab.tasks.policies.kernels.dropout import Dropout
 from stab.tasks.policies.kernels.linear import Linear
 from stab.tasks.transitions import Transitions
@@ -281,9 +281,9 @@ def test_build():
 
 
 def test_every_policy_says_in_a_line_what_it_is():
-    assert list(POLICIES) == ["mlp", "transformer"]
-    for arguments in POLICIES.values():
-        assert len(arguments.__doc__.splitlines()) == 1
+    assert policies.names()[:3] == ["mlp", "transformer", "gpt"]
+    for name in policies.names():
+        assert len(policies.get(name).__doc__.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_a_policy_string_that_is_wrong(string, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ["mlp", "transformer"])
 def test_a_policy_string_that_does_not_fit_the_action_space(policy):
     def make(arguments, space):
         return build(Recipe(policy=f"{policy}:{arguments}"), torch.zeros(4), torch.ones(4), space)

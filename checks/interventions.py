@@ -1,0 +1,136 @@
+"""Checks of interventions."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from stab.checks.base import (
+    CheckFailed,
+    random_states,
+    require,
+    same,
+    unchanged,
+)
+from stab.checks.toy import BASES, TOY, run_toy
+from stab.recipe import Recipe
+from stab.registry import Incompatible
+from stab.stabilizers import Stabilizer
+from stab.stabilizers.none import NoStabilizer
+from stab.train import Diverged
+
+if TYPE_CHECKING:
+    pass
+
+
+def neutral_is_the_identity(stabilizer: Stabilizer) -> None:
+    """With the arguments that ``neutral`` names (and with those alone), ``apply`` gives an equal recipe."""
+    for method in stabilizer.interventions:
+        cls = type(method)
+        for base in copy.deepcopy(BASES):  # an impure apply must not spoil the next check
+            found = cls(**cls.neutral).apply(base)
+            require(
+                found == base,
+                f"{cls.__name__} declares {cls.neutral} neutral, but apply changes {_changed(base, found)}:"
+                " declare other arguments, or return the recipe as it is",
+            )
+
+
+def apply_is_pure(stabilizer: Stabilizer) -> None:
+    """``apply`` gives a recipe, the same each time, that survives JSON; it changes neither its argument nor itself."""
+    for base in copy.deepcopy(BASES):  # an impure apply must not spoil the next check
+        before, itself, generators = (
+            copy.deepcopy(base),
+            copy.deepcopy(stabilizer),
+            random_states(),
+        )
+        try:
+            first, second = stabilizer.apply(base), stabilizer.apply(base)
+        except Incompatible:
+            continue
+        require(
+            isinstance(first, Recipe), f"apply returns {type(first).__name__}, expected a Recipe"
+        )
+        require(
+            base == before,
+            f"apply changed the recipe it was given ({_changed(before, base)}): use replace()",
+        )
+        require(
+            first == second,
+            f"apply gives another recipe the second time ({_changed(first, second)})",
+        )
+        require(
+            stabilizer == itself,
+            f"apply changed the intervention itself: {stabilizer!r}, was {itself!r}",
+        )
+        unchanged(generators, "apply")
+        try:
+            again = Recipe.from_dict(json.loads(json.dumps(first.to_dict())))
+        except TypeError as e:
+            raise CheckFailed(
+                f"the recipe holds what JSON cannot ({e}): code by name (module:Object), data by value"
+            ) from e
+        require(
+            again.key == first.key,
+            f"the recipe comes back from JSON changed ({_changed(first, again)}): use plain data",
+        )
+        require(
+            first.updates == base.updates,
+            f"apply changes updates from {base.updates} to {first.updates}: every recipe takes the same number of steps",
+        )
+
+
+def training_stays_finite(stabilizer: Stabilizer) -> None:
+    """A short training run of the edited recipe ends with finite parameters."""
+    try:
+        found = run_toy(stabilizer.apply(copy.deepcopy(TOY)))
+    except (Diverged, Incompatible) as e:
+        raise CheckFailed(
+            f"a short run of the edited recipe on linear regression fails: {e}"
+        ) from e
+    for name, value in found.items():
+        require(
+            bool(value.isfinite().all()),
+            f"after {TOY.updates} updates of linear regression {name} is not finite",
+        )
+
+
+def has_an_effect(stabilizer: Stabilizer) -> None:
+    """``apply`` changes the recipe, and a short run of it ends elsewhere (a new ``policy`` is taken on trust)."""
+    found = stabilizer.apply(copy.deepcopy(TOY))
+    require(
+        found != TOY,
+        f"{stabilizer.string} had no effect: apply gives an equal recipe, so it would be compared with itself",
+    )
+    if found.policy == TOY.policy:
+        require(
+            not same(run_toy(found), run_toy(TOY)),
+            f"{stabilizer.string} had no effect: it changes {_changed(TOY, found)}, but {TOY.updates} updates end at the"
+            " same parameters bitwise",
+        )
+
+
+def intervention_checks(stabilizer: Stabilizer) -> list[Callable[[Any], None]]:
+    """Return those that apply: one that declares no ``neutral`` has none; one set to it has no effect."""
+    declared = [m for m in stabilizer.interventions if m.neutral or isinstance(m, NoStabilizer)]
+    at_rest = all(
+        isinstance(m, NoStabilizer)
+        or (m.neutral and all(getattr(m, k) == v for k, v in m.neutral.items()))
+        for m in stabilizer.interventions
+    )
+    checks: list[Callable[[Any], None]] = [apply_is_pure, training_stays_finite]
+    if len(declared) == len(stabilizer.interventions):
+        checks = [neutral_is_the_identity, *checks]
+    return checks if at_rest else [*checks, has_an_effect]
+
+
+def _changed(a: Recipe, b: Recipe) -> str:
+    """Return what differs between two recipes, in words."""
+    pairs = [(f.name, getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a)]
+    return (
+        ", ".join(f"{name} from {old!r} to {new!r}" for name, old, new in pairs if old != new)
+        or "nothing"
+    )
