@@ -16,7 +16,7 @@ from stab.run.folder import check_folder, default_out, held, open_folder, write_
 from stab.run.plan import Plan, make_config, make_plan
 
 if TYPE_CHECKING:
-    from stab.reports.statistics import Results
+    from stab.reports.results import Results
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def compare(
     >>> result = stab.compare("hopper", ["none", "ema"], seeds=3)      # doctest: +SKIP
     """
     from stab.reports import render
-    from stab.reports.statistics import read
+    from stab.reports.results import read
 
     config, broken = make_config(
         task,

@@ -28,7 +28,7 @@ from stab.recipe import Recipe
 from stab.tasks import datasets, environments
 from stab.tasks.language import grammar
 from stab.tasks.language.environment import source as make_source
-from stab.tasks.language.generate import side_by_side
+from stab.tasks.language.generation import side_by_side
 from stab.tasks.policies import GPT, build_language
 
 SIZES = [

@@ -104,7 +104,7 @@ def prepare(
     show(dataset or task)
     if text:
         talk.print(
-            f"Next, a judge: stab expert train {task} --dataset {instance.demonstrations_id}",
+            f"Next, a scorer model: stab scorer train {task} --dataset {instance.demonstrations_id}",
             soft_wrap=True,
         )
 
@@ -282,19 +282,19 @@ def remove(
 
 
 def _of_texts(dataset_id: str) -> dict[str, str]:
-    """Return what there is to say of a dataset of texts: its tokenizer and its judge."""
+    """Describe the tokenizer and the scorer model of a dataset of texts."""
     from stab.registry import StabError
-    from stab.tasks.language import scorer_model as judges
+    from stab.tasks.language import scorer_model
     from stab.tasks.language.text import tokenizer_of
 
     lines = {"tokenizer": f"byte-level BPE, {tokenizer_of(dataset_id).get_vocab_size()} entries"}
     try:
-        card = judges.read_card(dataset_id)
+        card = scorer_model.read_card(dataset_id)
     except StabError:
-        return lines | {"judge": "none yet"}
+        return lines | {"scorer model": "none yet"}
     low, high = (card["references"][name]["cumulative"][-1] for name in ("random", "expert"))
     return lines | {
-        "judge": str(card["judge"]),
+        "scorer model": str(card["judge"]),
         "references": f"uniform tokens {low:.1f}, held-out texts {high:.1f} nats",
     }
 

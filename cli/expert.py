@@ -1,4 +1,4 @@
-"""``stab expert``: train experts and the judges of texts, and measure experts again."""
+"""``stab expert``: train the experts that demonstrations come from, and measure them again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stab.tasks.references import Curve, References
 
 app = typer.Typer(
-    help="Train the expert of a task, or the judge of a dataset of texts; measure it again.",
+    help="Train the expert of a task; measure it again.",
     no_args_is_help=True,
 )
 
@@ -25,9 +25,7 @@ Name = Annotated[
 @app.command(
     epilog="Examples:\n\nstab expert train hopper\n\n"
     "stab expert train ant --out my/experts --seed 1\n\n"
-    "stab expert train hopper --steps 500000  (resumes a training of fewer steps)\n\n"
-    "stab expert train text --dataset my/prose-v0\n\n"
-    "stab expert train text --dataset my/prose-v0 --policy huggingface:gpt2"
+    "stab expert train hopper --steps 500000  (resumes a training of fewer steps)"
 )
 def train(
     task: Name,
@@ -36,36 +34,35 @@ def train(
     ),
     steps: Annotated[
         int | None,
-        typer.Option(min=100, help="Environment steps (default: the task's); a judge's updates."),
+        typer.Option(min=100, help="Environment steps (default: the task's)."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Training seed.")] = 0,
     dataset: Annotated[
-        str | None, typer.Option(help="Of a task of text: the dataset to train a judge for.")
+        str | None, typer.Option(hidden=True, help="Of a task of text: as in stab scorer train.")
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="Of a judge: its size (gpt:width=128,depth=4), or huggingface:NAME."),
+        typer.Option(hidden=True, help="Of a task of text: as in stab scorer train."),
     ] = None,
 ) -> None:
     """Train an expert (needs: pip install 'stab-gva\\[experts]'). Repeat the command to resume.
 
-    Hours for the larger tasks. The best actor so far and its card can be used at any time. Of a
-    task of text the expert is its judge (needs: pip install 'stab-gva\\[text]'): a larger model,
-    trained until it gets no better, kept beside the dataset.
+    Hours for the larger tasks. The best actor so far and its card can be used at any time. For a
+    task of text this is stab scorer train.
     """
     from rich.console import Console
 
+    from stab.cli import scorer
     from stab.cli.progress import bars
     from stab.registry import StabError
-    from stab.tasks import tasks
     from stab.tasks.catalog import is_text
 
-    if task in tasks.names() and is_text(task):
-        _train_judge(task, dataset, policy, steps, seed)
+    if is_text(task):
+        scorer.train(task, dataset, policy, steps, seed)
         return
     if dataset is not None or policy is not None:
         raise StabError(
-            f"--dataset and --policy are for judges of texts, {task!r} is not a task of text"
+            f"--dataset and --policy are for scorer models, {task!r} is not a task of text"
         )
     if steps is not None and steps < 1000:
         raise StabError(f"--steps {steps}: an expert takes 1000 environment steps at least")
@@ -162,74 +159,6 @@ def evaluate(
     console.print(verdict, soft_wrap=True)
     if not agrees:
         raise typer.Exit(1)
-
-
-def _train_judge(
-    task: str, dataset: str | None, policy: str | None, steps: int | None, seed: int
-) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from stab.cli.progress import bars
-    from stab.registry import StabError
-    from stab.tasks import tasks
-    from stab.tasks.language import scorer_model as judges
-    from stab.tasks.language import train_scorer as judging
-
-    dataset_id = tasks.get(task)(name=task, dataset_id=dataset).demonstrations_id
-    path = judges.folder(dataset_id) / judges.CARD
-    talk = Console(stderr=True, highlight=False)
-    card = judges.read_card(dataset_id) if path.exists() else None
-    judge = policy or (card["judge"] if card else judging.POLICY)
-    if card and not (
-        str(card["judge"]) == judge
-        and not card.get("converged", True)
-        and (steps or 0) > card["trained"]
-    ):
-        if str(card["judge"]) != judge:
-            raise StabError(
-                f"{path} is there already, of {card['judge']}: delete it to train another"
-            )
-        talk.print(
-            f"{path} is there already; delete it to train another", markup=False, soft_wrap=True
-        )
-    else:
-        try:
-            with bars(talk) as progress:
-                running = progress.add_task("Judge", total=1.0)
-                card = judging.train_judge(
-                    dataset_id,
-                    judge,
-                    steps or judging.UPDATES,
-                    seed,
-                    lambda fraction, line: progress.update(
-                        running, completed=fraction, description=f"Judge: {line}"
-                    ),
-                )
-        except KeyboardInterrupt:
-            talk.print("Interrupted; the same command resumes.")
-            raise typer.Exit(130) from None
-    references = card["references"]
-    lines = {"judge": str(card["judge"]), "beside": dataset_id}
-    if "updates" in card:
-        lines["validation loss"] = (
-            f"{card['validation_loss']:.3f} nats a token, lowest at update {card['updates']:,}"
-        )
-        lines["converged"] = (
-            "yes" if card["converged"] else f"no: resume with more than --steps {card['trained']}"
-        )
-        lines["parameters"] = f"{card['parameters']:,}"
-    for name, line in (("random", "uniform tokens"), ("expert", "texts held out")):
-        lines[line] = (
-            f"{references[name]['cumulative'][-1]:.1f} +- {references[name]['std']:.1f} nats"
-        )
-    table = Table(
-        title="judge", show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0)
-    )
-    for line, value in lines.items():
-        table.add_row(line, Text(value, overflow="fold"))
-    Console(highlight=False).print(table)
 
 
 def compare(card: References, measured: References) -> tuple[str, bool]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stab import gva
-from stab.reports.statistics import Results, Series, plain
+from stab.reports.leaderboard import plain
+from stab.reports.results import Results, Series
 from stab.reports.table import bullets, markdown_line, ruled
 from stab.run import rows
 

@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from stab import files
 from stab.reports import inference, sweep, table, texts
 from stab.reports.figures import CAPTIONS
-from stab.reports.statistics import Results
+from stab.reports.results import Results
 
 EXTRA = {
     "adjacent": "gva_adjacent",

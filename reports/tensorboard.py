@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stab import gva
-from stab.reports.statistics import Results, Series
+from stab.reports.results import Results, Series
 from stab.reports.table import markdown_task
 from stab.stabilizers.base import slug
 

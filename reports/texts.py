@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from stab.reports.statistics import Results, Series
+from stab.reports.results import Results, Series
 from stab.reports.table import entries, readable
 from stab.stabilizers.base import method
 

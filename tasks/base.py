@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # What else there is to say of an episode, for reports; both keys may be missing:
 # "measures": {name: number}, and "text": {"prompt": [...], "tokens": [...]}, lists of strings.
-Remarks = Sequence[Sequence[Mapping[str, Any]]]
+Infos = Sequence[Sequence[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Task(ABC):
         version: raised when numbers of this task can change.
         settings: the task's other defaults than stab's, by section, such as
             ``{"train": {"policy": "gpt"}}``; if a factory makes the task, it has them too.
+        metrics: names under "measures" of the infos, with one line of explanation each.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Task(ABC):
     infinite: bool = False
     version: int = field(default=1, init=False)
     settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    metrics: ClassVar[Mapping[str, str]] = {}
 
     @property
     def horizon(self) -> int:
@@ -116,7 +118,7 @@ class Task(ABC):
         starts: Sequence[int],
         horizons: Sequence[int],
         progress: Progress = no_progress,
-    ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Remarks]:
+    ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Infos]:
         """Roll out every policy from every start, in the closed loop.
 
         Args:
@@ -127,8 +129,8 @@ class Task(ABC):
 
         Returns:
             cumulative rewards (policies, starts, horizons), float64, not normalised, an ended
-            episode keeping its sum; lengths (policies, starts), int64; and, where there is more to
-            say of an episode, remarks [policy][start].
+            episode keeping its sum; lengths (policies, starts), int64; and, if there is more to
+            say of an episode, infos [policy][start].
 
         A policy's numbers do not depend, bitwise, on the other policies in the call, nor on earlier
         calls: a worker keeps one task for all that it does.

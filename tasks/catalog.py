@@ -82,7 +82,7 @@ ENTRIES = [
     Entry(
         "text",
         TEXT,
-        "stab/Tokens-v0, a folder of text, read by a judge: stab data prepare text --help",
+        "stab/Tokens-v0, a folder of text, scored by a model: stab data prepare text --help",
         LANGUAGE,
     ),
     _hub("tinystories"),

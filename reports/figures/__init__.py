@@ -26,7 +26,7 @@ from stab.reports.figures import (
     texts,
     tradeoff,
 )
-from stab.reports.statistics import Results
+from stab.reports.results import Results
 
 # In the order of the report. A figure with nothing to show draws None.
 FIGURES = [

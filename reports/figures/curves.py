@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from stab import gva
 from stab.reports.figures import style
 from stab.reports.figures.style import BLUE, GREY, SHADE, SIZE, VERMILION
-from stab.reports.statistics import Results, Series
+from stab.reports.results import Results, Series
 
 NAME = "curves"
 CAPTION = (

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from stab.reports import texts
 from stab.reports.figures import style
 from stab.reports.figures.style import CHOSEN, MARKERS, NONE_FIRST, SIZE, STYLES
-from stab.reports.statistics import Results
+from stab.reports.results import Results
 
 NAME = "divergence"
 CAPTION = "How long neighbouring checkpoints write the same text"

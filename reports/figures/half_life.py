@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from stab.reports import table
 from stab.reports.figures import style
 from stab.reports.figures.style import CHARACTER, COLOURS, SIZE, STYLES, WIDTH
-from stab.reports.statistics import Results
+from stab.reports.results import Results
 from stab.stabilizers.base import method
 
 NAME = "half_life"

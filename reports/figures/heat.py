@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from stab.reports.figures import style
 from stab.reports.figures.style import SIZE
-from stab.reports.statistics import Results
+from stab.reports.results import Results
 
 NAME = "heat"
 CAPTION = "Return of every checkpoint from every start"

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from stab.reports.figures import style
 from stab.reports.figures.style import MARKERS, NONE_FIRST, SIZE
-from stab.reports.statistics import Results
+from stab.reports.results import Results
 
 NAME = "horizons"
 CAPTION = "GVA against the horizon and against the lag between checkpoints"

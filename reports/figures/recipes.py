@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from stab.reports.figures import curves
-from stab.reports.statistics import Results
+from stab.reports.results import Results
 
 NAME = "recipes"
 CAPTION = "Return and validation loss of the same checkpoints: entries with a recipe of their own"

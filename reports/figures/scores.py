@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from stab.reports import table
 from stab.reports.figures import style
 from stab.reports.figures.style import BLUE, SHADE, SIZE, VERMILION
-from stab.reports.statistics import Results
+from stab.reports.results import Results
 
 NAME = "scores"
 CAPTION = "GVA and return of every entry"

@@ -13,7 +13,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from stab.reports import texts
 from stab.reports.figures import style
 from stab.reports.figures.style import VERMILION, WIDTH
-from stab.reports.statistics import Results
+from stab.reports.results import Results
 from stab.reports.table import readable
 
 NAME = "texts"

@@ -13,7 +13,7 @@ from matplotlib.transforms import Bbox
 
 from stab.reports.figures import style
 from stab.reports.figures.style import BLUE, GREY, SHADE, SIZE, VERMILION
-from stab.reports.statistics import Results
+from stab.reports.results import Results
 
 NAME = "tradeoff"
 CAPTION = "Return against GVA; a dot is an entry, its area the samples drawn"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks import datasets, own, rebuild
-from stab.tasks.base import Demonstrations, Remarks, Task
+from stab.tasks.base import Demonstrations, Infos, Task
 from stab.tasks.control.episodes import Episodes, make_episodes
 from stab.tasks.control.measured import references_of
 from stab.tasks.control.rollout import rollout
@@ -95,7 +95,7 @@ class Control(Task):
         starts: Sequence[int],
         horizons: Sequence[int],
         progress: Progress = no_progress,
-    ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Remarks]:
+    ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Infos]:
         return rollout(self._episodes, policy, stacked, starts, horizons, progress)
 
     def speed(self, recipe: Recipe) -> tuple[float, float]:

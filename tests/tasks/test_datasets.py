@@ -172,7 +172,7 @@ def test_which_episodes_validate_is_always_the_same_and_not_the_first_or_last_on
 def test_a_hub_dataset_without_reference_scores_is_normalised_by_the_card():
     imitate("mujoco/hopper/some-v0")
     data = hopper("mujoco/hopper/some-v0").dataset()
-    assert data.references == experts.load(RECORDS.values()[0]).references
+    assert data.references == experts.load(RECORDS["hopper"]).references
     assert (data.dataset, data.environment, data.expert_sha256) == (
         "mujoco/hopper/some-v0",
         "Hopper-v5",
@@ -184,7 +184,7 @@ def test_reference_scores_of_a_stranger_do_not_replace_the_cards():
     imitate("mujoco/hopper/some-v0", more={"ref_min_score": -5.0, "ref_max_score": 12.0})
     assert (
         hopper("mujoco/hopper/some-v0").dataset().references
-        == experts.load(RECORDS.values()[0]).references
+        == experts.load(RECORDS["hopper"]).references
     )
 
 
@@ -196,7 +196,7 @@ def test_a_monitor_that_is_not_installed_is_left_out(stab, command, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "hopper (Hopper-v5, mujoco/hopper/watched-v0)" in " ".join(done.stdout.split())
     (cell,) = (json.loads(path.read_text()) for path in (tmp_path / "run" / "cells").iterdir())
-    references = experts.load(RECORDS.values()[0]).references
+    references = experts.load(RECORDS["hopper"]).references
     assert cell["references"]["expert"] == [references.expert.at(h) for h in cell["horizons"]]
     assert cell["dataset"] == "mujoco/hopper/watched-v0"
     code, out, err = command("data", "verify", "mujoco/hopper/watched-v0")
@@ -212,10 +212,7 @@ def test_ant_without_contact_forces_is_accepted_as_it_is():
     )
     data = task.dataset()
     assert data.train.observations.shape == (2 * STEPS, 27)
-    assert (
-        data.references
-        == experts.load(next(r for r in RECORDS.values() if r.name == "ant")).references
-    )
+    assert data.references == experts.load(RECORDS["ant"]).references
     policy = task.policy(Recipe())
     stacked = {name: value[None] for name, value in policy.state_dict().items()}
     cumulative, lengths = task.rollout(
