@@ -1,4 +1,4 @@
-"""``stab expert``: train the experts that demonstrations are collected from; measure them again."""
+"""``stab expert``: train the experts that demonstrations come from, and measure them again."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ Name = Annotated[
 
 
 @app.command(
-    epilog="Examples:\n\nstab expert train hopper\n\nstab expert train ant --out my/experts --seed 1\n\n"
-    "stab expert train hopper --steps 500000  (goes on from a training of fewer steps)"
+    epilog="Examples:\n\nstab expert train hopper\n\n"
+    "stab expert train ant --out my/experts --seed 1\n\n"
+    "stab expert train hopper --steps 500000  (resumes a training of fewer steps)"
 )
 def train(
     task: Name,
@@ -44,10 +45,10 @@ def train(
         typer.Option(hidden=True, help="Of a task of text: as in stab scorer train."),
     ] = None,
 ) -> None:
-    """Train an expert (needs: pip install 'stab-gva\\[experts]'). The same command goes on after an interruption.
+    """Train an expert (needs: pip install 'stab-gva\\[experts]'). Repeat the command to resume.
 
-    Hours for the larger tasks. The best actor so far and its card can be used at any time. For a task of text this is
-    stab scorer train.
+    Hours for the larger tasks. The best actor so far and its card can be used at any time. For a
+    task of text this is stab scorer train.
     """
     from rich.console import Console
 
@@ -66,11 +67,12 @@ def train(
     if steps is not None and steps < 1000:
         raise StabError(f"--steps {steps}: an expert takes 1000 environment steps at least")
     from stab.tasks.control.experts import training
+    from stab.tasks.control.experts.folder import finished
 
     record = _record(task)
     talk = Console(stderr=True, highlight=False)
     weights = out / f"{record.name}.safetensors"
-    card = training.finished(record, out, steps or record.steps, seed)
+    card = finished(record, out, steps or record.steps, seed)
     if card:
         talk.print(
             f"{weights} is finished already, at {card['trained_steps']:,} steps; more with --steps",
@@ -84,10 +86,10 @@ def train(
             running: dict[str, Any] = {}
 
             def report(stage: str, fraction: float, latest: str) -> None:
-                said = f"{stage} {record.name}" + (f": {latest}" if latest else "")
+                line = f"{stage} {record.name}" + (f": {latest}" if latest else "")
                 if stage not in running:
-                    running[stage] = progress.add_task(said, total=1.0)
-                progress.update(running[stage], completed=fraction, description=said)
+                    running[stage] = progress.add_task(line, total=1.0)
+                progress.update(running[stage], completed=fraction, description=line)
 
             card = training.train(record, out, steps=steps, seed=seed, report=report)
     except KeyboardInterrupt:
@@ -95,12 +97,15 @@ def train(
             ["stab", "expert", "train", task, "--out", str(out), "--seed", str(seed)]
         )
         again += f" --steps {steps}" if steps else ""
-        kept = f"the best expert so far is {weights}" if weights.exists() else "nothing is kept yet"
-        talk.print(f"Interrupted; {kept}. Go on with: {again}", markup=False, soft_wrap=True)
+        state = (
+            f"the best expert so far is {weights}" if weights.exists() else "nothing is saved yet"
+        )
+        talk.print(f"Interrupted; {state}. Resume with: {again}", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     _show(card, weights)
     talk.print(
-        f"Collect demonstrations: stab data prepare {record.name} --expert {weights} --dataset my/{record.name}-v0\n"
+        f"Collect demonstrations: stab data prepare {record.name} --expert {weights} --dataset"
+        f" my/{record.name}-v0\n"
         f"{record.name}.checkpoint.npz beside it is for more steps; otherwise delete it",
         markup=False,
         soft_wrap=True,
@@ -108,7 +113,8 @@ def train(
 
 
 @app.command(
-    epilog="Examples:\n\nstab expert evaluate hopper\n\nstab expert evaluate hopper --expert experts/hopper.safetensors"
+    epilog="Examples:\n\nstab expert evaluate hopper\n\n"
+    "stab expert evaluate hopper --expert experts/hopper.safetensors"
 )
 def evaluate(
     task: Name,
@@ -119,7 +125,7 @@ def evaluate(
 ) -> None:
     """Measure an expert again over 100 episodes, and compare with its card.
 
-    Exit code 1 where the returns differ by more than three standard errors.
+    Exit code 1 if the returns differ by more than three standard errors.
     """
     from rich.console import Console
     from rich.table import Table
@@ -128,11 +134,11 @@ def evaluate(
     from stab.tasks.control import experts
 
     record = _record(task)
-    found = experts.load(record, expert)
+    loaded = experts.load(record, expert)
     with bars(Console(stderr=True)) as progress:
         bar = progress.add_task(f"Measuring {record.name}", total=1.0)
         measured = experts.measure(
-            record, found.actor, lambda fraction: progress.update(bar, completed=fraction)
+            record, loaded.actor, lambda fraction: progress.update(bar, completed=fraction)
         )
     table = Table(
         title=str(expert or f"{record.name} expert"),
@@ -143,13 +149,13 @@ def evaluate(
     for column in ("", "card", "measured"):
         table.add_column(column, justify="right" if column else "left")
     for policy in ("expert", "random"):
-        said, got = getattr(found.references, policy), getattr(measured, policy)
-        table.add_row(f"{policy} return", _return(said), _return(got))
-        table.add_row(f"{policy} length", f"{said.length:.1f}", f"{got.length:.1f}")
-        table.add_row(f"{policy} episodes", str(said.episodes), str(got.episodes))
+        stated, got = getattr(loaded.references, policy), getattr(measured, policy)
+        table.add_row(f"{policy} return", _return(stated), _return(got))
+        table.add_row(f"{policy} length", f"{stated.length:.1f}", f"{got.length:.1f}")
+        table.add_row(f"{policy} episodes", str(stated.episodes), str(got.episodes))
     console = Console(highlight=False)
     console.print(table)
-    verdict, agrees = compare(found.references, measured)
+    verdict, agrees = compare(loaded.references, measured)
     console.print(verdict, soft_wrap=True)
     if not agrees:
         raise typer.Exit(1)
@@ -158,19 +164,21 @@ def evaluate(
 def compare(card: References, measured: References) -> tuple[str, bool]:
     """Say how well a card's returns are met, and whether well enough.
 
-    |a - b| <= 3 sqrt(var_a / n_a + var_b / n_b), for the expert and for the random policy; the two measurements count as
-    independent, which they are where chaos has amplified another machine's last bits.
+    |a - b| <= 3 sqrt(var_a / n_a + var_b / n_b), for the expert and for the random policy; the two
+    measurements count as independent, which they are if chaos has amplified another machine's
+    last bits.
     """
     if card == measured:
         return "equal to the last bit", True
     differing = []
     for policy in ("expert", "random"):
-        said, got = getattr(card, policy), getattr(measured, policy)
-        error = (said.std**2 / said.episodes + got.std**2 / got.episodes) ** 0.5
-        gap = abs(got.cumulative[-1] - said.cumulative[-1])
+        stated, got = getattr(card, policy), getattr(measured, policy)
+        error = (stated.std**2 / stated.episodes + got.std**2 / got.episodes) ** 0.5
+        gap = abs(got.cumulative[-1] - stated.cumulative[-1])
         if not gap <= 3 * error:  # not a number agrees with nothing
             differing.append(
-                f"the {policy} policy's return by {gap:.1f}, three standard errors are {3 * error:.1f}"
+                f"the {policy} policy's return by {gap:.1f}, three standard errors are"
+                f" {3 * error:.1f}"
             )
     if differing:
         return f"differs: {'; '.join(differing)}", False
@@ -204,10 +212,13 @@ def _show(card: dict[str, Any], weights: Path) -> None:
         "weights": str(weights),
         "environment": card["environment"],
         "algorithm": card["algorithm"] + (f" ({arguments})" if arguments else ""),
-        "environment steps": f"{card['environment_steps']:,} of {card['trained_steps']:,}, seed {card['training_seed']}",
+        "environment steps": f"{card['environment_steps']:,} of {card['trained_steps']:,},"
+        f" seed {card['training_seed']}",
         "exported": card["exported"],
-        "return": f"{card['return_mean']:.1f} +- {card['return_std']:.1f} in {card['length_mean']:.1f} steps",
-        "random policy": f"{random['cumulative'][-1]:.1f} +- {random['std']:.1f} in {random['length']:.1f} steps",
+        "return": f"{card['return_mean']:.1f} +- {card['return_std']:.1f}"
+        f" in {card['length_mean']:.1f} steps",
+        "random policy": f"{random['cumulative'][-1]:.1f} +- {random['std']:.1f}"
+        f" in {random['length']:.1f} steps",
         "measured over": card["evaluation"],
         "goal": goal,
         "command": card["command"],

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stab.tasks.base import LANGUAGE, Task, tasks
+from stab.tasks.base import Task, tasks
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class Entry:
         return made
 
 
+# What the tasks of texts want other than stab's defaults: a sample is a text.
+LANGUAGE: dict[str, dict[str, Any]] = {
+    "train": {"policy": "gpt", "lr": 3e-3, "batch_size": 16, "updates": 2400},
+    "eval": {"checkpoint_every": 80, "starts": 16},
+    "data": {"train_episodes": 100},
+}
+
 LOCOMOTION = "stab.tasks.control.locomotion:Locomotion"
 TEXT = "stab.tasks.language.text:Text"
 
@@ -62,18 +69,20 @@ ENTRIES = [
     Entry(
         "cliff",
         "stab.tasks.control.cliff:Cliff",
-        "stab/Cliff-v0, linear and tiny: demonstrations stab/cliff/expert-v0 (collected on first use)",
+        "stab/Cliff-v0, linear and tiny: demonstrations stab/cliff/expert-v0 (collected on first"
+        " use)",
     ),
     Entry(
         "stories",
         "stab.tasks.language.stories:Stories",
-        "stab/Tokens-v0, children's stories of a known grammar: stab/stories/expert-v0 (written on first use)",
+        "stab/Tokens-v0, children's stories of a known grammar: stab/stories/expert-v0 (written on"
+        " first use)",
         LANGUAGE,
     ),
     Entry(
         "text",
         TEXT,
-        "stab/Tokens-v0, a folder of text, read by a judge: stab data prepare text --help",
+        "stab/Tokens-v0, a folder of text, scored by a model: stab data prepare text --help",
         LANGUAGE,
     ),
     _hub("tinystories"),
@@ -81,7 +90,8 @@ ENTRIES = [
     Entry(
         "recorded",
         "stab.tasks.control.recorded:Recorded",
-        "your own dataset: stab compare --dataset my/pendulum-v0 (Box observations; Box or Discrete actions)",
+        "your own dataset: stab compare --dataset my/pendulum-v0 (Box observations; Box or Discrete"
+        " actions)",
     ),
 ]
 
@@ -95,8 +105,8 @@ def is_text(name: str) -> bool:
 
 
 def task_for(dataset_id: str) -> str:
-    """Return the task of a dataset: the one that collects it, that of its environment, or ``recorded``."""
-    from stab.tasks import datasets
+    """Return a dataset's task: its collector, that of its environment, or ``recorded``."""
+    from stab.tasks import datasets, rebuild
     from stab.tasks.environments import TOKENS
 
     for name in tasks.names():
@@ -107,5 +117,5 @@ def task_for(dataset_id: str) -> str:
         return "stories" if spec.kwargs.get("source") == "stories" else "text"
     for entry in ENTRIES:
         if spec is not None and spec.id == entry.environment:
-            return "recorded" if datasets.rewards_differ(spec) else entry.name
+            return "recorded" if rebuild.rewards_differ(spec) else entry.name
     return "recorded"

@@ -11,7 +11,7 @@ import torch
 
 
 def seconds(function: Callable[[], None], budget: float) -> float:
-    """Return the median wall seconds of a call, measured for about ``budget`` seconds after a short warm-up."""
+    """Return the median wall seconds of a call, over about ``budget`` seconds after a warm-up."""
     for _ in range(3):
         function()
     times = [time.perf_counter()]

@@ -1,10 +1,11 @@
-"""MuJoCo's locomotion environments, many episodes side by side, bitwise as Gymnasium steps them one by one.
+"""MuJoCo's locomotion environments, many episodes side by side, with Gymnasium's bits.
 
-Physics by ``mujoco.mj_step`` on one persistent ``MjData`` an episode: its warm start is part of the state, and so are the
-body positions and contact forces of the last substep, which Ant and Humanoid read. Observation, reward and termination are
-computed for all episodes at once, and ``mj_rnePostConstraint`` is called only where contact forces are read. Formulas:
-gymnasium/envs/mujoco/*_v5.py, version 1.4.0, operation by operation, since another order has other last bits;
-``episodes.make_episodes`` looks whether the installed version still gives them.
+Physics by ``mujoco.mj_step`` on one persistent ``MjData`` an episode: its warm start is part of the
+state, and so are the body positions and contact forces of the last substep, which Ant and Humanoid
+read. Observation, reward and termination are computed for all episodes at once, and
+``mj_rnePostConstraint`` is called only where contact forces are read. Formulas:
+gymnasium/envs/mujoco/*_v5.py, version 1.4.0, operation by operation, since another order has other
+last bits; ``episodes.make_episodes`` looks whether the installed version still gives them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Read = dict[str, np.ndarray]  # field of MjData -> (episodes, ...)
 
 
 class MujocoEpisodes:
-    """Episodes of one environment. Subclasses say which fields of ``MjData`` they read, and give the formulas.
+    """Episodes of one environment. Subclasses name fields of ``MjData``, and give the formulas.
 
     Attributes:
         fields: name -> which rows, besides all of qpos and qvel.
@@ -93,7 +94,7 @@ class MujocoEpisodes:
     def reward(
         self, read: Read, velocity: np.ndarray, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return rewards and whether the episode goes on, (episodes,) each, for velocities along x and actions taken."""
+        """Return rewards and whether episodes go on, (episodes,) each, for velocities along x."""
         raise NotImplementedError
 
     def observe(self, read: Read) -> np.ndarray:
@@ -188,7 +189,7 @@ class Ant(MujocoEpisodes):
 
 
 class Humanoid(MujocoEpisodes):
-    """Humanoid-v5: the place is the centre of mass of the last substep; much of the dynamics is seen."""
+    """Humanoid-v5: the place is the last substep's centre of mass; it sees more of the dynamics."""
 
     fields: ClassVar[dict[str, slice]] = {
         "cinert": slice(1, None),

@@ -15,7 +15,8 @@ from torch import Tensor
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks import datasets, environments, own
-from stab.tasks.base import LANGUAGE, Demonstrations, Infos, Task
+from stab.tasks.base import Demonstrations, Infos, Task
+from stab.tasks.catalog import LANGUAGE
 from stab.tasks.environments import TOKENS
 from stab.tasks.language.generation import generate, side_by_side
 from stab.tasks.language.source import END, Source
@@ -37,7 +38,7 @@ class Language(Task):
     with a floor. Subclasses give ``source``, ``_check`` and ``_texts``.
     """
 
-    settings: ClassVar[Mapping[str, Mapping[str, Any]]] = LANGUAGE
+    settings = LANGUAGE
     environment: ClassVar[str] = TOKENS
     has_fresh_episodes: ClassVar[bool] = False  # whether every minibatch can be of fresh texts
     metrics: ClassVar[Mapping[str, str]] = {
@@ -56,14 +57,14 @@ class Language(Task):
     def horizon(self) -> int:
         return self.source.longest
 
-    def ready(self) -> bool:
+    def has_data(self) -> bool:
         return own.has_data(self)
 
     def dataset(self, progress: Progress = no_progress) -> Demonstrations:
         return own.loaded(self, self._load, progress)
 
     def _load(self, progress: Progress) -> Demonstrations:
-        if not self.ready():
+        if not self.has_data():
             self.collect(progress)
         dataset = datasets.load(self.demonstrations_id)
         spec = dataset.env_spec
@@ -165,7 +166,7 @@ class Language(Task):
         }
         trained = copy.deepcopy(policy).to(device)
         typical: Any = windows([np.ones(self.source.context)], self.source.context)
-        if self.ready():
+        if self.has_data():
             typical = self.dataset().train
         batch = typical.to(device).batch(np.arange(recipe.batch_size) % len(typical))
         optimizer = torch.optim.AdamW(trained.parameters(), fused=True)

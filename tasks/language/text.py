@@ -186,7 +186,7 @@ class Text(Language):
             )
         return HeldOutTexts(self.demonstrations_id)
 
-    def ready(self) -> bool:
+    def has_data(self) -> bool:
         return datasets.exists(self.demonstrations_id)
 
     def collect(self, progress: Progress = no_progress, episodes: int | None = None) -> None:

@@ -166,7 +166,7 @@ def test_a_larger_dataset_begins_with_the_smaller_one(hopper, prepared, root, st
         ).dataset()
 
     before = in_use()
-    assert not tasks.get("hopper")().ready()  # 25 are asked for by default
+    assert not tasks.get("hopper")().has_data()  # 25 are asked for by default
     code, out, err = stab_data("prepare", "hopper", "--episodes", 26)
     assert code == 0, err
     assert "episodes, steps 26, 26000" in " ".join(out.split())
@@ -180,7 +180,7 @@ def test_a_larger_dataset_begins_with_the_smaller_one(hopper, prepared, root, st
     assert in_use().dataset_sha256 == before.dataset_sha256
     assert set(in_use(train_episodes=20).validation.episodes) == set(before.validation.episodes)
     assert set(before.train.episodes) < set(in_use(train_episodes=20).train.episodes)
-    assert tasks.get("hopper")().ready()
+    assert tasks.get("hopper")().has_data()
     assert [p for p in root.rglob("*") if p.name.startswith(".")] == []  # the smaller one is gone
 
 

@@ -22,7 +22,7 @@ from stab import StabError
 from stab.cli.main import main
 from stab.recipe import Recipe
 from stab.run.plan import make_config
-from stab.tasks import datasets, tasks
+from stab.tasks import datasets, rebuild, tasks
 from stab.tasks.catalog import task_for
 from stab.tasks.control import experts
 from stab.tasks.control.record import RECORDS
@@ -395,7 +395,7 @@ def test_an_entry_point_that_names_other_code_is_replaced_by_the_registered_one(
     imitate("my/stranger-v0", change={"entry_point": "stranger:Env"})
     assert len(hopper("my/stranger-v0").dataset().train) == 2 * STEPS
     assert (
-        datasets.environment(datasets.load("my/stranger-v0")).entry_point
+        rebuild.environment(datasets.load("my/stranger-v0")).entry_point
         == gym.spec("Hopper-v5").entry_point
     )
     assert not stranger.exists()
