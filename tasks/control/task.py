@@ -29,7 +29,7 @@ from stab.tasks.references import (
     References,
     no_progress,
 )
-from stab.tasks.speed import one_thread, seconds
+from stab.tasks.speed import speeds
 from stab.tasks.transitions import Transitions, digest
 
 UNLIMITED = 1000  # steps after which an episode of an environment without a time limit is ended
@@ -111,14 +111,6 @@ class Control(Task):
         made_up = Transitions(torch.randn(1000, size), actions, np.zeros(1000, dtype=np.int64))
         batch = made_up.to(device).batch(np.arange(recipe.batch_size) % 1000)
         trained = copy.deepcopy(policy).to(device)
-        optimizer = torch.optim.AdamW(trained.parameters(), fused=True)
-
-        def update() -> None:
-            optimizer.zero_grad()
-            loss = trained.loss(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            loss.item()  # waits for the device
 
         # The same policy many times over, as in a block of a rollout. Random actions fall at once: a reset would be a
         # good part of the cost, so step on.
@@ -143,8 +135,7 @@ class Control(Task):
                     range(rows * policies), actions.reshape(rows * policies, *actions.shape[2:])
                 )
 
-        with one_thread():  # as in the workers
-            return seconds(update, 0.2), seconds(step, 0.2) / (rows * policies)
+        return speeds(trained, lambda policy: self.loss(policy, batch), step, rows * policies)
 
     @functools.cached_property
     def _spec(self) -> gym.envs.registration.EnvSpec:
