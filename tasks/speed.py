@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 
 def seconds(function: Callable[[], None], budget: float) -> float:
@@ -21,9 +22,23 @@ def seconds(function: Callable[[], None], budget: float) -> float:
     return float(np.median(np.diff(times)))
 
 
+def training_step(policy: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """Return a function that takes one optimizer step on the loss and waits for the device."""
+    optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
+
+    def update() -> None:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        value.item()
+
+    return update
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread in the block, as in the workers."""
+    """Let torch use one thread in the block, as the workers do."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

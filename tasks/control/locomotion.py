@@ -97,8 +97,8 @@ class Locomotion(Control):
         ):
             raise StabError(
                 f"dataset {demonstrations.dataset!r} was collected from another expert than the"
-                f" one shipped with this stab: delete it (stab data remove {self.name}) to collect it"
-                " again"
+                f" one shipped with this stab: delete it (stab data remove {self.name}) to collect"
+                " it again"
             )
         if not self.infinite:
             return demonstrations

@@ -63,22 +63,12 @@ def _measured(
     horizon = spec.max_episode_steps
     assert horizon is not None
     folder = datasets.root() / dataset.id / "data"
-    contents = [
-        (p.name, p.stat().st_size, p.stat().st_mtime_ns)
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    ]
-    key = [
-        dataset.id,
-        str(folder),
-        contents,
-        spec.to_json(),
-        files.versions(("gymnasium", "mujoco", "numpy")),
-    ]
-    path = (
-        files.cache_folder()
-        / f"references-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
-    )
+    stats = [(p.name, p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
+    contents = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    versions = files.versions(("gymnasium", "mujoco", "numpy"))
+    key = json.dumps([dataset.id, str(folder), contents, spec.to_json(), versions])
+    sha = hashlib.sha256(key.encode()).hexdigest()
+    path = files.cache_folder() / f"references-{sha[:32]}.json"
     try:
         references = references_from(json.loads(path.read_text()))
     except (OSError, ValueError):  # StabError is one: rebuild a damaged cache

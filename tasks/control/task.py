@@ -24,12 +24,8 @@ from stab.tasks.control.measured import references_of
 from stab.tasks.control.rollout import rollout
 from stab.tasks.environments import make
 from stab.tasks.policies import build
-from stab.tasks.references import (
-    Progress,
-    References,
-    no_progress,
-)
-from stab.tasks.speed import one_thread, seconds
+from stab.tasks.references import Progress, References, no_progress
+from stab.tasks.speed import one_thread, seconds, training_step
 from stab.tasks.transitions import Transitions, digest
 
 UNLIMITED = 1000  # steps after which an episode of an environment without a time limit is ended
@@ -43,9 +39,7 @@ class Control(Task):
     Discrete ones.
     """
 
-    has_fresh_episodes: ClassVar[bool] = (
-        False  # whether it can draw every minibatch from fresh ones
-    )
+    has_fresh_episodes: ClassVar[bool] = False  # whether minibatches can be of fresh ones
 
     def __post_init__(self) -> None:
         own.check_fresh(self, self.has_fresh_episodes)
@@ -103,38 +97,21 @@ class Control(Task):
         size = math.prod(env.observation_space.shape or ())
         device = torch.device(recipe.device)
         policy = build(recipe, torch.zeros(size), torch.ones(size), space)
-        discrete = isinstance(space, gym.spaces.Discrete)
-        actions = (
-            torch.zeros(1000, dtype=torch.int64)
-            if discrete
-            else torch.zeros(1000, math.prod(space.shape or ()))
-        )
-        made_up = Transitions(torch.randn(1000, size), actions, np.zeros(1000, dtype=np.int64))
-        batch = made_up.to(device).batch(np.arange(recipe.batch_size) % 1000)
+        actions = torch.zeros(1000, math.prod(space.shape or ()))
+        if isinstance(space, gym.spaces.Discrete):
+            actions = torch.zeros(1000, dtype=torch.int64)
+        random = Transitions(torch.randn(1000, size), actions, np.zeros(1000, dtype=np.int64))
+        batch = random.to(device).batch(np.arange(recipe.batch_size) % 1000)
         trained = copy.deepcopy(policy).to(device)
-        optimizer = torch.optim.AdamW(trained.parameters(), fused=True)
-
-        def update() -> None:
-            optimizer.zero_grad()
-            loss = trained.loss(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            loss.item()  # waits for the device
+        update = training_step(trained, lambda: trained.loss(batch))
 
         # The same policy many times over, as in a block of a rollout. Random actions fall at once:
         # a reset would be a good part of the cost, so step on.
         rows, policies = 8, 8
-        stack = policy.stack(
-            {
-                name: value[None].repeat_interleave(policies, 0)
-                for name, value in policy.state_dict().items()
-            }
-        )
-        observations = (
-            self._episodes.reset([0] * rows * policies)
-            .astype(np.float32)
-            .reshape(policies, rows, -1)
-        )
+        weights = policy.state_dict().items()
+        stack = policy.stack({name: torch.stack([value] * policies) for name, value in weights})
+        first = self._episodes.reset([0] * rows * policies)
+        observations = first.astype(np.float32).reshape(policies, rows, -1)
 
         @torch.inference_mode()
         def step() -> None:
@@ -144,7 +121,7 @@ class Control(Task):
                     range(rows * policies), actions.reshape(rows * policies, *actions.shape[2:])
                 )
 
-        with one_thread():  # as in the workers
+        with one_thread():
             return seconds(update, 0.2), seconds(step, 0.2) / (rows * policies)
 
     @functools.cached_property

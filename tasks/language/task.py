@@ -23,7 +23,7 @@ from stab.tasks.language.source import END, Source
 from stab.tasks.language.windows import FreshTexts, windows
 from stab.tasks.policies import GPT, build_language
 from stab.tasks.references import Progress, References, no_progress, portion
-from stab.tasks.speed import one_thread, seconds
+from stab.tasks.speed import one_thread, seconds, training_step
 from stab.tasks.transitions import Transitions
 
 environments.register()
@@ -169,14 +169,7 @@ class Language(Task):
         if self.has_data():
             typical = self.dataset().train
         batch = typical.to(device).batch(np.arange(recipe.batch_size) % len(typical))
-        optimizer = torch.optim.AdamW(trained.parameters(), fused=True)
-
-        def update() -> None:
-            optimizer.zero_grad()
-            loss = self.loss(trained, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            loss.item()  # waits for the device
+        update = training_step(trained, lambda: self.loss(trained, batch))
 
         def write() -> None:
             scorers = [self.source.scorer([[]] * rows) for _ in range(policies)]
@@ -191,5 +184,5 @@ class Language(Task):
             for scorer in scorers:
                 scorer.rewards()
 
-        with one_thread():  # as in the workers
+        with one_thread():
             return seconds(update, 0.3), seconds(write, 0.2) / (rows * policies * steps)

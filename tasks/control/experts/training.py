@@ -16,7 +16,7 @@ import safetensors.numpy
 import safetensors.torch
 
 from stab.files import versions
-from stab.registry import StabError
+from stab.registry import StabError, reason
 from stab.tasks.control import experts
 from stab.tasks.control.experts.folder import (
     REPLAY,
@@ -219,13 +219,8 @@ def _model(record: Record, seed: int, learning_starts: int) -> Any:
 def visible(record: Record) -> gym.envs.registration.EnvSpec:
     """Return the environment of training: the task's, without the masked observations."""
     spec = gym.spec(record.environment)
-    return replace(
-        spec,
-        kwargs={
-            **spec.kwargs,
-            **{f"include_{part}_in_observation": False for part in record.masked},
-        },
-    )
+    masked = {f"include_{part}_in_observation": False for part in record.masked}
+    return replace(spec, kwargs={**spec.kwargs, **masked})
 
 
 def export(params: Mapping[str, Any], observations: int) -> dict[str, np.ndarray]:
@@ -274,16 +269,10 @@ def _random(record: Record) -> Curve:
 
 def _state(model: Any, average: Any) -> dict[str, Any]:
     """All that the next gradient step depends on, except the replay buffer."""
-    networks = {
-        name: value for name, value in vars(model.policy).items() if name.endswith("_state")
-    }
-    return {
-        **networks,
-        "ent_coef_state": model.ent_coef_state,
-        "key": model.key,
-        "policy.key": model.policy.key,
-        "average": average,
-    }
+    policy = model.policy
+    networks = {name: value for name, value in vars(policy).items() if name.endswith("_state")}
+    keys = {"key": model.key, "policy.key": policy.key}
+    return {**networks, "ent_coef_state": model.ent_coef_state, **keys, "average": average}
 
 
 def _restore(model: Any, average: Any, saved: TrainingState, seed: int, path: Path) -> Any:
@@ -301,7 +290,7 @@ def _restore(model: Any, average: Any, saved: TrainingState, seed: int, path: Pa
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise StabError(
             f"checkpoint {path} does not fit the installed sbx, jax and flax"
-            f" ({' '.join(str(e).split())}): resume with the versions on the card, or delete it to"
+            f" ({reason(e)}): resume with the versions on the card, or delete it to"
             " start from scratch"
         ) from e
     buffer.pos, buffer.full = saved.position, filled == buffer.buffer_size
