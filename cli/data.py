@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stab.cli.facts import facts
+
 if TYPE_CHECKING:
     import minari
 
@@ -104,7 +106,8 @@ def prepare(
     show(dataset or task)
     if text:
         talk.print(
-            f"Next, a scorer model: stab scorer train {task} --dataset {instance.demonstrations_id}",
+            f"Next, a scorer model: stab scorer train {task} --dataset"
+            f" {instance.demonstrations_id}",
             soft_wrap=True,
         )
 
@@ -171,8 +174,6 @@ def list_() -> None:
 def show(name: Name) -> None:
     """Show what a dataset holds: episodes, returns, references, where it came from."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     from stab.cli.progress import bars
     from stab.tasks import datasets
@@ -186,9 +187,6 @@ def show(name: Name) -> None:
             dataset, lambda fraction: progress.update(bar, completed=fraction)
         )
     returns = [float(episode.sum()) for episode in rewards]
-    table = Table(
-        title=dataset.id, show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0)
-    )
     lines = {
         "folder": str(datasets.root() / dataset.id),
         "environment": dataset.env_spec.id if dataset.env_spec else "none recorded",
@@ -220,9 +218,7 @@ def show(name: Name) -> None:
         lines["made with"] = ", ".join(
             f"{package} {version}" for package, version in about["versions"].items()
         )
-    for line, value in lines.items():
-        table.add_row(line, Text(value))
-    Console().print(table)
+    facts(lines, dataset.id)
 
 
 @app.command(epilog="Examples:\n\nstab data verify hopper\n\nstab data verify my/pendulum-v0")

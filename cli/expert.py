@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stab.cli.facts import facts
+
 if TYPE_CHECKING:
     from stab.tasks.control.record import Record
     from stab.tasks.references import Curve, References
@@ -140,12 +142,8 @@ def evaluate(
         measured = experts.measure(
             record, loaded.actor, lambda fraction: progress.update(bar, completed=fraction)
         )
-    table = Table(
-        title=str(expert or f"{record.name} expert"),
-        box=None,
-        title_justify="left",
-        padding=(0, 2, 0, 0),
-    )
+    title = str(expert or f"{record.name} expert")
+    table = Table(title=title, box=None, title_justify="left", padding=(0, 2, 0, 0))
     for column in ("", "card", "measured"):
         table.add_column(column, justify="right" if column else "left")
     for policy in ("expert", "random"):
@@ -201,10 +199,6 @@ def _return(curve: Curve) -> str:
 
 
 def _show(card: dict[str, Any], weights: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     goal = f"{card['goal']:.0f}" + (" (not reached)" if "falls_short" in card else "")
     arguments = ", ".join(f"{name}={value}" for name, value in card["algorithm_args"].items())
     random = card["references"]["random"]
@@ -223,13 +217,4 @@ def _show(card: dict[str, Any], weights: Path) -> None:
         "goal": goal,
         "command": card["command"],
     }
-    table = Table(
-        title=f"{card['task']} expert",
-        show_header=False,
-        box=None,
-        title_justify="left",
-        padding=(0, 2, 0, 0),
-    )
-    for line, value in lines.items():
-        table.add_row(line, Text(value, overflow="fold"))
-    Console(highlight=False).print(table)
+    facts(lines, f"{card['task']} expert")

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stab.cli.facts import facts
+
 app = typer.Typer(
     help="Train the scorer model of a dataset of texts (real text has no known likelihood).",
     no_args_is_help=True,
@@ -81,10 +83,6 @@ def train(
 
 
 def _show(card: dict[str, Any], dataset_id: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     lines = {"scorer model": str(card["judge"]), "beside": dataset_id}
     if "updates" in card:
         loss, more = card["validation_loss"], f"--updates above {card['trained']} resumes"
@@ -96,7 +94,4 @@ def _show(card: dict[str, Any], dataset_id: str) -> None:
     for name, title in (("random", "uniform tokens"), ("expert", "held-out texts")):
         curve = card["references"][name]
         lines[title] = f"{curve['cumulative'][-1]:.1f} +- {curve['std']:.1f} nats"
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for line, value in lines.items():
-        table.add_row(line, Text(value, overflow="fold"))
-    Console(highlight=False).print(table)
+    facts(lines)
