@@ -129,13 +129,13 @@ def train(
         problem: gives samples, policy and loss; any task.
         recipe: everything else that decides the trajectory.
         seed: of the trajectory.
-        averages: what rides along, by a name of the caller's choice. One that raises is dropped,
-            and stops nobody else.
+        averages: of the iterates, by a name of the caller's choice. One that raises is dropped,
+            and the others stay.
         checkpoints: updates in 1..recipe.updates at which to yield.
-        state: what ``Checkpoint.state`` returned, with the same other arguments, to go on from
-            there: the checkpoints that follow have the same bits as without the interruption.
+        state: what ``Checkpoint.state`` returned, with the same other arguments, to resume: the
+            checkpoints that follow have the same bits as without the interruption.
 
-    Raises Diverged when the loss is not finite; StabError when the optimizer does not fit the
+    Raises Diverged if the loss is not finite; StabError if the optimizer does not fit the
     recipe, or there is no such device.
     """
     device = make_device(recipe)

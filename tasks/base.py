@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from stab.train import Split
 
-# What else there is to say of an episode, for reports; both keys may be missing:
+# More about each episode [policy][start], for reports; both keys may be missing:
 # "measures": {name: number}, and "text": {"prompt": [...], "tokens": [...]}, lists of strings.
 Infos = Sequence[Sequence[Mapping[str, Any]]]
 
@@ -27,7 +27,7 @@ class Demonstrations:
     """A task's dataset, split by episode.
 
     Attributes:
-        train, validation: what minibatches are drawn from.
+        train, validation: to draw minibatches from.
         references: 0 and 1 of the normalised return.
         dataset: Minari id.
         dataset_sha256: of the training and validation arrays; may differ between machines in the
@@ -96,7 +96,7 @@ class Task(ABC):
         """Whether the demonstrations are on disk (if not, ``dataset`` collects them, or raises)."""
 
     def training_split(self) -> Split:
-        """Return what minibatches are drawn from: a task is a ``stab.train.Problem``."""
+        """Return the samples to train on: a task is a ``stab.train.Problem``."""
         return self.dataset().train
 
     @abstractmethod
@@ -133,7 +133,7 @@ class Task(ABC):
             say of an episode, infos [policy][start].
 
         A policy's numbers do not depend, bitwise, on the other policies in the call, nor on earlier
-        calls: a worker keeps one task for all that it does.
+        calls: a worker keeps one task for all its work.
         """
 
     def speed(self, recipe: Recipe) -> tuple[float, float] | None:

@@ -124,10 +124,9 @@ def split(
 ) -> tuple[Transitions, Transitions]:
     """Return training and validation transitions of different episodes.
 
-    Of a dataset stab collected, the first ones validate and the next ones train: so they stay the
-    same when more are collected. Others are put into a fixed random order first, which keeps the
-    two alike where a dataset is ordered (by time, or by how good its policy was). Raises StabError
-    when the dataset has too few episodes.
+    In a dataset that stab collected, the first episodes validate and the next ones train, so they
+    stay the same when more are collected. Other datasets may be ordered, by time or by quality:
+    they are shuffled with a fixed seed first. Raises StabError if there are too few episodes.
     """
     used, available = train_episodes + validation_episodes, dataset.total_episodes
     if used > available:
@@ -300,9 +299,9 @@ def create(
 ) -> None:
     """Write a Minari dataset under its id, whole or not at all.
 
-    With ``larger`` it takes the place of a smaller one of the same making. ``evaluation`` is the
-    environment to roll out in, where it is another than the recorded one. Raises StabError when it
-    exists or cannot be written.
+    With ``larger`` it replaces a smaller one from the same expert. ``evaluation`` is the
+    environment to roll out in, if it is not ``spec``. Raises StabError if the dataset exists or
+    cannot be written.
     """
     check_id(dataset_id)
     known: dict[str, Any] = {}

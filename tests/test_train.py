@@ -1083,7 +1083,7 @@ def test_demonstrations_that_cannot_move_are_named(monkeypatch):
     monkeypatch.setattr("stab.train.make_device", lambda recipe: torch.device("meta"))
     with pytest.raises(
         StabError,
-        match=r"task 'toy' cannot train on meta: .* no method to\(device\); leave out --device",
+        match=r"this task cannot train on meta: .* no method to\(device\); leave out --device",
     ):
         next(train(Toy(data=Here()), SMALL, 0, {}, [1]))
 

@@ -33,10 +33,10 @@ class Cliff(Scripted):
     Further arguments as for ``Task``. ``dataset_id`` names a dataset of any radius that ``collect``
     wrote: radius and references are those in its metadata.
 
-    The expert's actions carry Gaussian noise (standard deviation 0.02), in the environment and in
-    the dataset: without it a linear policy fits every transition exactly, all minibatches agree on
-    the minimum, and their gradients vanish there. With it the loss cannot fall below 0.0004, and
-    the gradient of a minibatch keeps a noise that the closed loop can amplify.
+    The recorded actions carry Gaussian noise (standard deviation 0.02). Without it a linear policy
+    fits every transition exactly, and the gradients of all minibatches vanish at the same minimum.
+    With it the loss cannot fall below 0.0004, and the gradient of a minibatch keeps a noise that
+    the closed loop can amplify.
     """
 
     radius: float = 1.0

@@ -44,14 +44,14 @@ def expert(states: np.ndarray) -> np.ndarray:
 class CliffEnv(gym.Env[np.ndarray, np.ndarray]):
     """A state that circles beside a cliff: linear dynamics, and a reward inside a half-space.
 
-    x' = A x + B u with x, u in R^2 (see ``advance``); reward 1 a step while x' lies in the
-    half-space x_1 <= 1. Beyond it the episode ends, and nothing is earned any more. At reset the
+    x' = A x + B u with x, u in R^2 (see ``advance``); reward 1 per step while x' lies in the
+    half-space x_1 <= 1. Beyond it the episode ends without a reward. At reset the
     distance from the origin is uniform in [0.5, 0.9] and the direction uniform; there is no other
     noise, so a start is its reset seed.
 
     Args:
         radius: spectral radius of the expert's closed loop. At 1 it is marginally stable: the
-            expert circles at its first distance for ever, and a policy whose closed loop has the
+            expert circles at its first distance forever, and a policy whose closed loop has the
             radius 1 + e reaches the cliff after about log(1 / distance) / log(1 + e) steps. Without
             actions the radius is ``radius`` + 0.25.
     """

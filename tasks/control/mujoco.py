@@ -1,11 +1,11 @@
 """MuJoCo's locomotion environments, many episodes side by side, with Gymnasium's bits.
 
-Physics by ``mujoco.mj_step`` on one persistent ``MjData`` an episode: its warm start is part of the
-state, and so are the body positions and contact forces of the last substep, which Ant and Humanoid
-read. Observation, reward and termination are computed for all episodes at once, and
-``mj_rnePostConstraint`` is called only where contact forces are read. Formulas:
+``mujoco.mj_step`` steps one persistent ``MjData`` per episode: its warm start is part of the state,
+and so are the body positions and contact forces of the last substep, which Ant and Humanoid read.
+Observation, reward and termination are computed for all episodes at once, and
+``mj_rnePostConstraint`` is called only if contact forces are read. Formulas:
 gymnasium/envs/mujoco/*_v5.py, version 1.4.0, operation by operation, since another order has other
-last bits; ``episodes.make_episodes`` looks whether the installed version still gives them.
+last bits; ``episodes.make_episodes`` checks that the installed version still gives them.
 """
 
 from __future__ import annotations

@@ -180,8 +180,8 @@ EVALUATE = {
         "reads 17 observations",
     ),
     "no actions": (lambda folder: write_expert(folder, tensors(actions=6)), "gives 6 actions"),
-    "other tensors": (renamed_tensors, "no such network"),
-    "layers that do not fit": (unfitting_layers, "no such network"),
+    "other tensors": (renamed_tensors, "not hold an expert's network"),
+    "layers that do not fit": (unfitting_layers, "not hold an expert's network"),
 }
 
 

@@ -137,7 +137,7 @@ def make_actor(weights: dict[str, Tensor], env: gym.Env[Any, Any], what: str) ->
         actor = Actor(weights, env.action_space)
     except (KeyError, IndexError, RuntimeError) as e:
         raise StabError(
-            f"{what} has no such network as an expert has: {' '.join(str(e).split())}"
+            f"{what} does not hold an expert's network: {' '.join(str(e).split())}"
         ) from e
     sizes = (env.observation_space.shape[0], env.action_space.shape[0])
     if (inputs, outputs) != sizes:

@@ -66,8 +66,7 @@ def train(
 ) -> dict[str, Any]:
     """Train an expert into ``folder`` (<task>.safetensors, <task>.json) and return its card.
 
-    sbx trains the actor; what is evaluated and exported is never the actor but the average of its
-    iterates,
+    sbx trains the actor. Evaluated and exported is never the actor but the average of its iterates,
 
         average <- average + g (iterate - average),  g = max(1 - 2^(-20 / half_life), 1 / k),
 
@@ -277,7 +276,7 @@ def _state(model: Any, average: Any) -> dict[str, Any]:
 
 def _restore(model: Any, average: Any, saved: TrainingState, seed: int, path: Path) -> Any:
     """Put the model where the checkpoint was written; return the average."""
-    # First, because it sets the keys, too. New episodes, not those the training began with.
+    # First, because it sets the keys as well. New episodes, not those of the beginning.
     model.set_random_seed(seed + saved.steps)
     try:
         state = _import("flax.serialization").from_bytes(_state(model, average), saved.state)
@@ -299,7 +298,7 @@ def _restore(model: Any, average: Any, saved: TrainingState, seed: int, path: Pa
 
 
 def _compact(array: np.ndarray) -> np.ndarray:
-    # Gradients are computed in single precision: what is dropped here would be dropped there.
+    # Gradients are computed in single precision, so nothing is lost.
     return array.astype(np.float32)
 
 

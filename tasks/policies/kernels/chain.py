@@ -1,7 +1,7 @@
 """Linear layers with ReLUs and dropout between, and their squared error, as one function.
 
-Bitwise what the modules give one after the other. Where a network is small, the many small
-operations between its products, and what autograd does for each, take as long as the products.
+The results are bitwise those of the modules. In a small network, the many small operations between
+the products, and autograd's work for each, take as long as the products.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _twice(
     grad: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Return a function's gradients at these tensors, themselves differentiable."""
-    # Views: where the inputs were made from the same weights (tied ones), the path through the
+    # Views: if the inputs were made from the same weights (tied ones), the path through the
     # inputs is not to be counted.
     tensors = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
     views = [

@@ -15,8 +15,8 @@ class Dropout(nn.Dropout):
     """``nn.Dropout``; on the CPU a unit's fate takes 16 random bits.
 
     PyTorch draws 64 of them for each unit, one unit at a time, which takes longer than the layer's
-    product. Here the probability is rounded to a multiple of 2^-16, and kept units are scaled by
-    what it then is.
+    product. Here the probability is rounded to a multiple of 2^-16, and the other units are scaled
+    by the rounded one.
     """
 
     @property
@@ -27,7 +27,7 @@ class Dropout(nn.Dropout):
 
     @property
     def applies(self) -> bool:
-        """Whether ``mask`` does what is to be done now."""
+        """Whether ``mask`` is to be applied: in training, unless all or no units are dropped."""
         return self.training and 0 < self.dropped < 2**BITS
 
     def mask(self, size: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,4 +1,4 @@
-"""oneDNN's float32 product, where torch's own is slower.
+"""oneDNN's float32 product, for machines on which torch's own is slower.
 
 PyTorch gives float32 products to the BLAS it was built with, and oneDNN's to convolutions and
 compiled models only. MKL, the BLAS of the x86 wheels, leaves half of the vector units of AMD's
