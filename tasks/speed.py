@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 
 def seconds(function: Callable[[], None], budget: float) -> float:
-    """Return the median wall seconds of a call, over about ``budget`` seconds after a warm-up."""
+    """Return the median wall seconds of a call, from about ``budget`` seconds of calls."""
     for _ in range(3):
         function()
     times = [time.perf_counter()]
@@ -22,26 +21,25 @@ def seconds(function: Callable[[], None], budget: float) -> float:
     return float(np.median(np.diff(times)))
 
 
-def training_step(policy: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
-    """Return a function that takes one optimizer step on the loss and waits for the device."""
+def speeds(
+    policy: nn.Module, loss: Callable[[nn.Module], Tensor], steps: Callable[[], None], count: int
+) -> tuple[float, float]:
+    """Return seconds of an update of a policy, and of one of the ``count`` steps of a call.
+
+    The processor uses one thread, as in the workers.
+    """
     optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
 
     def update() -> None:
         optimizer.zero_grad()
-        value = loss()
+        value = loss(policy)
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        value.item()
+        value.item()  # waits for the device
 
-    return update
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread in the block, as the workers do."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        return seconds(update, 0.2), seconds(steps, 0.2) / count
     finally:
         torch.set_num_threads(threads)

@@ -25,7 +25,7 @@ from stab.tasks.control.rollout import rollout
 from stab.tasks.environments import make
 from stab.tasks.policies import build
 from stab.tasks.references import Progress, References, no_progress
-from stab.tasks.speed import one_thread, seconds, training_step
+from stab.tasks.speed import speeds
 from stab.tasks.transitions import Transitions, digest
 
 UNLIMITED = 1000  # steps after which an episode of an environment without a time limit is ended
@@ -103,7 +103,6 @@ class Control(Task):
         random = Transitions(torch.randn(1000, size), actions, np.zeros(1000, dtype=np.int64))
         batch = random.to(device).batch(np.arange(recipe.batch_size) % 1000)
         trained = copy.deepcopy(policy).to(device)
-        update = training_step(trained, lambda: trained.loss(batch))
 
         # The same policy many times over, as in a block of a rollout. Random actions fall at once:
         # a reset would be a good part of the cost, so step on.
@@ -121,8 +120,7 @@ class Control(Task):
                     range(rows * policies), actions.reshape(rows * policies, *actions.shape[2:])
                 )
 
-        with one_thread():
-            return seconds(update, 0.2), seconds(step, 0.2) / (rows * policies)
+        return speeds(trained, lambda policy: self.loss(policy, batch), step, rows * policies)
 
     @functools.cached_property
     def _spec(self) -> gym.envs.registration.EnvSpec:

@@ -206,8 +206,7 @@ class Node:
     Args:
         options: what can follow: (probability, piece, node behind it). Probabilities sum to 1;
             none: the text is over.
-        behind: where the source goes on behind the sentence that begins or goes on here:
-            (probability, node).
+        behind: what follows the sentence that begins or continues here: (probability, node).
     """
 
     def __init__(
@@ -346,7 +345,7 @@ def story(rng: np.random.Generator) -> list[int]:
 
 
 def opening(tokens: Sequence[int]) -> int:
-    """Number of a story's tokens that are its prompt: until hero's name and kind are told.
+    """Number of tokens of a story's prompt, which ends when the hero's name and kind are told.
 
     These are one or two sentences. Raises StabError if no sentence ends after a name and a kind.
     """

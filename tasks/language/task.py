@@ -23,7 +23,7 @@ from stab.tasks.language.source import END, Source
 from stab.tasks.language.windows import FreshTexts, windows
 from stab.tasks.policies import GPT, build_language
 from stab.tasks.references import Progress, References, no_progress, portion
-from stab.tasks.speed import one_thread, seconds, training_step
+from stab.tasks.speed import speeds
 from stab.tasks.transitions import Transitions
 
 environments.register()
@@ -161,28 +161,20 @@ class Language(Task):
     def speed(self, recipe: Recipe) -> tuple[float, float]:
         policy, device = self.policy(recipe), torch.device(recipe.device)
         rows, policies, steps = 8, 4, min(32, self.horizon)
-        stacked = {
-            name: torch.stack([value] * policies) for name, value in policy.state_dict().items()
-        }
+        state = policy.state_dict()
+        stacked = {name: torch.stack([value] * policies) for name, value in state.items()}
         trained = copy.deepcopy(policy).to(device)
         typical: Any = windows([np.ones(self.source.context)], self.source.context)
         if self.has_data():
             typical = self.dataset().train
         batch = typical.to(device).batch(np.arange(recipe.batch_size) % len(typical))
-        update = training_step(trained, lambda: self.loss(trained, batch))
 
         def write() -> None:
             scorers = [self.source.scorer([[]] * rows) for _ in range(policies)]
-            generate(
-                policy.stack(stacked, rows),
-                [[END]] * rows,
-                range(rows),
-                policy.temperature,
-                scorers,
-                steps,
-            )
+            stack, prompts = policy.stack(stacked, rows), [[END]] * rows
+            generate(stack, prompts, range(rows), policy.temperature, scorers, steps)
             for scorer in scorers:
                 scorer.rewards()
 
-        with one_thread():
-            return seconds(update, 0.3), seconds(write, 0.2) / (rows * policies * steps)
+        count = rows * policies * steps
+        return speeds(trained, lambda policy: self.loss(policy, batch), write, count)

@@ -20,13 +20,7 @@ from stab.tasks.language import readers, scorer_model
 from stab.tasks.language.scorer_model import ScorerModel
 from stab.tasks.language.source import END, Scorer, Source
 from stab.tasks.language.task import Language
-from stab.tasks.language.tokens import (
-    pack,
-    pieces,
-    tokenizer_from,
-    tokenizer_json,
-    train_tokenizer,
-)
+from stab.tasks.language.tokens import pack, pieces, tokenizer_from, train_tokenizer
 from stab.tasks.language.windows import Windows, windows
 from stab.tasks.references import Curve, Progress, no_progress, references_from
 from stab.tasks.transitions import Transitions
@@ -227,7 +221,7 @@ class Text(Language):
             spec,
             None,
             {
-                "tokenizer": tokenizer_json(tokenizer),
+                "tokenizer": tokenizer.to_str(),
                 "versions": versions(("stab-gva", "tokenizers", "numpy")),
             },
             evaluation=replace(

@@ -179,13 +179,8 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
         ) from e
 
 
-def tokenizer_json(tokenizer: Tokenizer) -> str:
-    """Return a tokenizer as JSON, in the library's own format."""
-    return tokenizer.to_str()
-
-
 def tokenizer_from(written: str) -> Tokenizer:
-    """Return the tokenizer that ``tokenizer_json`` wrote. It is data: no code is run.
+    """Return a tokenizer of ours from its JSON (``tokenizer.to_str()``); no code is run.
 
     Raises StabError if the text is not such a tokenizer.
     """

@@ -173,6 +173,7 @@ def test_a_rollout_is_what_the_environment_gives_step_by_step(stories, policies)
             assert lengths[i, n] == len(written)
             measures = grammar.consistency(tokens[1:], len(info["prompt"]) - 1)
             assert infos[i][n]["measures"] == measures
+            assert set(measures) < set(stories.metrics)
 
 
 def test_texts_of_a_policy_do_not_depend_on_its_company(stories, policies):

@@ -196,11 +196,13 @@ def test_damaged_scorer_models(scorer, minari_root, file, content, said):
         path.write_bytes(before)
 
 
-def test_measures_of_repetition():
+def test_metrics_of_repetition(dataset):
     assert distinct([1, 2, 3, 1, 2, 3], 1) == 0.5
     assert distinct([1, 2, 3, 1, 2, 3], 2) == 3 / 5
     assert distinct([7] * 10, 4) == 1 / 7
     assert distinct([1], 4) == 1.0
+    source = HeldOutTexts(ID, model=object())
+    assert set(source.measure([], [1, 2])) == set(HeldOutTexts.metrics)
 
 
 @pytest.fixture(scope="module")

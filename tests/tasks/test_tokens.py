@@ -17,7 +17,6 @@ from stab.tasks.language.tokens import (
     pack,
     pieces,
     tokenizer_from,
-    tokenizer_json,
     train_tokenizer,
 )
 
@@ -60,7 +59,7 @@ def test_any_text_is_encoded_and_decoded(tokenizer, text):
 
 def test_a_text_that_says_end_does_not_end_there():
     found = train_tokenizer(["<end> <end> <end>"] * 3, 400)
-    for tokenizer in (found, tokenizer_from(tokenizer_json(found))):
+    for tokenizer in (found, tokenizer_from(found.to_str())):
         assert 0 not in tokenizer.encode("an <end> of<end><end>").ids
         assert tokenizer.decode(tokenizer.encode("an <end> of<end>").ids) == "an <end> of<end>"
 
@@ -86,7 +85,7 @@ def test_processes_agree():
         "modules = [__import__(name) for name in ('argparse', 'inspect', 'json')]\n"
         "texts = [open(module.__file__, encoding='utf-8').read() for module in modules]\n"
         "tokenizer = train_tokenizer(texts, 1000)\n"
-        "print(hashlib.sha256(tokenizer_json(tokenizer).encode()).hexdigest())\n"
+        "print(hashlib.sha256(tokenizer.to_str().encode()).hexdigest())\n"
         "print(hashlib.sha256(np.stack(pack(texts, tokenizer, 64)).tobytes()).hexdigest())"
     )
     settings = [{"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "2", "TOKENIZERS_PARALLELISM": "false"}]
@@ -106,9 +105,9 @@ def test_processes_agree():
 
 
 def test_a_tokenizer_is_kept_as_json(tokenizer):
-    written = tokenizer_json(tokenizer)
+    written = tokenizer.to_str()
     found = tokenizer_from(written)
-    assert tokenizer_json(found) == written
+    assert found.to_str() == written
     assert found.encode(STORIES[0]).ids == tokenizer.encode(STORIES[0]).ids
     assert (
         tokenizers.Tokenizer.from_str(written).encode(STORIES[0]).ids
@@ -117,7 +116,7 @@ def test_a_tokenizer_is_kept_as_json(tokenizer):
 
 
 def edited(tokenizer, **model):
-    described = json.loads(tokenizer_json(tokenizer))
+    described = json.loads(tokenizer.to_str())
     described["model"] |= model
     return described
 
@@ -127,10 +126,10 @@ def foreign(tokenizer):
         tokenizers.models.WordLevel({"<end>": 0, "a": 1}, unk_token="<end>")
     )
     yield words.to_str()
-    lower = tokenizers.Tokenizer.from_str(tokenizer_json(tokenizer))
+    lower = tokenizers.Tokenizer.from_str(tokenizer.to_str())
     lower.normalizer = tokenizers.normalizers.Lowercase()
     yield lower.to_str()
-    special = tokenizers.Tokenizer.from_str(tokenizer_json(tokenizer))
+    special = tokenizers.Tokenizer.from_str(tokenizer.to_str())
     special.add_special_tokens(["<end>"])
     yield special.to_str()
     vocabulary = edited(tokenizer)["model"]["vocab"]
@@ -176,7 +175,7 @@ def test_malformed_tokenizers_are_refused(written):
 
 
 def test_damaged_tokenizers_are_refused_in_silence_or_work(tokenizer, capfd):
-    written, rng = tokenizer_json(tokenizer), np.random.default_rng(0)
+    written, rng = tokenizer.to_str(), np.random.default_rng(0)
     for _ in range(300):
         damaged = bytearray(written.encode())
         for place in rng.integers(len(damaged), size=2):
@@ -231,9 +230,9 @@ def test_long_texts_are_parted(monkeypatch):
     monkeypatch.setattr(module, "PIECE", 100)
     text = "\n".join(STORIES)
     assert max(map(len, module._parts(text))) < 100 + max(map(len, text.split("\n"))) + 1
-    whole = tokenizer_json(train_tokenizer([text], 300))
+    whole = train_tokenizer([text], 300).to_str()
     monkeypatch.undo()
-    assert tokenizer_json(train_tokenizer([text], 300)) == whole
+    assert train_tokenizer([text], 300).to_str() == whole
 
 
 def test_packs_that_cannot_be(tokenizer):
