@@ -514,7 +514,8 @@ def test_a_hub_dataset_that_cannot_be_downloaded_is_one_clear_line(monkeypatch):
     for name in ("minari.storage.hosting.download_dataset", "minari.download_dataset"):
         monkeypatch.setattr(name, download)
     with pytest.raises(
-        StabError, match="dataset 'mujoco/hopper/expert-v0' could not be downloaded: no network"
+        StabError,
+        match="'mujoco/hopper/expert-v0' could not be downloaded: ConnectionError: no network",
     ):
         hopper("mujoco/hopper/expert-v0").dataset()
     with pytest.raises(
