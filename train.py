@@ -1,11 +1,10 @@
-"""The one training loop: a generator of checkpoints. It knows nothing of rollouts, rows or reports."""
+"""The training loop: a generator of checkpoints, ignorant of tasks, rollouts and rows."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import math
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,15 +14,17 @@ import numpy as np
 import torch
 
 from stab.recipe import Recipe, load_object
-from stab.registry import StabError, reason
-from stab.stabilizers.base import Average, GradientTransform, averaged, clone
+from stab.registry import StabError
+from stab.stabilizers.base import Average, GradientTransform, clone
+from stab.stabilizers.riders import Riders, clock
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stab.stabilizers.base import Params
 
-# Draws of one update come from (seed, stream, update), so that they depend on nothing that happened before.
+# Draws of one update come from (seed, stream, update), so that they depend on nothing that happened
+# before.
 INDICES, DROPOUT, GRADIENT = 0, 1, 2
 GRADIENT_SAMPLES = 4
 KEPT = 31 * 2**20  # bytes
@@ -36,7 +37,7 @@ class Split(Protocol):
         """Number of samples."""
 
     def batch(self, indices: np.ndarray) -> Any:
-        """Return the samples of an integer array (batch,), in whatever form the task's loss takes."""
+        """Return the samples of an integer array (batch,), in the form that the loss takes."""
 
 
 @runtime_checkable
@@ -52,7 +53,7 @@ class Fresh(Split, Protocol):
     """Demonstrations that never repeat: every epoch is made of fresh ones."""
 
     def pool(self, seed: int, epoch: int) -> Split:
-        """Return the ``len(self)`` transitions of one epoch of a trajectory; a function of seed and epoch."""
+        """Return the ``len(self)`` samples of one epoch; a function of seed and epoch."""
 
 
 class Problem(Protocol):
@@ -80,16 +81,20 @@ class Checkpoint:
         update: completed optimizer steps.
         raw: parameters and buffers of the live policy, as new tensors.
         averages: the same for each average, by the caller's name for it.
-        gradient_variance: trace of the covariance of the gradient that one optimizer step takes (accumulation included),
-            estimated without bias from independent minibatches at this iterate; dropout's noise is part of it.
-        gradient_norm2: squared norm of the mean gradient, without bias (so it can come out negative).
+        gradient_variance: trace of the covariance of the gradient that one optimizer step takes
+            (accumulation included), estimated without bias from independent minibatches at this
+            iterate; dropout's noise is part of it.
+        gradient_norm2: squared norm of the mean gradient, without bias (so it can come out
+            negative).
         lr: learning rate of the last step.
-        train_seconds: wall time spent training so far, averages and the gradient's variance not included.
+        train_seconds: wall time spent training so far, averages and the gradient's variance not
+            included.
         average_seconds: wall time spent in each average so far.
         average_bytes: memory of each average's state.
         failed: why averages that raised are no longer riding, by name.
-        state: returns everything that the rest of training depends on, as plain data and tensors, for ``train`` to go on
-            from in another process; to be called before the next checkpoint is asked for.
+        state: returns everything that the rest of training depends on, as plain data and tensors,
+            for ``train`` to resume from in another process; call it before the next checkpoint
+            is asked for.
     """
 
     update: int
@@ -115,25 +120,28 @@ def train(
 ) -> Iterator[Checkpoint]:
     """Train one trajectory and yield its checkpoints in order.
 
-    Initial weights, minibatches and dropout masks are functions of the seed and the update: attaching averages, asking
-    for other checkpoints, or what the consumer does between two of them change nothing. The global generators of torch
-    are left as found. Training runs on ``recipe.device``; checkpoints are on the processor.
+    Initial weights, minibatches and dropout masks are functions of the seed and the update:
+    attaching averages, asking for other checkpoints, or what the consumer does between two of them
+    change nothing. The global generators of torch are left as found. Training runs on
+    ``recipe.device``; checkpoints are on the processor.
 
     Args:
         problem: gives samples, policy and loss; any task.
         recipe: everything else that decides the trajectory.
         seed: of the trajectory.
-        averages: what rides along, by a name of the caller's choice. One that raises is dropped, and stops nobody else.
+        averages: of the iterates, by a name of the caller's choice. One that raises is dropped,
+            and the others stay.
         checkpoints: updates in 1..recipe.updates at which to yield.
-        state: what ``Checkpoint.state`` returned, with the same other arguments, to go on from there: the checkpoints that
-            follow have the same bits as without the interruption.
+        state: what ``Checkpoint.state`` returned, with the same other arguments, to resume: the
+            checkpoints that follow have the same bits as without the interruption.
 
-    Raises Diverged when the loss is not finite; StabError when the optimizer does not fit the recipe, or there is no such
-    device.
+    Raises Diverged if the loss is not finite; StabError if the optimizer does not fit the
+    recipe, or there is no such device.
     """
     device = make_device(recipe)
-    # Freed at once: having seen so large a block, glibc keeps what updates free instead of giving it back to the system and
-    # taking it again, a page fault every 4 kB (malloc's dynamic threshold, 32 MiB at most).
+    # Freed at once: having seen so large a block, glibc keeps what updates free instead of giving
+    # it back to the system and taking it again, a page fault every 4 kB (malloc's dynamic
+    # threshold, 32 MiB at most).
     torch.empty(KEPT, dtype=torch.uint8)
     data = problem.training_split()
     with _own_random_state(device):
@@ -147,7 +155,7 @@ def train(
     _switch(optimizer, "train")
     full = [group["lr"] for group in optimizer.param_groups]
     transforms = make_transforms(recipe)
-    riders = _Riders(averages, policy, recipe.updates)
+    riders = Riders(averages, policy, recipe.updates)
     train_seconds, done = 0.0, 0
     if state is not None:
         policy.load_state_dict(state["policy"])
@@ -168,14 +176,15 @@ def train(
         }
 
     for update in range(done + 1, recipe.updates + 1):
-        began = _clock(device)
+        began = clock(device)
         lr = optimizer.param_groups[0]["lr"]
         source, indices = minibatches(data, recipe, seed, update)
 
         def closure(
             update: int = update, source: Split = source, indices: np.ndarray = indices
         ) -> float:
-            # An optimizer that calls this more than once (SAM, LBFGS) sees the same minibatches and dropout masks.
+            # An optimizer that calls this more than once (SAM, LBFGS) sees the same minibatches and
+            # dropout masks.
             _seed(device, _entropy(seed, DROPOUT, update))
             for parameter in parameters:
                 parameter.grad = None
@@ -197,12 +206,13 @@ def train(
         if recipe.schedule != "constant":
             for group, whole in zip(optimizer.param_groups, full, strict=True):
                 group["lr"] = whole * recipe.lr_factor(update)
-        ended = _clock(device)
+        ended = clock(device)
         train_seconds += ended - began
         riders.update(update, device, ended)
         if update in checkpoints:
-            # Optimizers that deploy other weights than they train (schedule-free) move them in place, and not back to the
-            # last bit; measuring the gradient's variance moves BatchNorm's statistics. Both must leave no trace.
+            # Optimizers that deploy other weights than they train (schedule-free) move them in
+            # place, and not back to the last bit; measuring the gradient's variance moves
+            # BatchNorm's statistics. Both must leave no trace.
             live_state = clone(policy.state_dict())
             _switch(optimizer, "eval")
             raw = clone(policy.state_dict())
@@ -231,76 +241,13 @@ def train(
             )
 
 
-class _Riders:
-    """The averages that ride along, and their states. One that raises is dropped, and stops nobody else."""
-
-    def __init__(self, averages: Mapping[str, Average], policy: nn.Module, total: int) -> None:
-        self.averages, self.policy = dict(averages), policy
-        self.states: dict[str, Any] = {}
-        self.seconds = dict.fromkeys(averages, 0.0)
-        self.failed: dict[str, str] = {}
-
-        def begin(name: str, average: Average) -> None:
-            self.states[name] = average.init(averaged(policy, average), total)
-
-        self._each(begin)
-
-    def update(self, step: int, device: torch.device, began: float) -> None:
-        live: dict[bool, Params] = {}
-
-        def look(name: str, average: Average) -> None:
-            nonlocal began
-            if average.averages_buffers not in live:
-                live[average.averages_buffers] = averaged(self.policy, average)
-            average.update(self.states[name], live[average.averages_buffers], step)
-            ended = _clock(device)
-            self.seconds[name] += ended - began
-            began = ended
-
-        self._each(look)
-
-    def read(self, raw: Params) -> tuple[dict[str, Params], dict[str, int]]:
-        """Return read-outs and bytes of states. What an average does not hold (most buffers) is as in ``raw``."""
-        found, memory = {}, {}
-
-        def read(name: str, average: Average) -> None:
-            size = nbytes(self.states[name].state_dict())
-            found[name], memory[name] = clone(raw) | average.read(self.states[name]), size
-
-        self._each(read)
-        return found, memory
-
-    def state_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-
-        def write(name: str, _: Average) -> None:
-            found[name] = self.states[name].state_dict()
-
-        self._each(write)
-        return {"states": found, "seconds": dict(self.seconds), "failed": dict(self.failed)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.seconds, self.failed = dict(state["seconds"]), dict(state["failed"]) | self.failed
-        self.averages = {
-            name: average for name, average in self.averages.items() if name in state["states"]
-        }
-        self._each(lambda name, _: self.states[name].load_state_dict(state["states"][name]))
-
-    def _each(self, call: Callable[[str, Average], None]) -> None:
-        for name, average in tuple(self.averages.items()):
-            try:
-                call(name, average)
-            except (Exception, SystemExit) as e:  # a plug-in may raise anything
-                self.failed[name] = reason(e)
-                del self.averages[name]
-
-
 def minibatches(data: Split, recipe: Recipe, seed: int, update: int) -> tuple[Split, np.ndarray]:
-    """Return where one update's micro-batches are drawn from, and their indices (accumulation, batch_size) in it.
+    """Return the split of an update's micro-batches, and indices (accumulation, batch_size) in it.
 
-    Training reads epoch after epoch, each a permutation of all transitions (a minibatch may straddle two). Epochs are
-    functions of seed and number, so that any update's minibatches are known without the ones before. Of endless data
-    each epoch has a pool of its own, and ends before the minibatch that would straddle.
+    Training reads epoch after epoch, each a permutation of all transitions (a minibatch may
+    straddle two). Epochs are functions of seed and number, so that any update's minibatches are
+    known without the ones before. Of endless data each epoch has a pool of its own, and ends before
+    the minibatch that would straddle.
 
     Raises StabError as ``check_pool`` does.
     """
@@ -326,8 +273,8 @@ def check_pool(data: Split, recipe: Recipe) -> None:
     size = recipe.accumulation * recipe.batch_size
     if size > len(data):
         raise StabError(
-            f"an epoch of {len(data)} fresh transitions is shorter than one step's {size} samples: raise"
-            " data.train_episodes, or lower train.batch_size or train.accumulation"
+            f"an epoch of {len(data)} fresh transitions is shorter than one step's {size} samples:"
+            " raise data.train_episodes, or lower train.batch_size or train.accumulation"
         )
 
 
@@ -337,11 +284,12 @@ def _epoch(transitions: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer. Raises StabError when it does not exist or does not take the recipe's arguments."""
+    """Return the recipe's optimizer. Raises StabError if it does not exist or fit the recipe."""
     cls = load_object(recipe.optimizer)
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         raise StabError(
-            f"train.optimizer={recipe.optimizer!r} is no torch optimizer, for example AdamW or torch.optim:SGD"
+            f"train.optimizer={recipe.optimizer!r} is not a torch optimizer: expected one such as"
+            " AdamW or torch.optim:SGD"
         )
     accepted = inspect.signature(cls).parameters
     args: dict[str, Any] = {"lr": recipe.lr}
@@ -349,7 +297,8 @@ def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opti
         args["weight_decay"] = recipe.weight_decay  # torch's defaults are not 0
     elif recipe.weight_decay:
         raise StabError(
-            f"{recipe.optimizer} has no weight decay: set train.weight_decay=0 or choose another optimizer"
+            f"{recipe.optimizer} has no weight decay: set train.weight_decay=0 or choose another"
+            " optimizer"
         )
     if "fused" in accepted:
         args["fused"] = True
@@ -369,8 +318,9 @@ def make_device(recipe: Recipe) -> torch.device:
         return torch.device("cpu")
     if int(index or 0) >= torch.cuda.device_count():
         raise StabError(
-            f"train.device={recipe.device}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs here; leave"
-            " out --device, or install a build of torch for CUDA"
+            f"train.device={recipe.device}: torch {torch.__version__} sees"
+            f" {torch.cuda.device_count()} GPUs here; leave out --device, or install a build of"
+            " torch for CUDA"
         )
     return torch.device(kind, int(index or 0))
 
@@ -378,8 +328,8 @@ def make_device(recipe: Recipe) -> torch.device:
 def _moved(data: Split, device: torch.device) -> Split:
     if not isinstance(data, Movable):
         raise StabError(
-            f"this task cannot train on {device}: its demonstrations have no method to(device); leave"
-            " out --device"
+            f"this task cannot train on {device}: its demonstrations have no method to(device);"
+            " leave out --device"
         )
     return data.to(device)
 
@@ -389,21 +339,21 @@ def _to_cpu(params: Params) -> Params:
 
 
 def make_transforms(recipe: Recipe) -> list[GradientTransform]:
-    """Return the recipe's gradient transforms. Raises StabError when one is none, or cannot be made."""
-    made = []
+    """Return the recipe's gradient transforms. Raises StabError if one cannot be made."""
+    transforms = []
     for call in recipe.gradient_transforms:
         cls = load_object(call.object)
         if not (isinstance(cls, type) and issubclass(cls, GradientTransform)):
             raise StabError(
-                f"{call.object!r} is no stab.stabilizers.GradientTransform: only subclasses of it are called"
+                f"{call.object!r} is not a stab.stabilizers.GradientTransform: expected a subclass"
             )
         try:
-            made.append(cls(**call.args))
+            transforms.append(cls(**call.args))
         except (TypeError, ValueError) as e:
             raise StabError(
                 f"gradient transform {call.object!r} does not take {call.args}: {e}"
             ) from e
-    return made
+    return transforms
 
 
 def gradient_noise(
@@ -413,11 +363,11 @@ def gradient_noise(
     stream: tuple[int, ...],
     data: Split | None = None,
 ) -> tuple[float, float]:
-    """Return the trace of the covariance of a step's gradient and the squared norm of its mean, at these parameters.
+    """Return a step's gradient noise: trace of the covariance, and squared norm of the mean.
 
-    From n = 4 independent minibatches (drawn with replacement) with gradients g_i and mean m: the trace of the covariance
-    of one minibatch's gradient is sum_i |g_i - m|^2 / (n - 1), that of a step's is 1 / accumulation of it;
-    |m|^2 - trace / n is free of bias.
+    From n = 4 independent minibatches (drawn with replacement) with gradients g_i and mean m: the
+    trace of the covariance of one minibatch's gradient is sum_i |g_i - m|^2 / (n - 1), that of a
+    step's is 1 / accumulation of it; |m|^2 - trace / n is free of bias.
     """
     data = problem.training_split() if data is None else data
     rng = np.random.default_rng(_entropy(*stream))
@@ -427,8 +377,8 @@ def gradient_noise(
         _seed(device, _entropy(*stream))
         for _ in range(GRADIENT_SAMPLES):
             loss = problem.loss(policy, data.batch(rng.integers(len(data), size=recipe.batch_size)))
-            found = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
-            gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
+            parts = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
+            gradients.append(torch.cat([g.flatten() for g in parts if g is not None]))
     stacked = torch.stack(gradients)
     mean = stacked.mean(0)
     trace = float((stacked - mean).square().sum() / (GRADIENT_SAMPLES - 1))
@@ -436,7 +386,7 @@ def gradient_noise(
 
 
 def _entropy(*key: int) -> int:
-    """Mix a key of integers into 63 bits (splitmix64's finalizer over each), for seeding generators."""
+    """Mix integers into 63 bits (splitmix64's finalizer over each), to seed generators."""
     mixed = 0x9E3779B97F4A7C15
     for part in key:
         mixed = (mixed ^ (part + 0x9E3779B97F4A7C15)) & 0xFFFFFFFFFFFFFFFF
@@ -446,31 +396,11 @@ def _entropy(*key: int) -> int:
     return mixed >> 1
 
 
-def nbytes(state: Any) -> int:
-    """Return the bytes of all tensors in nested data."""
-    if isinstance(state, torch.Tensor):
-        return state.nbytes
-    parts = (
-        state.values()
-        if isinstance(state, Mapping)
-        else state
-        if isinstance(state, list | tuple)
-        else ()
-    )
-    return sum(nbytes(part) for part in parts)
-
-
 def _switch(optimizer: torch.optim.Optimizer, mode: str) -> None:
-    """Call the optimizer's train() or eval() where it has one (schedule-free methods)."""
+    """Call the optimizer's train() or eval() if it has one (schedule-free methods)."""
     switch: Callable[[], Any] | None = getattr(optimizer, mode, None)
     if switch:
         switch()
-
-
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # or else only the launching of its work would be counted
-    return time.perf_counter()
 
 
 def _seed(device: torch.device, seed: int) -> None:

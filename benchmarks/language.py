@@ -28,7 +28,7 @@ from stab.recipe import Recipe
 from stab.tasks import datasets, environments
 from stab.tasks.language import grammar
 from stab.tasks.language.environment import source as make_source
-from stab.tasks.language.generate import side_by_side
+from stab.tasks.language.generation import side_by_side
 from stab.tasks.policies import GPT, build_language
 
 SIZES = [
@@ -105,14 +105,10 @@ def packing(stories: int, each: int) -> list[str]:
     """Return the costs of a Minari dataset of stories: megabytes, seconds to write and to read."""
     rng = np.random.default_rng(0)
     source = make_source("stories")
-    told = [
-        np.array([token for part in source.text(rng) for token in part]) for _ in range(stories)
-    ]
-    packs = [np.concatenate(told[n : n + each]) for n in range(0, stories, each)]
-    made = [
-        datasets.episode(
-            n, [0, *pack.tolist()], [(token, 0.0, False, False) for token in pack.tolist()]
-        )
+    texts = [np.concatenate(source.text(rng)) for _ in range(stories)]
+    packs = [np.concatenate(texts[n : n + each]).tolist() for n in range(0, stories, each)]
+    episodes = [
+        datasets.episode(n, [0, *pack], [(token, 0.0, False, False) for token in pack])
         for n, pack in enumerate(packs)
     ]
     environments.register()
@@ -120,10 +116,10 @@ def packing(stories: int, each: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MINARI_DATASETS_PATH"] = folder
         began = time.perf_counter()
-        datasets.create("bench/stories-v0", made, spec, None, {})
+        datasets.create("bench/stories-v0", episodes, spec, None, {})
         written = time.perf_counter()
-        found = datasets.load("bench/stories-v0")
-        datasets.read(found, list(found.episode_indices))
+        dataset = datasets.load("bench/stories-v0")
+        datasets.read(dataset, list(dataset.episode_indices))
         ended = time.perf_counter()
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     return [f"{each}", f"{size / 1e6:.1f}", f"{written - began:.1f}", f"{ended - written:.2f}"]

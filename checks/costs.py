@@ -52,50 +52,52 @@ class Cost:
 def measure(
     names: Sequence[str], progress: Callable[[float], None] | None = None
 ) -> dict[str, Cost | str]:
-    """Return the cost of each stabilizer string with its default arguments, or why it could not be measured.
+    """Return the cost of each stabilizer string with default arguments, or why it has none.
 
-    Runs of the base recipe and of the edited one alternate, five of each, 30 updates after a warm-up of 10; the ratio is
-    that of the shortest, which a busy machine disturbs least. The time of an average is its own, over that of the
-    training it rides on. Takes one to three seconds a stabilizer; expect an error of a few hundredths. Memory is counted,
-    not sampled: the optimizer's and the average's state, and the parameters.
+    Runs of the base recipe and of the edited one alternate, five of each, 30 updates after a
+    warm-up of 10; the ratio is that of the shortest, which a busy machine disturbs least. The time
+    of an average is its own, over that of the training it rides on. Takes one to three seconds a
+    stabilizer; expect an error of a few hundredths. Memory is counted, not sampled: the optimizer's
+    and the average's state, and the parameters.
     """
-    found: dict[str, Cost | str] = {}
+    costs: dict[str, Cost | str] = {}
     for n, name in enumerate(names):
         if progress:
             progress(n / len(names))
         try:
-            found[name] = _measure(name)
+            costs[name] = _measure(name)
         except (StabError, Incompatible) as e:
-            found[name] = str(e)
+            costs[name] = str(e)
         except Exception as e:  # a plug-in may raise anything
-            found[name] = f"{type(e).__name__}: {e}"
-    return found
+            costs[name] = f"{type(e).__name__}: {e}"
+    return costs
 
 
 def cached(
     names: Sequence[str], progress: Callable[[float], None] | None = None
 ) -> dict[str, Cost | str]:
-    """Return ``measure(names)``; what this version of a stabilizer's module was measured to cost is kept on disk."""
+    """Return ``measure(names)``; results are cached by the version of a stabilizer's module."""
     path = files.cache_folder() / "costs.json"
     try:
-        kept = json.loads(path.read_text())
+        saved = json.loads(path.read_text())
     except (OSError, ValueError):
-        kept = {}
+        saved = {}
     keys = {name: _key(name) for name in names}
-    found: dict[str, Cost | str] = {
-        name: Cost(**kept[key]) for name, key in keys.items() if key in kept
+    costs: dict[str, Cost | str] = {
+        name: Cost(**saved[key]) for name, key in keys.items() if key in saved
     }
-    missing = [name for name in names if name not in found]
-    found |= measure(missing, progress)
-    new = {keys[name]: asdict(cost) for name in missing if isinstance(cost := found[name], Cost)}
+    missing = [name for name in names if name not in costs]
+    costs |= measure(missing, progress)
+    new = {keys[name]: asdict(cost) for name in missing if isinstance(cost := costs[name], Cost)}
     if new:
-        files.write_cache(path, json.dumps(kept | new))
-    return {name: found[name] for name in names}
+        files.write_cache(path, json.dumps(saved | new))
+    return {name: costs[name] for name in names}
 
 
 def _key(name: str) -> str:
     try:
-        source = inspect.getsource(inspect.getmodule(stabilizers.get(name)))  # type: ignore[arg-type]
+        module = inspect.getmodule(stabilizers.get(name))
+        source = inspect.getsource(module)  # type: ignore[arg-type]
     except (StabError, OSError, TypeError):
         source = ""
     sha = hashlib.sha256(source.encode()).hexdigest()[:12]
@@ -105,7 +107,8 @@ def _key(name: str) -> str:
 def _measure(name: str) -> Cost:
     import torch
 
-    from stab.train import Checkpoint, make_optimizer, nbytes, train
+    from stab.stabilizers.riders import nbytes
+    from stab.train import Checkpoint, make_optimizer, train
 
     stabilizer, task = parse(name), _Synthetic()
     base = Recipe(updates=WARM_UP + UPDATES)
@@ -120,7 +123,7 @@ def _measure(name: str) -> Cost:
         seconds = last.train_seconds - first.train_seconds
         return (1 + own / seconds if averages else seconds), last
 
-    def kept(recipe: Recipe) -> int:
+    def held(recipe: Recipe) -> int:
         policy = task.policy(recipe)
         optimizer = make_optimizer(recipe, list(policy.parameters()))
         batch = task.training_split().batch(np.arange(8))
@@ -146,7 +149,7 @@ def _measure(name: str) -> Cost:
         else:  # the two alternate; of each its least disturbed run
             pairs = [(run(edited)[0], run(base)[0]) for _ in range(ROUNDS)]
             time = min(seconds for seconds, _ in pairs) / min(seconds for _, seconds in pairs)
-        memory = (kept(edited) - kept(base) + sum(last.average_bytes.values())) / size
+        memory = (held(edited) - held(base) + sum(last.average_bytes.values())) / size
     finally:
         torch.set_num_threads(threads)
     return Cost(time, memory)

@@ -79,7 +79,7 @@ class Toy(Task):
             rows(0, 64), rows(1, 16), References(low, high), "toy", "0", None, "toy"
         )
 
-    def ready(self) -> bool:
+    def has_data(self) -> bool:
         return True
 
     def policy(self, recipe: Recipe) -> nn.Module:

@@ -235,7 +235,7 @@ def _show_plan(
     ready = True
     for name in config.tasks:
         with task_errors(name):
-            ready = ready and make_task(config, name).ready()
+            ready = ready and make_task(config, name).has_data()
     collecting = "" if ready else ", after collecting the demonstrations (well under a minute)"
     if expected is not None:
         wall = estimate.wall_seconds(expected, workers)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stab.cli.facts import facts
+
 if TYPE_CHECKING:
     import minari
 
@@ -53,7 +55,7 @@ def prepare(
         typer.Option(help="With --expert or --folder: Minari id of the dataset to write."),
     ] = None,
 ) -> None:
-    """Collect a task's dataset from its expert or texts, if it is not there yet (or is smaller than asked for)."""
+    """Collect a task's dataset from its expert or texts, if it is missing or too small."""
     from rich.console import Console
 
     from stab.cli.progress import bars
@@ -64,11 +66,13 @@ def prepare(
     text = is_text(task)
     if (folder is not None or vocabulary is not None) and not text:
         raise StabError(
-            f"--folder and --vocabulary are for tasks of text, {task!r} is none; see: stab list tasks"
+            f"--folder and --vocabulary are for tasks of text, which {task!r} is not; see: stab"
+            " list tasks"
         )
     if (expert is None) != (dataset is None) and not text:
         raise StabError(
-            "--expert and --dataset go together: the expert to collect from, and the id of what is written"
+            "--expert and --dataset go together: the expert to collect from, and the id of the"
+            " dataset to write"
         )
     settings: dict[str, Any] = {"name": task, "dataset_id": dataset}
     if expert:
@@ -80,26 +84,30 @@ def prepare(
     if text:
         given = {"folder": folder, "vocabulary": vocabulary}
         settings |= {key: value for key, value in given.items() if value is not None}
-    made = tasks.get(task)(**settings)
+    instance = tasks.get(task)(**settings)
     talk = Console(stderr=True, highlight=False)
-    there = (
-        datasets.load(made.demonstrations_id).total_episodes
-        if datasets.exists(made.demonstrations_id)
+    present = (
+        datasets.load(instance.demonstrations_id).total_episodes
+        if datasets.exists(instance.demonstrations_id)
         else 0
     )
     asked = folder is not None or vocabulary is not None
-    if there and not asked and (there >= episodes if episodes else made.ready()):
+    if present and not asked and (present >= episodes if episodes else instance.has_data()):
         talk.print(
-            f"{made.demonstrations_id} is there already, {there} episodes: stab data show {dataset or task}"
+            f"{instance.demonstrations_id} is there already, {present} episodes: stab data show"
+            f" {dataset or task}"
         )
         return
     with bars(talk) as progress:
-        bar = progress.add_task(f"Collecting {made.demonstrations_id}", total=1.0)
-        made.collect(lambda fraction: progress.update(bar, completed=fraction), episodes=episodes)
+        bar = progress.add_task(f"Collecting {instance.demonstrations_id}", total=1.0)
+        instance.collect(
+            lambda fraction: progress.update(bar, completed=fraction), episodes=episodes
+        )
     show(dataset or task)
     if text:
         talk.print(
-            f"Next, a judge: stab expert train {task} --dataset {made.demonstrations_id}",
+            f"Next, a scorer model: stab scorer train {task} --dataset"
+            f" {instance.demonstrations_id}",
             soft_wrap=True,
         )
 
@@ -126,14 +134,14 @@ def list_() -> None:
         table.add_column(
             column, justify="right" if numbers else "left", no_wrap=column == "dataset"
         )
-    there = datasets.local()
-    for dataset_id in there:
+    local = datasets.local()
+    for dataset_id in local:
         try:
-            found = datasets.load(dataset_id)
+            dataset = datasets.load(dataset_id)
         except StabError as e:
             table.add_row(dataset_id, Text(str(e)))
             continue
-        environment = found.env_spec.id if found.env_spec else "–"
+        environment = dataset.env_spec.id if dataset.env_spec else "–"
         task = task_for(dataset_id)
         size = (
             sum(p.stat().st_size for p in (datasets.root() / dataset_id).rglob("*") if p.is_file())
@@ -142,21 +150,19 @@ def list_() -> None:
         table.add_row(
             dataset_id,
             environment,
-            str(found.total_episodes),
-            str(found.total_steps),
+            str(dataset.total_episodes),
+            str(dataset.total_steps),
             f"{size:.1f}",
             task,
         )
     for entry in tasks.listing(load=True):
         try:
-            made = tasks.get(entry.name)(name=entry.name)
-            own = made.demonstrations_id
-        except (
-            Exception
-        ):  # a broken plug-in (stab list -v says why), or a task without a dataset of its own
+            instance = tasks.get(entry.name)(name=entry.name)
+            own = instance.demonstrations_id
+        except Exception:  # a broken plug-in (see stab list -v), or no dataset of its own
             continue
-        if own not in there:
-            table.add_row(own, getattr(made, "environment", "–"), "–", "–", "–", entry.name)
+        if own not in local:
+            table.add_row(own, getattr(instance, "environment", "–"), "–", "–", "–", entry.name)
             table.caption = Text(
                 "–: collected on first use, or by stab data prepare TASK (texts by that alone)"
             )
@@ -168,29 +174,27 @@ def list_() -> None:
 def show(name: Name) -> None:
     """Show what a dataset holds: episodes, returns, references, where it came from."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     from stab.cli.progress import bars
     from stab.tasks import datasets
 
-    found = _find(name)
-    about = datasets.stab_metadata(found)
-    metadata = found.storage.metadata
+    dataset = _find(name)
+    about = datasets.stab_metadata(dataset)
+    metadata = dataset.storage.metadata
     with bars(Console(stderr=True)) as progress:
-        bar = progress.add_task(f"Reading {found.id}", total=1.0)
-        rewards = datasets.rewards(found, lambda fraction: progress.update(bar, completed=fraction))
+        bar = progress.add_task(f"Reading {dataset.id}", total=1.0)
+        rewards = datasets.rewards(
+            dataset, lambda fraction: progress.update(bar, completed=fraction)
+        )
     returns = [float(episode.sum()) for episode in rewards]
-    table = Table(
-        title=found.id, show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0)
-    )
     lines = {
-        "folder": str(datasets.root() / found.id),
-        "environment": found.env_spec.id if found.env_spec else "none recorded",
-        "episodes, steps": f"{found.total_episodes}, {found.total_steps}",
-        "returns": f"{sum(returns) / len(returns):.1f} (from {min(returns):.1f} to {max(returns):.1f})",
-        "observations": str(found.observation_space),
-        "actions": str(found.action_space),
+        "folder": str(datasets.root() / dataset.id),
+        "environment": dataset.env_spec.id if dataset.env_spec else "none recorded",
+        "episodes, steps": f"{dataset.total_episodes}, {dataset.total_steps}",
+        "returns": f"{sum(returns) / len(returns):.1f} (from {min(returns):.1f} to"
+        f" {max(returns):.1f})",
+        "observations": str(dataset.observation_space),
+        "actions": str(dataset.action_space),
         "algorithm": str(metadata.get("algorithm_name", "not said")),
     }
     if "references" in about:
@@ -199,7 +203,8 @@ def show(name: Name) -> None:
         references = references_from(about["references"])
         for policy, curve in (("random", references.random), ("expert", references.expert)):
             lines[f"{policy} reference"] = (
-                f"{curve.cumulative[-1]:.1f} +- {curve.std:.1f} over {curve.episodes} episodes of {curve.length:.0f} steps,"
+                f"{curve.cumulative[-1]:.1f} +- {curve.std:.1f} over {curve.episodes} episodes of"
+                f" {curve.length:.0f} steps,"
                 f" reset seeds {curve.first_seed} to {curve.first_seed + curve.episodes - 1}"
             )
     elif metadata.get("ref_max_score") is not None:
@@ -207,41 +212,40 @@ def show(name: Name) -> None:
             f"random {metadata.get('ref_min_score')}, expert {metadata['ref_max_score']} (metadata)"
         )
     if "tokenizer" in about:
-        lines |= _of_texts(found.id)
+        lines |= _of_texts(dataset.id)
     if "expert_sha256" in about:
         lines["expert"] = f"sha256 {about['expert_sha256'][:16]}"
         lines["made with"] = ", ".join(
             f"{package} {version}" for package, version in about["versions"].items()
         )
-    for line, value in lines.items():
-        table.add_row(line, Text(value))
-    Console().print(table)
+    facts(lines, dataset.id)
 
 
 @app.command(epilog="Examples:\n\nstab data verify hopper\n\nstab data verify my/pendulum-v0")
 def verify(name: Name) -> None:
     """Replay every stored action in the recovered environment and report the largest differences.
 
-    Exit code 0 where everything is equal bit for bit, 1 where it is not (another machine or version can differ in the
-    last bits, which a chaotic simulation amplifies).
+    Exit code 0 if everything is equal bit for bit, 1 if it is not (another machine or version
+    can differ in the last bits, which a chaotic simulation amplifies).
     """
     from rich.console import Console
 
     from stab.cli.progress import bars
     from stab.tasks import datasets
 
-    found = _find(name)
+    dataset = _find(name)
     with bars(Console(stderr=True)) as progress:
-        bar = progress.add_task(f"Replaying {found.id}", total=1.0)
-        replay = datasets.replay(found, lambda fraction: progress.update(bar, completed=fraction))
-    said = "equal bit for bit" if replay.exact else "not equal"
+        bar = progress.add_task(f"Replaying {dataset.id}", total=1.0)
+        replay = datasets.replay(dataset, lambda fraction: progress.update(bar, completed=fraction))
+    verdict = "equal bit for bit" if replay.exact else "not equal"
     console = Console(highlight=False)
     console.print(
-        f"{found.id}: {said}; {replay.episodes} episodes, {replay.steps} steps replayed",
+        f"{dataset.id}: {verdict}; {replay.episodes} episodes, {replay.steps} steps replayed",
         soft_wrap=True,
     )
     console.print(
-        f"  largest difference of observations {replay.observations:.3g}, of rewards {replay.rewards:.3g}"
+        f"  largest difference of observations {replay.observations:.3g}, of rewards"
+        f" {replay.rewards:.3g}"
     )
     if replay.ends:
         console.print(f"  {replay.ends} episodes end differently")
@@ -274,19 +278,19 @@ def remove(
 
 
 def _of_texts(dataset_id: str) -> dict[str, str]:
-    """Return what there is to say of a dataset of texts: its tokenizer and its judge."""
+    """Describe the tokenizer and the scorer model of a dataset of texts."""
     from stab.registry import StabError
-    from stab.tasks.language import scorer_model as judges
+    from stab.tasks.language import scorer_model
     from stab.tasks.language.text import tokenizer_of
 
     lines = {"tokenizer": f"byte-level BPE, {tokenizer_of(dataset_id).get_vocab_size()} entries"}
     try:
-        card = judges.read_card(dataset_id)
+        card = scorer_model.read_card(dataset_id)
     except StabError:
-        return lines | {"judge": "none yet"}
+        return lines | {"scorer model": "none yet"}
     low, high = (card["references"][name]["cumulative"][-1] for name in ("random", "expert"))
     return lines | {
-        "judge": str(card["judge"]),
+        "scorer model": str(card["judge"]),
         "references": f"uniform tokens {low:.1f}, held-out texts {high:.1f} nats",
     }
 

@@ -1,4 +1,4 @@
-"""``stab expert``: train the experts that demonstrations are collected from, and the judges of texts; measure them again."""
+"""``stab expert``: train the experts that demonstrations come from, and measure them again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stab.cli.facts import facts
+
 if TYPE_CHECKING:
     from stab.tasks.control.record import Record
     from stab.tasks.references import Curve, References
 
 app = typer.Typer(
-    help="Train the expert of a task, or the judge of a dataset of texts; measure it again.",
+    help="Train the expert of a task; measure it again.",
     no_args_is_help=True,
 )
 
@@ -23,10 +25,9 @@ Name = Annotated[
 
 
 @app.command(
-    epilog="Examples:\n\nstab expert train hopper\n\nstab expert train ant --out my/experts --seed 1\n\n"
-    "stab expert train hopper --steps 500000  (goes on from a training of fewer steps)\n\n"
-    "stab expert train text --dataset my/prose-v0\n\n"
-    "stab expert train text --dataset my/prose-v0 --policy huggingface:gpt2"
+    epilog="Examples:\n\nstab expert train hopper\n\n"
+    "stab expert train ant --out my/experts --seed 1\n\n"
+    "stab expert train hopper --steps 500000  (resumes a training of fewer steps)"
 )
 def train(
     task: Name,
@@ -35,45 +36,45 @@ def train(
     ),
     steps: Annotated[
         int | None,
-        typer.Option(min=100, help="Environment steps (default: the task's); a judge's updates."),
+        typer.Option(min=100, help="Environment steps (default: the task's)."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Training seed.")] = 0,
     dataset: Annotated[
-        str | None, typer.Option(help="Of a task of text: the dataset to train a judge for.")
+        str | None, typer.Option(hidden=True, help="Of a task of text: as in stab scorer train.")
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="Of a judge: its size (gpt:width=128,depth=4), or huggingface:NAME."),
+        typer.Option(hidden=True, help="Of a task of text: as in stab scorer train."),
     ] = None,
 ) -> None:
-    """Train an expert (needs: pip install 'stab-gva\\[experts]'). The same command goes on after an interruption.
+    """Train an expert (needs: pip install 'stab-gva\\[experts]'). Repeat the command to resume.
 
-    Hours for the larger tasks. The best actor so far and its card can be used at any time. Of a task of text the expert is
-    its judge (needs: pip install 'stab-gva\\[text]'): a larger model, trained until it gets no better, kept beside the
-    dataset.
+    Hours for the larger tasks. The best actor so far and its card can be used at any time. For a
+    task of text this is stab scorer train.
     """
     from rich.console import Console
 
+    from stab.cli import scorer
     from stab.cli.progress import bars
     from stab.registry import StabError
-    from stab.tasks import tasks
     from stab.tasks.catalog import is_text
 
-    if task in tasks.names() and is_text(task):
-        _train_judge(task, dataset, policy, steps, seed)
+    if is_text(task):
+        scorer.train(task, dataset, policy, steps, seed)
         return
     if dataset is not None or policy is not None:
         raise StabError(
-            f"--dataset and --policy are for judges of texts, {task!r} is no task of text"
+            f"--dataset and --policy are for scorer models, {task!r} is not a task of text"
         )
     if steps is not None and steps < 1000:
         raise StabError(f"--steps {steps}: an expert takes 1000 environment steps at least")
     from stab.tasks.control.experts import training
+    from stab.tasks.control.experts.folder import finished
 
     record = _record(task)
     talk = Console(stderr=True, highlight=False)
     weights = out / f"{record.name}.safetensors"
-    card = training.finished(record, out, steps or record.steps, seed)
+    card = finished(record, out, steps or record.steps, seed)
     if card:
         talk.print(
             f"{weights} is finished already, at {card['trained_steps']:,} steps; more with --steps",
@@ -87,10 +88,10 @@ def train(
             running: dict[str, Any] = {}
 
             def report(stage: str, fraction: float, latest: str) -> None:
-                said = f"{stage} {record.name}" + (f": {latest}" if latest else "")
+                line = f"{stage} {record.name}" + (f": {latest}" if latest else "")
                 if stage not in running:
-                    running[stage] = progress.add_task(said, total=1.0)
-                progress.update(running[stage], completed=fraction, description=said)
+                    running[stage] = progress.add_task(line, total=1.0)
+                progress.update(running[stage], completed=fraction, description=line)
 
             card = training.train(record, out, steps=steps, seed=seed, report=report)
     except KeyboardInterrupt:
@@ -98,12 +99,15 @@ def train(
             ["stab", "expert", "train", task, "--out", str(out), "--seed", str(seed)]
         )
         again += f" --steps {steps}" if steps else ""
-        kept = f"the best expert so far is {weights}" if weights.exists() else "nothing is kept yet"
-        talk.print(f"Interrupted; {kept}. Go on with: {again}", markup=False, soft_wrap=True)
+        state = (
+            f"the best expert so far is {weights}" if weights.exists() else "nothing is saved yet"
+        )
+        talk.print(f"Interrupted; {state}. Resume with: {again}", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     _show(card, weights)
     talk.print(
-        f"Collect demonstrations: stab data prepare {record.name} --expert {weights} --dataset my/{record.name}-v0\n"
+        f"Collect demonstrations: stab data prepare {record.name} --expert {weights} --dataset"
+        f" my/{record.name}-v0\n"
         f"{record.name}.checkpoint.npz beside it is for more steps; otherwise delete it",
         markup=False,
         soft_wrap=True,
@@ -111,7 +115,8 @@ def train(
 
 
 @app.command(
-    epilog="Examples:\n\nstab expert evaluate hopper\n\nstab expert evaluate hopper --expert experts/hopper.safetensors"
+    epilog="Examples:\n\nstab expert evaluate hopper\n\n"
+    "stab expert evaluate hopper --expert experts/hopper.safetensors"
 )
 def evaluate(
     task: Name,
@@ -122,7 +127,7 @@ def evaluate(
 ) -> None:
     """Measure an expert again over 100 episodes, and compare with its card.
 
-    Exit code 1 where the returns differ by more than three standard errors.
+    Exit code 1 if the returns differ by more than three standard errors.
     """
     from rich.console import Console
     from rich.table import Table
@@ -131,119 +136,47 @@ def evaluate(
     from stab.tasks.control import experts
 
     record = _record(task)
-    found = experts.load(record, expert)
+    loaded = experts.load(record, expert)
     with bars(Console(stderr=True)) as progress:
         bar = progress.add_task(f"Measuring {record.name}", total=1.0)
         measured = experts.measure(
-            record, found.actor, lambda fraction: progress.update(bar, completed=fraction)
+            record, loaded.actor, lambda fraction: progress.update(bar, completed=fraction)
         )
-    table = Table(
-        title=str(expert or f"{record.name} expert"),
-        box=None,
-        title_justify="left",
-        padding=(0, 2, 0, 0),
-    )
+    title = str(expert or f"{record.name} expert")
+    table = Table(title=title, box=None, title_justify="left", padding=(0, 2, 0, 0))
     for column in ("", "card", "measured"):
         table.add_column(column, justify="right" if column else "left")
     for policy in ("expert", "random"):
-        said, got = getattr(found.references, policy), getattr(measured, policy)
-        table.add_row(f"{policy} return", _return(said), _return(got))
-        table.add_row(f"{policy} length", f"{said.length:.1f}", f"{got.length:.1f}")
-        table.add_row(f"{policy} episodes", str(said.episodes), str(got.episodes))
+        stated, got = getattr(loaded.references, policy), getattr(measured, policy)
+        table.add_row(f"{policy} return", _return(stated), _return(got))
+        table.add_row(f"{policy} length", f"{stated.length:.1f}", f"{got.length:.1f}")
+        table.add_row(f"{policy} episodes", str(stated.episodes), str(got.episodes))
     console = Console(highlight=False)
     console.print(table)
-    verdict, agrees = compare(found.references, measured)
+    verdict, agrees = compare(loaded.references, measured)
     console.print(verdict, soft_wrap=True)
     if not agrees:
         raise typer.Exit(1)
 
 
-def _train_judge(
-    task: str, dataset: str | None, policy: str | None, steps: int | None, seed: int
-) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from stab.cli.progress import bars
-    from stab.registry import StabError
-    from stab.tasks import tasks
-    from stab.tasks.language import scorer_model as judges
-    from stab.tasks.language import train_scorer as judging
-
-    dataset_id = tasks.get(task)(name=task, dataset_id=dataset).demonstrations_id
-    path = judges.folder(dataset_id) / judges.CARD
-    talk = Console(stderr=True, highlight=False)
-    card = judges.read_card(dataset_id) if path.exists() else None
-    wanted = policy or (card["judge"] if card else judging.POLICY)
-    if card and not (
-        str(card["judge"]) == wanted
-        and not card.get("converged", True)
-        and (steps or 0) > card["trained"]
-    ):
-        if str(card["judge"]) != wanted:
-            raise StabError(
-                f"{path} is there already, of {card['judge']}: delete it to train another"
-            )
-        talk.print(
-            f"{path} is there already; delete it to train another", markup=False, soft_wrap=True
-        )
-    else:
-        try:
-            with bars(talk) as progress:
-                running = progress.add_task("Judge", total=1.0)
-                card = judging.train_judge(
-                    dataset_id,
-                    wanted,
-                    steps or judging.UPDATES,
-                    seed,
-                    lambda fraction, said: progress.update(
-                        running, completed=fraction, description=f"Judge: {said}"
-                    ),
-                )
-        except KeyboardInterrupt:
-            talk.print("Interrupted; the same command goes on.")
-            raise typer.Exit(130) from None
-    references = card["references"]
-    lines = {"judge": str(card["judge"]), "beside": dataset_id}
-    if "updates" in card:
-        lines["validation loss"] = (
-            f"{card['validation_loss']:.3f} nats a token, lowest at update {card['updates']:,}"
-        )
-        lines["converged"] = (
-            "yes"
-            if card["converged"]
-            else f"no: more than --steps {card['trained']} go on from there"
-        )
-        lines["parameters"] = f"{card['parameters']:,}"
-    for name, said in (("random", "uniform tokens"), ("expert", "texts held out")):
-        lines[said] = (
-            f"{references[name]['cumulative'][-1]:.1f} +- {references[name]['std']:.1f} nats"
-        )
-    table = Table(
-        title="judge", show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0)
-    )
-    for line, value in lines.items():
-        table.add_row(line, Text(value, overflow="fold"))
-    Console(highlight=False).print(table)
-
-
 def compare(card: References, measured: References) -> tuple[str, bool]:
     """Say how well a card's returns are met, and whether well enough.
 
-    |a - b| <= 3 sqrt(var_a / n_a + var_b / n_b), for the expert and for the random policy; the two measurements count as
-    independent, which they are where chaos has amplified another machine's last bits.
+    |a - b| <= 3 sqrt(var_a / n_a + var_b / n_b), for the expert and for the random policy; the two
+    measurements count as independent, which they are if chaos has amplified another machine's
+    last bits.
     """
     if card == measured:
         return "equal to the last bit", True
     differing = []
     for policy in ("expert", "random"):
-        said, got = getattr(card, policy), getattr(measured, policy)
-        error = (said.std**2 / said.episodes + got.std**2 / got.episodes) ** 0.5
-        gap = abs(got.cumulative[-1] - said.cumulative[-1])
+        stated, got = getattr(card, policy), getattr(measured, policy)
+        error = (stated.std**2 / stated.episodes + got.std**2 / got.episodes) ** 0.5
+        gap = abs(got.cumulative[-1] - stated.cumulative[-1])
         if not gap <= 3 * error:  # not a number agrees with nothing
             differing.append(
-                f"the {policy} policy's return by {gap:.1f}, three standard errors are {3 * error:.1f}"
+                f"the {policy} policy's return by {gap:.1f}, three standard errors are"
+                f" {3 * error:.1f}"
             )
     if differing:
         return f"differs: {'; '.join(differing)}", False
@@ -266,10 +199,6 @@ def _return(curve: Curve) -> str:
 
 
 def _show(card: dict[str, Any], weights: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     goal = f"{card['goal']:.0f}" + (" (not reached)" if "falls_short" in card else "")
     arguments = ", ".join(f"{name}={value}" for name, value in card["algorithm_args"].items())
     random = card["references"]["random"]
@@ -277,21 +206,15 @@ def _show(card: dict[str, Any], weights: Path) -> None:
         "weights": str(weights),
         "environment": card["environment"],
         "algorithm": card["algorithm"] + (f" ({arguments})" if arguments else ""),
-        "environment steps": f"{card['environment_steps']:,} of {card['trained_steps']:,}, seed {card['training_seed']}",
+        "environment steps": f"{card['environment_steps']:,} of {card['trained_steps']:,},"
+        f" seed {card['training_seed']}",
         "exported": card["exported"],
-        "return": f"{card['return_mean']:.1f} +- {card['return_std']:.1f} in {card['length_mean']:.1f} steps",
-        "random policy": f"{random['cumulative'][-1]:.1f} +- {random['std']:.1f} in {random['length']:.1f} steps",
+        "return": f"{card['return_mean']:.1f} +- {card['return_std']:.1f}"
+        f" in {card['length_mean']:.1f} steps",
+        "random policy": f"{random['cumulative'][-1]:.1f} +- {random['std']:.1f}"
+        f" in {random['length']:.1f} steps",
         "measured over": card["evaluation"],
         "goal": goal,
         "command": card["command"],
     }
-    table = Table(
-        title=f"{card['task']} expert",
-        show_header=False,
-        box=None,
-        title_justify="left",
-        padding=(0, 2, 0, 0),
-    )
-    for line, value in lines.items():
-        table.add_row(line, Text(value, overflow="fold"))
-    Console(highlight=False).print(table)
+    facts(lines, f"{card['task']} expert")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import stab
-from stab.cli import check, compare, data, expert, listing, new, report
+from stab.cli import check, compare, data, expert, listing, new, report, scorer
 from stab.registry import StabError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("check", epilog=check.EXAMPLES)(check.check)
 app.add_typer(new.app, name="new")
 app.add_typer(data.app, name="data")
 app.add_typer(expert.app, name="expert")
+app.add_typer(scorer.app, name="scorer")
 app.command("report", epilog=report.EXAMPLES)(report.report)
 
 

@@ -2,7 +2,7 @@
 
 python examples/docstrings.py prose
 stab data prepare text --folder prose --dataset my/docstrings-v0
-stab expert train text --dataset my/docstrings-v0
+stab scorer train text --dataset my/docstrings-v0
 stab compare --task text --dataset my/docstrings-v0 --all
 """
 

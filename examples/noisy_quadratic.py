@@ -75,7 +75,7 @@ class Quadratic(Task):
             self.data, self.data, References(flat, flat), "none/quadratic-v0", "", None, "None-v0"
         )
 
-    def ready(self) -> bool:
+    def has_data(self) -> bool:
         return True
 
     def policy(self, recipe: Recipe) -> nn.Module:

@@ -36,7 +36,7 @@ CELL = {
     ],
 }
 # fmt: on
-# Optional keys of a row; see ``tasks.base.Remarks``.
+# Optional keys of a row; see ``tasks.base.Infos``.
 REMARKS = {"measures": {str: NUMBER}, "text": {"prompt": [str], "tokens": [str]}}
 
 

@@ -1,4 +1,4 @@
-"""What a task is: demonstrations, the environment they were recorded in, a policy, a one-step loss, reference returns."""
+"""A task: demonstrations, their environment, a policy, a one-step loss, reference returns."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from stab.train import Split
 
-# What else there is to say of an episode, for reports; both keys may be missing:
+# More about each episode [policy][start], for reports; both keys may be missing:
 # "measures": {name: number}, and "text": {"prompt": [...], "tokens": [...]}, lists of strings.
-Remarks = Sequence[Sequence[Mapping[str, Any]]]
+Infos = Sequence[Sequence[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,12 @@ class Demonstrations:
     """A task's dataset, split by episode.
 
     Attributes:
-        train, validation: what minibatches are drawn from.
+        train, validation: to draw minibatches from.
         references: 0 and 1 of the normalised return.
         dataset: Minari id.
-        dataset_sha256: of the training and validation arrays; may differ between machines in the last bits.
-        expert_sha256: of the expert's weights, where the dataset names them.
+        dataset_sha256: of the training and validation arrays; may differ between machines in the
+            last bits.
+        expert_sha256: of the expert's weights, if the dataset names them.
         environment: Gymnasium id.
     """
 
@@ -46,16 +47,18 @@ class Demonstrations:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """One imitation problem. Subclasses are frozen dataclasses; instances are cheap until ``dataset`` is called.
+    """One imitation problem. Subclasses are frozen dataclasses, cheap until ``dataset`` is called.
 
     Attributes:
         name: as registered (given by whoever looks it up).
         dataset_id: Minari id, or None for the task's own.
         train_episodes, validation_episodes: how many episodes of the dataset are used for each.
-        infinite: whether every epoch of training is made of fresh episodes, so that no sample repeats.
+        infinite: whether every epoch of training is made of fresh episodes, so that no sample
+            repeats.
         version: raised when numbers of this task can change.
-        settings: where the task wants other than stab's default settings, by section, such as
-            ``{"train": {"policy": "gpt"}}``; where tasks are made by a factory, it has them too.
+        settings: the task's other defaults than stab's, by section, such as
+            ``{"train": {"policy": "gpt"}}``; if a factory makes the task, it has them too.
+        metrics: names under "measures" of the infos, with one line of explanation each.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Task(ABC):
     infinite: bool = False
     version: int = field(default=1, init=False)
     settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    metrics: ClassVar[Mapping[str, str]] = {}
 
     @property
     def horizon(self) -> int:
@@ -73,31 +77,31 @@ class Task(ABC):
 
     @abstractmethod
     def dataset(self, progress: Progress = no_progress) -> Demonstrations:
-        """Load the demonstrations; collect them first where the task can. Raises StabError when there are none."""
+        """Load the demonstrations, or collect them if the task can. Raises StabError otherwise."""
 
     @property
     def demonstrations_id(self) -> str:
-        """Minari id of the dataset in use: the one asked for, or the task's own, ``stab/<task>/expert-v0``."""
+        """Minari id of the dataset in use: ``dataset_id``, or ``stab/<task>/expert-v0``."""
         return self.dataset_id or f"stab/{self.name}/expert-v0"
 
     def collect(self, progress: Progress = no_progress, episodes: int | None = None) -> None:
         """Write the task's own dataset, of at least as many episodes as the task uses.
 
-        Raises StabError where the task has nothing to collect from.
+        Raises StabError if the task has nothing to collect from.
         """
         raise StabError(f"task {self.name!r} has no expert to collect demonstrations from")
 
     @abstractmethod
-    def ready(self) -> bool:
-        """Whether ``dataset`` will find its demonstrations on disk (otherwise it collects them, or raises)."""
+    def has_data(self) -> bool:
+        """Whether the demonstrations are on disk (if not, ``dataset`` collects them, or raises)."""
 
     def training_split(self) -> Split:
-        """Return what minibatches are drawn from: a task is a ``stab.train.Problem``."""
+        """Return the samples to train on: a task is a ``stab.train.Problem``."""
         return self.dataset().train
 
     @abstractmethod
     def policy(self, recipe: Recipe) -> nn.Module:
-        """Return a freshly initialised policy (drawing from torch's global generator) for the recipe.
+        """Return a freshly initialised policy, drawn from torch's global generator.
 
         Raises StabError when the recipe's policy string does not fit the task.
         """
@@ -114,7 +118,7 @@ class Task(ABC):
         starts: Sequence[int],
         horizons: Sequence[int],
         progress: Progress = no_progress,
-    ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Remarks]:
+    ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Infos]:
         """Roll out every policy from every start, in the closed loop.
 
         Args:
@@ -124,17 +128,18 @@ class Task(ABC):
             horizons: increasing step counts; the last is where an episode ends at the latest.
 
         Returns:
-            cumulative rewards (policies, starts, horizons), float64, not normalised, an ended episode keeping its sum;
-            lengths (policies, starts), int64; and, where there is more to say of an episode, remarks [policy][start].
+            cumulative rewards (policies, starts, horizons), float64, not normalised, an ended
+            episode keeping its sum; lengths (policies, starts), int64; and, if there is more to
+            say of an episode, infos [policy][start].
 
-        A policy's numbers do not depend, bitwise, on the other policies in the call, nor on earlier calls: a worker keeps
-        one task for all that it does.
+        A policy's numbers do not depend, bitwise, on the other policies in the call, nor on earlier
+        calls: a worker keeps one task for all its work.
         """
 
     def speed(self, recipe: Recipe) -> tuple[float, float] | None:
-        """Return measured seconds of one micro-batch of training and of one environment step, for the plan.
+        """Return measured seconds of one micro-batch and of one environment step, for the plan.
 
-        Takes about half a second and needs no demonstrations. None where the task cannot say.
+        Takes about half a second and needs no demonstrations. None if the task cannot say.
         """
         return None
 

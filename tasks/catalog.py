@@ -69,18 +69,20 @@ ENTRIES = [
     Entry(
         "cliff",
         "stab.tasks.control.cliff:Cliff",
-        "stab/Cliff-v0, linear and tiny: demonstrations stab/cliff/expert-v0 (collected on first use)",
+        "stab/Cliff-v0, linear and tiny: demonstrations stab/cliff/expert-v0 (collected on first"
+        " use)",
     ),
     Entry(
         "stories",
         "stab.tasks.language.stories:Stories",
-        "stab/Tokens-v0, children's stories of a known grammar: stab/stories/expert-v0 (written on first use)",
+        "stab/Tokens-v0, children's stories of a known grammar: stab/stories/expert-v0 (written on"
+        " first use)",
         LANGUAGE,
     ),
     Entry(
         "text",
         TEXT,
-        "stab/Tokens-v0, a folder of text, read by a judge: stab data prepare text --help",
+        "stab/Tokens-v0, a folder of text, scored by a model: stab data prepare text --help",
         LANGUAGE,
     ),
     _hub("tinystories"),
@@ -88,7 +90,8 @@ ENTRIES = [
     Entry(
         "recorded",
         "stab.tasks.control.recorded:Recorded",
-        "your own dataset: stab compare --dataset my/pendulum-v0 (Box observations; Box or Discrete actions)",
+        "your own dataset: stab compare --dataset my/pendulum-v0 (Box observations; Box or Discrete"
+        " actions)",
     ),
 ]
 
@@ -102,8 +105,8 @@ def is_text(name: str) -> bool:
 
 
 def task_for(dataset_id: str) -> str:
-    """Return the task of a dataset: the one that collects it, that of its environment, or ``recorded``."""
-    from stab.tasks import datasets
+    """Return a dataset's task: its collector, that of its environment, or ``recorded``."""
+    from stab.tasks import datasets, rebuild
     from stab.tasks.environments import TOKENS
 
     for name in tasks.names():
@@ -114,5 +117,5 @@ def task_for(dataset_id: str) -> str:
         return "stories" if spec.kwargs.get("source") == "stories" else "text"
     for entry in ENTRIES:
         if spec is not None and spec.id == entry.environment:
-            return "recorded" if datasets.rewards_differ(spec) else entry.name
+            return "recorded" if rebuild.rewards_differ(spec) else entry.name
     return "recorded"

@@ -1,8 +1,7 @@
-"""Demonstrations on disk: ordinary Minari datasets, read, split by episode and written whole or not at all."""
+"""Demonstrations on disk: Minari datasets, read, split by episode, written whole or not at all."""
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import tempfile
@@ -20,20 +19,12 @@ import torch
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
 
-from stab.registry import StabError
-from stab.tasks import environments
+from stab.registry import StabError, reason
+from stab.tasks import rebuild
 from stab.tasks.environments import make
 from stab.tasks.references import Progress, References, no_progress, references_to
 from stab.tasks.transitions import Transitions
 
-# Wrappers that change neither observations, actions, rewards nor ends; Stable-Baselines3's Monitor among them.
-WATCHERS = {
-    "Monitor",
-    "RecordEpisodeStatistics",
-    "RecordVideo",
-    "PassiveEnvChecker",
-    "OrderEnforcing",
-}
 REMOTE = ("mujoco/", "D4RL/", "minigrid/", "atari/")  # namespaces of the Farama hub
 
 
@@ -55,7 +46,7 @@ def check_id(dataset_id: str) -> None:
         parse_dataset_id(dataset_id)
     except (ValueError, TypeError):
         raise StabError(
-            f"{dataset_id!r} is no Minari dataset id: expected namespace/name-v0"
+            f"{dataset_id!r} is not a Minari dataset id: expected namespace/name-v0"
         ) from None
 
 
@@ -71,7 +62,8 @@ def load(dataset_id: str) -> minari.MinariDataset:
             warnings.simplefilter("ignore")
             if download:
                 minari.download_dataset(dataset_id)
-            # Minari makes the recorded environment, whatever code it names, to learn spaces that are left out.
+            # Minari makes the recorded environment, whatever code it names, to learn spaces that
+            # are left out.
             metadata = root() / dataset_id / "data" / "metadata.json"
             if metadata.exists() and not {"observation_space", "action_space"} <= set(
                 json.loads(metadata.read_text())
@@ -79,16 +71,14 @@ def load(dataset_id: str) -> minari.MinariDataset:
                 raise ValueError("its metadata lacks observation_space or action_space")
             return minari.load_dataset(dataset_id)
     except FileNotFoundError:
-        raise StabError(
-            f"dataset {dataset_id!r} is not in {root()}. Local datasets: {', '.join(local()) or 'none'}"
-        ) from None
+        raise _missing(dataset_id) from None
     except Exception as e:
         what = "could not be downloaded" if download else f"in {root()} cannot be read"
-        raise StabError(f"dataset {dataset_id!r} {what}: {_line(e)}") from e
+        raise StabError(f"dataset {dataset_id!r} {what}: {reason(e)}") from e
 
 
 def read(dataset: minari.MinariDataset, episodes: Sequence[int]) -> Transitions:
-    """Read whole episodes. Raises StabError when they are truncated, not finite, or of unsupported spaces."""
+    """Read whole episodes. Raises StabError if they are truncated or not finite."""
     space = dataset.action_space
     observations: list[np.ndarray] = []
     actions: list[np.ndarray] = []
@@ -105,25 +95,28 @@ def read(dataset: minari.MinariDataset, episodes: Sequence[int]) -> Transitions:
                 actions.append(np.asarray(episode.actions, dtype=np.float32).reshape(steps, -1))
             index.append(np.full(steps, number))
     except Exception as e:
-        raise StabError(f"dataset {dataset.id!r} in {root()} cannot be read: {_line(e)}") from e
-    found = Transitions(
+        raise StabError(f"dataset {dataset.id!r} in {root()} cannot be read: {reason(e)}") from e
+    transitions = Transitions(
         torch.from_numpy(np.concatenate(observations)),
         torch.from_numpy(np.concatenate(actions)),
         np.concatenate(index),
     )
     if isinstance(space, gym.spaces.Discrete) and not bool(
-        ((found.actions >= 0) & (found.actions < space.n)).all()
+        ((transitions.actions >= 0) & (transitions.actions < space.n)).all()
     ):
         raise StabError(
             f"dataset {dataset.id!r} has actions that are not in its action space {space}"
         )
-    for name, values in (("observations", found.observations), ("actions", found.actions)):
+    for name, values in (
+        ("observations", transitions.observations),
+        ("actions", transitions.actions),
+    ):
         if values.is_floating_point() and not bool(values.isfinite().all()):
-            bad = int(found.episodes[int((~values.isfinite()).any(1).nonzero()[0])])
+            bad = int(transitions.episodes[int((~values.isfinite()).any(1).nonzero()[0])])
             raise StabError(
                 f"dataset {dataset.id!r} has {name} that are not finite, first in episode {bad}"
             )
-    return found
+    return transitions
 
 
 def split(
@@ -131,110 +124,28 @@ def split(
 ) -> tuple[Transitions, Transitions]:
     """Return training and validation transitions of different episodes.
 
-    Of a dataset stab collected, the first ones validate and the next ones train: so they stay the same when more are
-    collected. Others are put into a fixed random order first, which keeps the two alike where a dataset is ordered (by
-    time, or by how good its policy was). Raises StabError when the dataset has too few episodes.
+    In a dataset that stab collected, the first episodes validate and the next ones train, so they
+    stay the same when more are collected. Other datasets may be ordered, by time or by quality:
+    they are shuffled with a fixed seed first. Raises StabError if there are too few episodes.
     """
-    wanted, there = train_episodes + validation_episodes, dataset.total_episodes
-    if wanted > there:
+    used, available = train_episodes + validation_episodes, dataset.total_episodes
+    if used > available:
         need = (
-            "one to train on and one to validate on are the least"
-            if there < 2
-            else (
-                f"lower data.train_episodes ({train_episodes}) or data.validation_episodes ({validation_episodes}),"
-                " or collect more"
-            )
+            f"lower data.train_episodes ({train_episodes}) or data.validation_episodes"
+            f" ({validation_episodes}), or collect more"
         )
+        if available < 2:
+            need = "one to train on and one to validate on are the least"
         raise StabError(
-            f"dataset {dataset.id!r} has {there} episode{'s' * (there != 1)}, {wanted} are asked for: {need}"
+            f"dataset {dataset.id!r} has {available} episode{'s' * (available != 1)}, {used} are"
+            f" asked for: {need}"
         )
-    own = bool(stab_metadata(dataset))
-    order = (
-        dataset.episode_indices
-        if own
-        else np.random.default_rng(0).permutation(dataset.episode_indices)
-    )
-    validation, train = (
-        order[:validation_episodes].tolist(),
-        order[validation_episodes:wanted].tolist(),
-    )
+    order = dataset.episode_indices
+    if not stab_metadata(dataset):
+        order = np.random.default_rng(0).permutation(order)
+    validation = order[:validation_episodes].tolist()
+    train = order[validation_episodes:used].tolist()
     return read(dataset, sorted(train)), read(dataset, sorted(validation))
-
-
-def environment(dataset: minari.MinariDataset) -> gym.envs.registration.EnvSpec:
-    """Return how to make the environment a dataset was recorded in, as it is registered here.
-
-    Only registered ids and Gymnasium's own wrappers are taken from the metadata, so that a stranger's dataset names no
-    code to run. Wrappers that only watch (Monitor, RecordEpisodeStatistics) are left out: they change nothing, and are
-    often not installed. Raises StabError where the environment cannot be rebuilt, or its spaces are not the dataset's.
-    """
-    environments.register()
-    recorded = dataset.env_spec
-    if recorded is None:
-        raise StabError(
-            f"dataset {dataset.id!r} records no environment: there is nothing to roll out in"
-        )
-    try:
-        spec = copy.deepcopy(gym.spec(recorded.id))
-    except gym.error.Error as e:
-        raise StabError(
-            f"dataset {dataset.id!r} was recorded in {recorded.id}, which is not registered here ({_line(e)}): write a task"
-            " plug-in (entry point stab.tasks) whose module registers it"
-        ) from e
-    spec.kwargs = spec.kwargs | {k: v for k, v in recorded.kwargs.items() if k != "render_mode"}
-    spec.max_episode_steps = recorded.max_episode_steps
-    spec.additional_wrappers = tuple(
-        w for w in recorded.additional_wrappers or () if not _watches(w)
-    )
-    for wrapper in spec.additional_wrappers:
-        if (
-            not wrapper.entry_point.startswith(("gymnasium.wrappers:", "gymnasium.wrappers."))
-            or wrapper.kwargs is None
-        ):
-            raise StabError(
-                f"dataset {dataset.id!r} was recorded in {recorded.id} through the wrapper {wrapper.entry_point}, which"
-                " cannot be rebuilt: record it in a registered environment that needs no wrapper"
-            )
-    try:
-        env = make(spec)
-    except Exception as e:
-        raise StabError(
-            f"dataset {dataset.id!r}: its environment {recorded.id} cannot be made: {_line(e)}"
-        ) from e
-    for what in ("observation_space", "action_space"):
-        theirs, ours = getattr(dataset, what), getattr(env, what)
-        if (
-            type(theirs) is not type(ours)
-            or theirs.shape != ours.shape
-            or getattr(theirs, "n", 0) != getattr(ours, "n", 0)
-        ):
-            raise StabError(
-                f"dataset {dataset.id!r} has the {what.replace('_', ' ')} {theirs}, {recorded.id} has {ours}: the dataset"
-                " was not recorded in this environment"
-            )
-    return spec
-
-
-def _watches(wrapper: gym.envs.registration.WrapperSpec) -> bool:
-    return bool({wrapper.name, wrapper.entry_point.rpartition(":")[2]} & WATCHERS)
-
-
-def rewards_differ(spec: gym.envs.registration.EnvSpec) -> str:
-    """Say in what a recorded environment differs from the one registered under its id, but for what it shows.
-
-    Arguments that choose the observations, and wrappers that watch, leave returns as they are. Empty where nothing differs.
-    """
-    registered = gym.spec(spec.id)
-    kwargs = {k: v for k, v in spec.kwargs.items() if registered.kwargs.get(k, None) != v}
-    said = [
-        f"{k}={v}"
-        for k, v in kwargs.items()
-        if not k.endswith("_observation") and k != "render_mode"
-    ]
-    if spec.max_episode_steps != registered.max_episode_steps:
-        said.append(f"max_episode_steps={spec.max_episode_steps}")
-    said += [f"wrapper {w.name}" for w in spec.additional_wrappers or () if not _watches(w)]
-    return ", ".join(said)
 
 
 def local() -> list[str]:
@@ -244,12 +155,15 @@ def local() -> list[str]:
         return list(minari.list_local_datasets())
 
 
+def _missing(dataset_id: str) -> StabError:
+    names = ", ".join(local()) or "none"
+    return StabError(f"dataset {dataset_id!r} is not in {root()}. Local datasets: {names}")
+
+
 def remove(dataset_id: str) -> None:
-    """Delete a dataset from this machine. Raises StabError when it is not there or cannot be deleted."""
+    """Delete a dataset from this machine. Raises StabError if it is missing or not deletable."""
     if not exists(dataset_id):
-        raise StabError(
-            f"dataset {dataset_id!r} is not in {root()}. Local datasets: {', '.join(local()) or 'none'}"
-        )
+        raise _missing(dataset_id)
     folder = root() / dataset_id
     try:
         with tempfile.TemporaryDirectory(
@@ -285,11 +199,11 @@ class Replay:
 
 
 def replay(dataset: minari.MinariDataset, progress: Progress = no_progress) -> Replay:
-    """Step the stored actions through the recovered environment, from each episode's reset seed, and compare.
+    """Step the stored actions through the environment, from each reset seed, and compare.
 
     Raises StabError when the environment cannot be rebuilt or no episode has a seed.
     """
-    env = make(environment(dataset))
+    env = make(rebuild.environment(dataset))
     episodes = steps = unseeded = ends = 0
     worst = {"observations": 0.0, "rewards": 0.0}
     seeds = (
@@ -321,34 +235,35 @@ def replay(dataset: minari.MinariDataset, progress: Progress = no_progress) -> R
         episodes, steps = episodes + 1, steps + len(rewards)
     if not episodes:
         raise StabError(
-            f"dataset {dataset.id!r}: no episode has a reset seed, so its actions cannot be replayed"
+            f"dataset {dataset.id!r}: no episode has a reset seed, so its actions cannot be"
+            " replayed"
         )
     return Replay(episodes, steps, unseeded, worst["observations"], worst["rewards"], ends)
 
 
 def rewards(dataset: minari.MinariDataset, progress: Progress = no_progress) -> list[np.ndarray]:
-    """Return every episode's rewards. Raises StabError when they cannot be read, or there are none."""
-    found = []
+    """Return every episode's rewards. Raises StabError if they cannot be read."""
+    episodes = []
     for number, episode in enumerate(_readable(dataset, dataset), 1):
-        found.append(np.asarray(episode.rewards, dtype=np.float64))
+        episodes.append(np.asarray(episode.rewards, dtype=np.float64))
         progress(number / dataset.total_episodes)
-    if not found:
+    if not episodes:
         raise StabError(f"dataset {dataset.id!r} has no episodes")
-    return found
+    return episodes
 
 
-def _readable(dataset: minari.MinariDataset, found: Iterable[Any]) -> Iterator[Any]:
+def _readable(dataset: minari.MinariDataset, items: Iterable[Any]) -> Iterator[Any]:
     """Yield what is read from a dataset. Raises StabError when it cannot be."""
     try:
-        yield from found
+        yield from items
     except (OSError, KeyError, ValueError, TypeError, AssertionError, RuntimeError) as e:
-        raise StabError(f"dataset {dataset.id!r} in {root()} cannot be read: {_line(e)}") from e
+        raise StabError(f"dataset {dataset.id!r} in {root()} cannot be read: {reason(e)}") from e
 
 
 def stab_metadata(dataset: minari.MinariDataset) -> dict[str, Any]:
-    """Return what stab wrote into the dataset's metadata; empty for a dataset of other making."""
-    found = dataset.storage.metadata.get("stab", {})
-    return found if isinstance(found, dict) else {}
+    """Return what stab wrote into the dataset's metadata; empty for other datasets."""
+    about = dataset.storage.metadata.get("stab", {})
+    return about if isinstance(about, dict) else {}
 
 
 def episode(
@@ -384,9 +299,9 @@ def create(
 ) -> None:
     """Write a Minari dataset under its id, whole or not at all.
 
-    With ``larger`` it takes the place of a smaller one of the same making. ``evaluation`` is the environment to roll out
-    in, where it is another than the recorded one. Raises StabError when it exists or cannot be
-    written.
+    With ``larger`` it replaces a smaller one from the same expert. ``evaluation`` is the
+    environment to roll out in, if it is not ``spec``. Raises StabError if the dataset exists or
+    cannot be written.
     """
     check_id(dataset_id)
     known: dict[str, Any] = {}
@@ -399,7 +314,8 @@ def create(
     target = root() / dataset_id
     if target.exists() and not larger:
         raise StabError(
-            f"dataset {dataset_id!r} is already in {root()}; delete it first: stab data remove {dataset_id}"
+            f"dataset {dataset_id!r} is already in {root()}; delete it first: stab data remove"
+            f" {dataset_id}"
         )
     try:
         root().mkdir(parents=True, exist_ok=True)
@@ -409,7 +325,7 @@ def create(
         ):
             warnings.simplefilter("ignore")
             with _minari_root(folder):
-                made = minari.create_dataset_from_buffers(
+                written = minari.create_dataset_from_buffers(
                     dataset_id,
                     list(episodes),
                     env=spec,
@@ -418,7 +334,7 @@ def create(
                 )
                 if references is not None:
                     metadata = metadata | {"references": references_to(references)}
-                made.storage.update_metadata({"stab": metadata})
+                written.storage.update_metadata({"stab": metadata})
             _make_namespaces(dataset_id)
             smaller = Path(folder) / "smaller"
             if larger and target.exists():
@@ -432,7 +348,7 @@ def create(
     except OSError as e:
         if exists(dataset_id):  # another process was faster
             return
-        raise StabError(f"cannot write dataset {dataset_id!r} into {root()}: {_line(e)}") from e
+        raise StabError(f"cannot write dataset {dataset_id!r} into {root()}: {reason(e)}") from e
 
 
 def _make_namespaces(dataset_id: str) -> None:
@@ -456,7 +372,3 @@ def _minari_root(folder: str) -> Iterator[None]:
             del os.environ["MINARI_DATASETS_PATH"]
         else:
             os.environ["MINARI_DATASETS_PATH"] = before
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -35,7 +35,7 @@ def register() -> None:
 
 
 def make(spec: gym.envs.registration.EnvSpec) -> gym.Env[Any, Any]:
-    """Make one environment, both libraries' warnings silenced (MuJoCo also writes a log into the cwd)."""
+    """Make one environment without the libraries' warnings (MuJoCo also logs into the cwd)."""
     gym.logger.min_level = gym.logger.ERROR
     if "mujoco" in str(spec.entry_point):
         import mujoco

@@ -45,6 +45,6 @@ def check_fresh(task: Task, has_fresh_episodes: bool) -> None:
     """Raise StabError if ``data.infinite`` is asked of a task that cannot draw fresh episodes."""
     if task.infinite and not has_fresh_episodes:
         raise StabError(
-            f"data.infinite needs an expert to draw fresh episodes from, task {task.name!r} has none: use a task that"
-            " has, such as hopper"
+            f"data.infinite needs an expert to draw fresh episodes from, task {task.name!r} has"
+            " none: use a task that has, such as hopper"
         )

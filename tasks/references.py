@@ -24,7 +24,7 @@ def no_progress(fraction: float) -> None:
 
 
 def portion(progress: Progress, begin: float, share: float) -> Progress:
-    """Return a progress for one part of the work, which begins at ``begin`` and makes up ``share`` of it."""
+    """Return the progress of one part of the work: ``share`` of the whole, from ``begin`` on."""
     return lambda fraction: progress(begin + fraction * share)
 
 
@@ -33,8 +33,8 @@ class Curve:
     """Reference returns of one policy: the mean cumulative reward after each step.
 
     Attributes:
-        cumulative: (horizon,) mean over episodes of the reward collected up to and including each step; an ended
-            episode keeps its sum.
+        cumulative: (horizon,) mean over episodes of the reward collected up to and including each
+            step; an ended episode keeps its sum.
         std: standard deviation over episodes of the whole return.
         episodes: how many episodes were averaged.
         first_seed: their reset seeds are first_seed, first_seed + 1, ...
@@ -48,7 +48,7 @@ class Curve:
     length: float
 
     def at(self, horizon: int) -> float:
-        """Mean return of the first ``horizon`` >= 1 steps. Beyond the last step measured, every episode has ended."""
+        """Mean return of the first ``horizon`` >= 1 steps; after the last one all have ended."""
         return self.cumulative[min(horizon, len(self.cumulative)) - 1]
 
 
@@ -66,9 +66,9 @@ class References:
     source: str = "measured with the shipped expert"
 
     def normalise(self, returns: np.ndarray, horizons: Sequence[int]) -> np.ndarray:
-        """(returns - random) / (expert - random), each horizon (last axis of ``returns``) by the references at it.
+        """Return (returns - random) / (expert - random), with horizons as the last axis.
 
-        Raises StabError where expert and random cannot be told apart.
+        Raises StabError if the expert's return is not above the random policy's.
         """
         import numpy as np
 
@@ -76,9 +76,9 @@ class References:
         high = np.array([self.expert.at(h) for h in horizons])
         if high[-1] <= low[-1]:
             raise StabError(
-                f"the expert's reference return ({high[-1]:.4g}) is not above the random policy's ({low[-1]:.4g})"
-                f" over {horizons[-1]} steps: returns cannot be normalised; choose a longer eval.horizon, or check the"
-                " dataset's reference scores"
+                f"the expert's reference return ({high[-1]:.4g}) is not above the random policy's"
+                f" ({low[-1]:.4g}) over {horizons[-1]} steps: returns cannot be normalised; choose"
+                " a longer eval.horizon, or check the dataset's reference scores"
             )
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray((returns - low) / (high - low))
@@ -113,9 +113,9 @@ def references_to(references: References) -> dict[str, Any]:
 def random_returns(
     env: gym.Env[Any, Any], starts: Sequence[int], horizon: int, progress: Progress = no_progress
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return cumulative rewards (starts, horizon) and lengths (starts,) of actions drawn from the action space.
+    """Return cumulative rewards (starts, horizon) and lengths (starts,) of random actions.
 
-    Start s resets the environment and seeds its action space with s.
+    Actions are drawn from the action space. Start s seeds it and the environment with s.
     """
     import numpy as np
 

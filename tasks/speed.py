@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 
 def seconds(function: Callable[[], None], budget: float) -> float:
-    """Return the median wall seconds of a call, measured for about ``budget`` seconds after a short warm-up."""
+    """Return the median wall seconds of a call, from about ``budget`` seconds of calls."""
     for _ in range(3):
         function()
     times = [time.perf_counter()]
@@ -21,12 +22,25 @@ def seconds(function: Callable[[], None], budget: float) -> float:
     return float(np.median(np.diff(times)))
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread in the block, as in the workers."""
+def speeds(
+    policy: nn.Module, loss: Callable[[Any], Tensor], steps: Callable[[], None], count: int
+) -> tuple[float, float]:
+    """Return seconds of an update of a policy, and of one of the ``count`` steps of a call.
+
+    The processor uses one thread, as in the workers.
+    """
+    optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
+
+    def update() -> None:
+        optimizer.zero_grad()
+        value = loss(policy)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        value.item()  # waits for the device
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        return seconds(update, 0.2), seconds(steps, 0.2) / count
     finally:
         torch.set_num_threads(threads)

@@ -17,7 +17,8 @@ class Transitions:
 
     Attributes:
         observations: (transitions, obs_dim) float32.
-        actions: (transitions, act_dim) float32, or (transitions,) int64 counted from 0 for a Discrete space.
+        actions: (transitions, act_dim) float32, or (transitions,) int64 counted from 0 for a
+            Discrete space.
         episodes: (transitions,) int64, the dataset's episode each transition belongs to.
     """
 
@@ -73,8 +74,9 @@ class Batch:
     def window(self, context: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the last ``context`` transitions up to and including each one, oldest first.
 
-        Returns observations (batch, context, obs_dim), actions (batch, context, ...) and whether a position lies within
-        the episode (batch, context) bool; those before its beginning repeat its first transition and are to be masked.
+        Returns observations (batch, context, obs_dim), actions (batch, context, ...) and whether a
+        position lies within the episode (batch, context) bool; those before its beginning repeat
+        its first transition and are to be masked.
         """
         at = self.indices[:, None] + np.arange(1 - context, 1)
         first = self.source.firsts[self.indices, None]

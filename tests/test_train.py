@@ -100,7 +100,7 @@ class Toy(Task):
             self.data, self.data, References(FLAT, FLAT), "toy/toy-v0", "", None, "Toy-v0"
         )
 
-    def ready(self):
+    def has_data(self):
         return True
 
     def policy(self, recipe):
@@ -672,7 +672,9 @@ def test_an_average_that_cannot_begin_again_is_said_to_have_failed():
 
 def test_only_gradient_transforms_are_called():
     recipe = replace(SMALL, gradient_transforms=(Call("os:system", {"command": "exit 3"}),))
-    with pytest.raises(StabError, match=r"'os:system' is no stab\.stabilizers\.GradientTransform"):
+    with pytest.raises(
+        StabError, match=r"'os:system' is not a stab\.stabilizers\.GradientTransform"
+    ):
         final(recipe=recipe)
 
 

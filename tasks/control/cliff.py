@@ -1,4 +1,4 @@
-"""The cliff: linear dynamics, a linear expert, a reward that jumps. Theory at hand, and an episode in milliseconds."""
+"""The cliff: linear dynamics, a linear expert, a reward that jumps; an episode in milliseconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from stab.tasks.control.scripted import Scripted
 from stab.tasks.environments import CLIFF, make
 
 NOISE = 0.02  # standard deviation of what is added to the expert's actions
-LINEAR = "mlp:depth=0,actions=clipped"  # the expert's own class of policies; wants train.lr=0.01, see docs/cliff.md
+# The expert's own class of policies; needs train.lr=0.01, see docs/cliff.md.
+LINEAR = "mlp:depth=0,actions=clipped"
 
 environments.register()
 
@@ -29,12 +30,13 @@ class Cliff(Scripted):
 
     Args:
         radius: spectral radius of the closed loop in which ``collect`` records.
-    Further arguments as for ``Task``. ``dataset_id`` names a dataset of any radius that ``collect`` wrote: radius and
-    references are those in its metadata.
+    Further arguments as for ``Task``. ``dataset_id`` names a dataset of any radius that ``collect``
+    wrote: radius and references are those in its metadata.
 
-    The expert's actions carry Gaussian noise (standard deviation 0.02), in the environment and in the dataset: without it a
-    linear policy fits every transition exactly, all minibatches agree on the minimum, and their gradients vanish there. With
-    it the loss cannot fall below 0.0004, and the gradient of a minibatch keeps a noise that the closed loop can amplify.
+    The recorded actions carry Gaussian noise (standard deviation 0.02). Without it a linear policy
+    fits every transition exactly, and the gradients of all minibatches vanish at the same minimum.
+    With it the loss cannot fall below 0.0004, and the gradient of a minibatch keeps a noise that
+    the closed loop can amplify.
     """
 
     radius: float = 1.0
@@ -61,7 +63,7 @@ class Cliff(Scripted):
 
 
 class CliffEpisodes:
-    """``CliffEnv``, bitwise as Gymnasium steps it, all episodes at once; the time limit is the caller's last horizon."""
+    """``CliffEnv``, bitwise as Gymnasium steps it, all episodes at once, without a time limit."""
 
     def __init__(self, spec: gym.envs.registration.EnvSpec) -> None:
         self.env: Any = make(spec).unwrapped

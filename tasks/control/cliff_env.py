@@ -18,7 +18,8 @@ START = (0.5, 0.9)  # distance from the origin at reset
 def turn(states: np.ndarray) -> np.ndarray:
     """Return R x for states x (..., 2), R the rotation by ``ANGLE``.
 
-    Written out elementwise: the bits of a state do not depend on how many stand beside it, as a matrix product's do.
+    Written out elementwise: the bits of a state do not depend on how many stand beside it, as a
+    matrix product's do.
     """
     p, q = states[..., 0], states[..., 1]
     c, s = math.cos(ANGLE), math.sin(ANGLE)
@@ -28,8 +29,9 @@ def turn(states: np.ndarray) -> np.ndarray:
 def advance(states: np.ndarray, actions: np.ndarray, radius: float) -> np.ndarray:
     """Return A x + B u for states x (..., 2) and actions u (..., 2), clipped to [-1, 1].
 
-    A = (radius + PUSH * GAIN) R and B = PUSH I, so that the closed loop of the expert u = K x, K = -GAIN R, is
-    A + B K = radius R: both eigenvalues, radius exp(+-i ANGLE), have the modulus ``radius``.
+    A = (radius + PUSH * GAIN) R and B = PUSH I, so that the closed loop of the expert u = K x, K =
+    -GAIN R, is A + B K = radius R: both eigenvalues, radius exp(+-i ANGLE), have the modulus
+    ``radius``.
     """
     return np.asarray((radius + PUSH * GAIN) * turn(states) + PUSH * np.clip(actions, -1.0, 1.0))
 
@@ -40,16 +42,18 @@ def expert(states: np.ndarray) -> np.ndarray:
 
 
 class CliffEnv(gym.Env[np.ndarray, np.ndarray]):
-    """A state that circles beside a cliff: linear dynamics, a linear expert, a reward that breaks off at a half-space.
+    """A state that circles beside a cliff: linear dynamics, and a reward inside a half-space.
 
-    x' = A x + B u with x, u in R^2 (see ``advance``); reward 1 a step while x' lies in the half-space x_1 <= 1. Beyond it
-    the episode ends, and nothing is earned any more. At reset the distance from the origin is uniform in [0.5, 0.9] and the
-    direction uniform; there is no other noise, so a start is its reset seed.
+    x' = A x + B u with x, u in R^2 (see ``advance``); reward 1 per step while x' lies in the
+    half-space x_1 <= 1. Beyond it the episode ends without a reward. At reset the
+    distance from the origin is uniform in [0.5, 0.9] and the direction uniform; there is no other
+    noise, so a start is its reset seed.
 
     Args:
-        radius: spectral radius of the expert's closed loop. At 1 it is marginally stable: the expert circles at its first
-            distance for ever, and a policy whose closed loop has the radius 1 + e reaches the cliff after about
-            log(1 / distance) / log(1 + e) steps. Without actions the radius is ``radius`` + 0.25.
+        radius: spectral radius of the expert's closed loop. At 1 it is marginally stable: the
+            expert circles at its first distance forever, and a policy whose closed loop has the
+            radius 1 + e reaches the cliff after about log(1 / distance) / log(1 + e) steps. Without
+            actions the radius is ``radius`` + 0.25.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it so)

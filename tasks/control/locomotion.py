@@ -1,4 +1,4 @@
-"""MuJoCo locomotion: a task is a record, a trained expert, and a dataset collected from it on first use."""
+"""MuJoCo locomotion: a record, a trained expert, and a dataset collected from it on first use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from stab.files import versions
 from stab.registry import StabError
-from stab.tasks import datasets, own
+from stab.tasks import datasets, own, rebuild
 from stab.tasks.base import Demonstrations
 from stab.tasks.control import experts
 from stab.tasks.control.record import RECORDS, Record
@@ -26,7 +26,7 @@ from stab.tasks.references import Progress, References, no_progress, references_
 from stab.tasks.transitions import Batch, Transitions
 
 FRESH_SEED = 1_000_000  # reset seeds of the infinite regime begin here, far from all others
-FRESH_ROWS = 5  # episodes that are added at a time where the first ones ended early
+FRESH_ROWS = 5  # episodes that are added at a time if the first ones ended early
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class Locomotion(Control):
     Args:
         name: of the record in ``RECORDS``.
         expert: weights of another expert than the shipped one (its card beside it).
-    Further arguments as for ``Task``. Returns are normalised by the references on the expert's card, whatever the dataset:
-    they belong to the environment and its version. A dataset of the same environment that shows other parts of the state
-    is welcome; one with other rewards, ends or time limit is refused.
+    Further arguments as for ``Task``. Returns are normalised by the references on the expert's
+    card, whatever the dataset: they belong to the environment and its version. A dataset of the
+    same environment that shows other parts of the state is welcome; one with other rewards, ends or
+    time limit is refused.
     """
 
     expert: Path | None = None
@@ -47,11 +48,13 @@ class Locomotion(Control):
     def collect(self, progress: Progress = no_progress, episodes: int | None = None) -> None:
         """Write greedy episodes of the expert, reset seeds 0, 1, ..., into Minari's root.
 
-        Episodes that are there already are made anew and come out the same: a larger dataset begins with the smaller one.
+        Existing episodes are collected again and come out the same: a larger dataset begins with
+        the smaller one.
         """
         if self.dataset_id is not None and self.expert is None:
             raise StabError(
-                f"{self.dataset_id!r} is not stab's to collect: leave out --dataset, or give --expert"
+                f"{self.dataset_id!r} is not stab's to collect: leave out --dataset, or give"
+                " --expert"
             )
         expert = experts.load(self.record, self.expert)
         count = own.count(self, episodes)
@@ -65,10 +68,10 @@ class Locomotion(Control):
             [
                 datasets.episode(
                     seed,
-                    [*(step[0] for step in found), found[-1][-1]],
-                    [step[1:-1] for step in found],
+                    [*(step[0] for step in episode), episode[-1][-1]],
+                    [step[1:-1] for step in episode],
                 )
-                for seed, found in enumerate(steps)
+                for seed, episode in enumerate(steps)
             ],
             spec,
             expert.references,
@@ -80,35 +83,39 @@ class Locomotion(Control):
             larger=self.dataset_id is None,
             algorithm_name=f"{expert.card['algorithm']} (greedy)",
             author="stab",
-            description=f"{count} greedy episodes of stab's {self.name} expert in {self.record.environment}.",
+            description=f"{count} greedy episodes of stab's {self.name} expert in {spec.id}.",
             requirements=[
                 f"{name}=={version}" for name, version in versions(("gymnasium", "mujoco")).items()
             ],
         )
 
     def _load(self, progress: Progress) -> Demonstrations:
-        found = super()._load(progress)
-        if self.dataset_id is None and found.expert_sha256 != experts.load(self.record).sha256:
+        demonstrations = super()._load(progress)
+        if (
+            self.dataset_id is None
+            and demonstrations.expert_sha256 != experts.load(self.record).sha256
+        ):
             raise StabError(
-                f"dataset {found.dataset!r} was collected from another expert than the one shipped with this stab: delete it"
-                f" (stab data remove {self.name}) and it is collected anew"
+                f"dataset {demonstrations.dataset!r} was collected from another expert than the"
+                f" one shipped with this stab: delete it (stab data remove {self.name}) to collect"
+                " it again"
             )
         if not self.infinite:
-            return found
+            return demonstrations
         if self.dataset_id is not None:
             raise StabError(
                 "data.infinite draws fresh episodes from the task's expert: leave out --dataset"
             )
-        assert isinstance(found.train, Transitions)
-        return replace(found, train=Fresh(self, found.train))
+        assert isinstance(demonstrations.train, Transitions)
+        return replace(demonstrations, train=Fresh(self, demonstrations.train))
 
-    def watch(self, actor: Actor, starts: Sequence[int], record: Recorder) -> None:
+    def record_episodes(self, actor: Actor, starts: Sequence[int], record: Recorder) -> None:
         """Roll out an actor from the given reset seeds and show every step to ``record``."""
         stacked = {name: value[None] for name, value in actor.state_dict().items()}
         rollout(self._episodes, actor, stacked, starts, [self.horizon], record=record)
 
-    def _references(self, found: minari.MinariDataset, progress: Progress) -> References:
-        about = datasets.stab_metadata(found)
+    def _references(self, dataset: minari.MinariDataset, progress: Progress) -> References:
+        about = datasets.stab_metadata(dataset)
         if "references" in about:
             return references_from(about["references"])
         return experts.load(self.record).references
@@ -128,21 +135,22 @@ class Locomotion(Control):
         own = gym.spec(self.record.environment)
         if not datasets.exists(self.demonstrations_id) and self.dataset_id is None:
             return own
-        found = datasets.load(self.demonstrations_id)
-        recorded = found.env_spec
-        said = recorded.id if recorded else "no environment"
-        if recorded is None or said != own.id:
+        dataset = datasets.load(self.demonstrations_id)
+        recorded = dataset.env_spec
+        other = recorded.id if recorded else "no environment"
+        if recorded is None or other != own.id:
             raise StabError(
-                f"dataset {found.id!r} was recorded in {said}, task {self.name!r} is {own.id}: choose a dataset of the"
-                " same environment and version"
+                f"dataset {dataset.id!r} was recorded in {other}, task {self.name!r} is {own.id}:"
+                " choose a dataset of the same environment and version"
             )
-        differing = datasets.rewards_differ(recorded)
+        differing = rebuild.rewards_differ(recorded)
         if differing:
             raise StabError(
-                f"dataset {found.id!r} was recorded in {own.id} with {differing}: its returns cannot be compared with those"
-                f" of task {self.name!r}. Compare on it alone: --task recorded --dataset {found.id}"
+                f"dataset {dataset.id!r} was recorded in {own.id} with {differing}: its returns"
+                f" cannot be compared with those of task {self.name!r}. Compare on it alone: --task"
+                f" recorded --dataset {dataset.id}"
             )
-        return datasets.environment(found)
+        return rebuild.environment(dataset)
 
 
 class Fresh:
@@ -150,8 +158,8 @@ class Fresh:
 
     Args:
         task: whose expert acts.
-        finite: the training transitions of the ordinary regime; an epoch is as long, and observations are normalised by
-            their statistics.
+        finite: the training transitions of the ordinary regime; an epoch is as long, and
+            observations are normalised by their statistics.
     """
 
     def __init__(self, task: Locomotion, finite: Transitions) -> None:
@@ -162,7 +170,7 @@ class Fresh:
         return len(self.finite)
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """Return transitions of the ordinary regime (for what reads a few without training on them)."""
+        """Return transitions of the ordinary regime (to read a few without training on them)."""
         return self.finite.batch(indices)
 
     def to(self, device: torch.device) -> Fresh:
@@ -170,24 +178,24 @@ class Fresh:
         return Fresh(self.task, self.finite.to(device))
 
     def pool(self, seed: int, epoch: int) -> Transitions:
-        """Return the transitions of one epoch, whole episodes but for the last; reset seeds are never used again."""
+        """Return one epoch's transitions: whole episodes except the last, of new reset seeds."""
         if self._kept is None or self._kept[0] != (seed, epoch):
             self._kept = (seed, epoch), self._collect(seed, epoch)
         return self._kept[1]
 
     def _collect(self, seed: int, epoch: int) -> Transitions:
         first = FRESH_SEED + (seed * 100_000 + epoch) * 10_000
-        found: list[list[tuple[Any, Any]]] = []
-        while sum(map(len, found)) < len(self):
-            rows = FRESH_ROWS if found else -(-len(self) // self.task.horizon)
-            seeds = range(first + len(found), first + len(found) + rows)
+        collected: list[list[tuple[Any, Any]]] = []
+        while sum(map(len, collected)) < len(self):
+            rows = FRESH_ROWS if collected else -(-len(self) // self.task.horizon)
+            seeds = range(first + len(collected), first + len(collected) + rows)
             block: list[list[tuple[Any, Any]]] = [[] for _ in seeds]
-            self.task.watch(
+            self.task.record_episodes(
                 self._expert, seeds, lambda n, o, a, *_, block=block: block[n].append((o, a))
             )
-            found += block
-        steps = [step for episode in found for step in episode][: len(self)]
-        episodes = np.repeat(np.arange(len(found)), [len(episode) for episode in found])[
+            collected += block
+        steps = [step for episode in collected for step in episode][: len(self)]
+        episodes = np.repeat(np.arange(len(collected)), [len(episode) for episode in collected])[
             : len(self)
         ]
         observations, actions = (

@@ -1,10 +1,11 @@
-"""MuJoCo's locomotion environments, many episodes side by side, bitwise as Gymnasium steps them one by one.
+"""MuJoCo's locomotion environments, many episodes side by side, with Gymnasium's bits.
 
-Physics by ``mujoco.mj_step`` on one persistent ``MjData`` an episode: its warm start is part of the state, and so are the
-body positions and contact forces of the last substep, which Ant and Humanoid read. Observation, reward and termination are
-computed for all episodes at once, and ``mj_rnePostConstraint`` is called only where contact forces are read. Formulas:
-gymnasium/envs/mujoco/*_v5.py, version 1.4.0, operation by operation, since another order has other last bits;
-``episodes.make_episodes`` looks whether the installed version still gives them.
+``mujoco.mj_step`` steps one persistent ``MjData`` per episode: its warm start is part of the state,
+and so are the body positions and contact forces of the last substep, which Ant and Humanoid read.
+Observation, reward and termination are computed for all episodes at once, and
+``mj_rnePostConstraint`` is called only if contact forces are read. Formulas:
+gymnasium/envs/mujoco/*_v5.py, version 1.4.0, operation by operation, since another order has other
+last bits; ``episodes.make_episodes`` checks that the installed version still gives them.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import numpy as np
 
 from stab.tasks.environments import make
 
-Read = dict[str, np.ndarray]  # field of MjData -> (episodes, ...)
+Array = np.ndarray
+Read = dict[str, Array]  # field of MjData -> (episodes, ...)
 
 
 class MujocoEpisodes:
-    """Episodes of one environment. Subclasses say which fields of ``MjData`` they read, and give the formulas.
+    """Episodes of one environment. Subclasses name fields of ``MjData``, and give the formulas.
 
     Attributes:
         fields: name -> which rows, besides all of qpos and qvel.
@@ -42,9 +44,8 @@ class MujocoEpisodes:
         self.mj_copy, self.mj_data = mujoco.mj_copyData, mujoco.MjData
         self.data: list[Any] = []
         self.controls: list[np.ndarray] = []
-        self.views: list[
-            list[np.ndarray]
-        ] = []  # an attribute of MjData is a new array object each time: made once
+        # Made once: an attribute of MjData is a new array object each time.
+        self.views: list[list[np.ndarray]] = []
         self.places = np.empty(0)
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
@@ -63,13 +64,8 @@ class MujocoEpisodes:
     def step(
         self, which: Sequence[int], actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        model, mj_step, skip, data, controls = (
-            self.model,
-            self.mj_step,
-            self.env.frame_skip,
-            self.data,
-            self.controls,
-        )
+        model, mj_step, skip = self.model, self.mj_step, self.env.frame_skip
+        data, controls = self.data, self.controls
         for i, action in zip(which, actions, strict=True):
             controls[i][:] = action
             mj_step(model, data[i], skip)
@@ -90,10 +86,8 @@ class MujocoEpisodes:
         """Return where each episode's body is along x (episodes,)."""
         return read["qpos"][:, 0].copy()
 
-    def reward(
-        self, read: Read, velocity: np.ndarray, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return rewards and whether the episode goes on, (episodes,) each, for velocities along x and actions taken."""
+    def reward(self, read: Read, velocity: Array, actions: Array) -> tuple[Array, Array]:
+        """Return rewards and whether episodes go on, (episodes,) each, for velocities along x."""
         raise NotImplementedError
 
     def observe(self, read: Read) -> np.ndarray:
@@ -104,13 +98,10 @@ class MujocoEpisodes:
 class HalfCheetah(MujocoEpisodes):
     """HalfCheetah-v5: never ends."""
 
-    def reward(
-        self, read: Read, velocity: np.ndarray, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def reward(self, read: Read, velocity: Array, actions: Array) -> tuple[Array, Array]:
         control = self.env._ctrl_cost_weight * np.square(actions).sum(1)
-        return self.env._forward_reward_weight * velocity - control, np.ones(
-            len(velocity), dtype=bool
-        )
+        healthy = np.ones(len(velocity), dtype=bool)
+        return self.env._forward_reward_weight * velocity - control, healthy
 
     def observe(self, read: Read) -> np.ndarray:
         return np.concatenate([read["qpos"][:, 1:], read["qvel"]], 1)
@@ -119,15 +110,11 @@ class HalfCheetah(MujocoEpisodes):
 class Walker2d(MujocoEpisodes):
     """Walker2d-v5."""
 
-    def reward(
-        self, read: Read, velocity: np.ndarray, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def reward(self, read: Read, velocity: Array, actions: Array) -> tuple[Array, Array]:
         env, healthy = self.env, self.healthy(read)
         control = env._ctrl_cost_weight * np.square(actions).sum(1)
-        return (
-            env._forward_reward_weight * velocity + healthy * env._healthy_reward - control,
-            healthy,
-        )
+        forward = env._forward_reward_weight * velocity
+        return forward + healthy * env._healthy_reward - control, healthy
 
     def healthy(self, read: Read) -> np.ndarray:
         (low, high), (least, most) = self.env._healthy_z_range, self.env._healthy_angle_range
@@ -160,23 +147,16 @@ class Ant(MujocoEpisodes):
     def place(self, read: Read) -> np.ndarray:
         return read["xpos"][:, self.body, 0].copy()
 
-    def reward(
-        self, read: Read, velocity: np.ndarray, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def reward(self, read: Read, velocity: Array, actions: Array) -> tuple[Array, Array]:
         env = self.env
         low, high = env._healthy_z_range
         z, count = read["qpos"][:, 2], len(velocity)
-        healthy = (
-            np.isfinite(read["qpos"]).all(1)
-            & np.isfinite(read["qvel"]).all(1)
-            & (low <= z)
-            & (z <= high)
-        )
+        finite = np.isfinite(read["qpos"]).all(1) & np.isfinite(read["qvel"]).all(1)
+        healthy = finite & (low <= z) & (z <= high)
         control = env._ctrl_cost_weight * np.square(actions).sum(1)
         contact = env._contact_cost_weight * np.square(self.forces(read)).reshape(count, -1).sum(1)
-        return velocity * env._forward_reward_weight + healthy * env._healthy_reward - (
-            control + contact
-        ), healthy
+        forward = velocity * env._forward_reward_weight
+        return forward + healthy * env._healthy_reward - (control + contact), healthy
 
     def forces(self, read: Read) -> np.ndarray:
         low, high = self.env._contact_force_range
@@ -188,7 +168,7 @@ class Ant(MujocoEpisodes):
 
 
 class Humanoid(MujocoEpisodes):
-    """Humanoid-v5: the place is the centre of mass of the last substep; much of the dynamics is seen."""
+    """Humanoid-v5: the place is the last substep's centre of mass; it sees more of the dynamics."""
 
     fields: ClassVar[dict[str, slice]] = {
         "cinert": slice(1, None),
@@ -204,9 +184,7 @@ class Humanoid(MujocoEpisodes):
         mass = self.model.body_mass
         return np.asarray(np.einsum("b,kbj->kj", mass, read["xipos"])[:, 0] / mass.sum())
 
-    def reward(
-        self, read: Read, velocity: np.ndarray, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def reward(self, read: Read, velocity: Array, actions: Array) -> tuple[Array, Array]:
         env = self.env
         low, high = env._healthy_z_range
         z, count = read["qpos"][:, 2], len(velocity)
@@ -214,21 +192,13 @@ class Humanoid(MujocoEpisodes):
         control = env._ctrl_cost_weight * np.square(read["ctrl"]).sum(1)
         contact = env._contact_cost_weight * np.square(read["cfrc_ext"]).reshape(count, -1).sum(1)
         costs = control + np.clip(contact, *env._contact_cost_range)
-        return (
-            env._forward_reward_weight * velocity + healthy * env._healthy_reward - costs,
-            healthy,
-        )
+        forward = env._forward_reward_weight * velocity
+        return forward + healthy * env._healthy_reward - costs, healthy
 
     def observe(self, read: Read) -> np.ndarray:
         count = len(read["qpos"])
-        seen = [
-            read["qpos"][:, 2:],
-            read["qvel"],
-            read["cinert"],
-            read["cvel"],
-            read["qfrc_actuator"],
-            read["cfrc_ext"][:, 1:],
-        ]
+        whole = [read[name] for name in ("qvel", "cinert", "cvel", "qfrc_actuator")]
+        seen = [read["qpos"][:, 2:], *whole, read["cfrc_ext"][:, 1:]]
         return np.concatenate([part.reshape(count, -1) for part in seen], 1)
 
 

@@ -1,4 +1,4 @@
-"""Any Minari dataset as a task: the environment it was recorded in, its references from metadata or measured."""
+"""Any Minari dataset as a task, in the environment that it was recorded in."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from stab.tasks.control.task import Control
 
 @dataclass(frozen=True)
 class Recorded(Control):
-    """A user's own dataset: any registered Gymnasium environment with Box observations and Box or Discrete actions.
+    """A user's own dataset, of any registered environment (Box to Box or Discrete).
 
-    Arguments as for ``Task``; ``dataset_id`` must be given. Reference returns are those in the metadata (Minari's
-    ``ref_min_score`` and ``ref_max_score``); where there are none, the random policy is measured over 100 episodes and
-    the dataset's own mean return is the expert.
+    Arguments as for ``Task``; ``dataset_id`` must be given. Reference returns are those in the
+    metadata (Minari's ``ref_min_score`` and ``ref_max_score``); without them, the random
+    policy is measured over 100 episodes and the dataset's own mean return is the expert.
     """
 
     @property

@@ -13,8 +13,8 @@ from stab.tasks.control.episodes import Episodes
 from stab.tasks.policies import Policy
 from stab.tasks.references import Progress, no_progress, portion
 
-# Episodes side by side, where there are no more starts. Enough to share the cost of a step's Python; few enough that memory
-# does not grow with the policies.
+# Episodes side by side, if there are no more starts. Enough to share the cost of a step's
+# Python; few enough that memory does not grow with the policies.
 EPISODES = 128
 
 # (episode, observation acted on, action, reward, terminated, truncated, next observation)
@@ -33,8 +33,9 @@ def rollout(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Roll out every policy from every start; see ``Task.rollout`` for shapes and meaning.
 
-    An episode ends at termination, at the environment's own truncation or at the last horizon, and never restarts into
-    the sum. ``record`` sees every step; an episode's number is policy * len(starts) + start.
+    An episode ends at termination, at the environment's own truncation or at the last horizon, and
+    never restarts into the sum. ``record`` sees every step; an episode's number is policy *
+    len(starts) + start.
     """
     count, rows = len(next(iter(stacked.values()))), len(starts)
     cumulative = np.zeros((count, rows, len(horizons)))
@@ -73,7 +74,8 @@ def _block(
     column, fewer = 0, True
     for step in range(1, horizon + 1):
         if fewer:
-            # An ended episode's row stays as padding: each policy always acts on the same number of rows.
+            # An ended episode's row stays as padding: each policy always acts on the same number of
+            # rows.
             live, place = np.unique(which // rows, return_inverse=True)
             row, stepped, acting = which % rows, which.tolist(), live.tolist()
         actions = stack.act(latest.astype(np.float32).reshape(size, rows, -1), acting)[place, row]

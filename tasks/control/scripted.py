@@ -1,4 +1,4 @@
-"""Tasks whose own dataset is collected on first use: from an expert that comes with stab, or from a function."""
+"""Tasks whose expert is a function; their own dataset is collected on first use."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ Act = Callable[[Any, np.random.Generator], Any]
 
 @dataclass(frozen=True)
 class Scripted(Control):
-    """A task whose expert is a function. Subclasses give ``environment`` and ``expert``; arguments as for ``Task``.
+    """A task whose expert is a function. Subclasses give ``environment`` and ``expert``.
 
     Attributes:
         environment: Gymnasium id, registered by the time a task is made.
-        noise: standard deviation of what is added to the expert's actions in the demonstrations (Box actions): without
-            it a policy of the expert's own class fits every transition exactly, and minibatches differ in nothing.
+        noise: standard deviation of what is added to the expert's actions in the demonstrations
+            (Box actions): without it a policy of the expert's own class fits every transition
+            exactly, and minibatches differ in nothing.
     """
 
     environment: ClassVar[str]
@@ -51,7 +52,7 @@ class Scripted(Control):
         raise NotImplementedError
 
     def demonstrate(self, observation: Any, rng: np.random.Generator) -> Any:
-        """Return the action that is recorded: the expert's, plus ``noise`` times a standard normal draw."""
+        """Return the recorded action: the expert's, plus ``noise`` times a standard normal draw."""
         action = self.expert(observation)
         return action + self.noise * rng.standard_normal(np.shape(action)) if self.noise else action
 
@@ -60,9 +61,10 @@ class Scripted(Control):
         return {"expert": {"noise": self.noise}}
 
     def collect(self, progress: Progress = no_progress, episodes: int | None = None) -> None:
-        """Write episodes of ``demonstrate``, reset seeds 0, 1, ..., and the references of ``expert``.
+        """Write episodes of ``demonstrate`` (reset seeds 0, 1, ...) and references of ``expert``.
 
-        A larger dataset begins with the smaller one. Raises StabError for a ``dataset_id`` that is there already.
+        A larger dataset begins with the smaller one. Raises StabError for a ``dataset_id`` that is
+        there already.
         """
         count, spec = own.count(self, episodes), self._own
         env = make(spec)
@@ -78,7 +80,8 @@ class Scripted(Control):
             larger=self.dataset_id is None,
             algorithm_name=f"scripted expert, noise {self.noise:g}",
             author="stab",
-            description=f"{count} episodes of the scripted expert of task {self.name} in {spec.id}.",
+            description=f"{count} episodes of the scripted expert of task {self.name} in"
+            f" {spec.id}.",
         )
         progress(1.0)
 
@@ -95,14 +98,15 @@ class Scripted(Control):
         spec = super()._spec
         if spec.id != self.environment:
             raise StabError(
-                f"dataset {self.demonstrations_id!r} was recorded in {spec.id}, task {self.name!r} is {self.environment}:"
-                f" compare on it alone: --task recorded --dataset {self.demonstrations_id}"
+                f"dataset {self.demonstrations_id!r} was recorded in {spec.id}, task {self.name!r}"
+                f" is {self.environment}: compare on it alone: --task recorded --dataset"
+                f" {self.demonstrations_id}"
             )
         return spec
 
 
 def episode(env: gym.Env[Any, Any], act: Act, seed: int) -> EpisodeBuffer:
-    """Return one episode; the seed fixes its reset and its generator. Box actions are clipped to their space."""
+    """Return one episode; the seed fixes reset and generator. Box actions are clipped."""
     rng, space = np.random.default_rng(seed), env.action_space
     observation, _ = env.reset(seed=seed)
     observations, steps, done = [observation], [], False
@@ -118,7 +122,7 @@ def episode(env: gym.Env[Any, Any], act: Act, seed: int) -> EpisodeBuffer:
 
 
 def measure(env: gym.Env[Any, Any], act: Act, progress: Progress = no_progress) -> References:
-    """Return the references of 100 episodes each: actions drawn from the action space, and those of ``act``."""
+    """Return the references of 100 episodes each: of random actions, and of ``act``."""
     assert env.spec is not None
     assert env.spec.max_episode_steps is not None
     horizon = env.spec.max_episode_steps

@@ -17,19 +17,15 @@ from torch import Tensor, nn
 
 from stab.recipe import Recipe
 from stab.registry import StabError
-from stab.tasks import datasets, own
-from stab.tasks.base import Demonstrations, Remarks, Task
+from stab.tasks import datasets, own, rebuild
+from stab.tasks.base import Demonstrations, Infos, Task
 from stab.tasks.control.episodes import Episodes, make_episodes
 from stab.tasks.control.measured import references_of
 from stab.tasks.control.rollout import rollout
 from stab.tasks.environments import make
 from stab.tasks.policies import build
-from stab.tasks.references import (
-    Progress,
-    References,
-    no_progress,
-)
-from stab.tasks.speed import one_thread, seconds
+from stab.tasks.references import Progress, References, no_progress
+from stab.tasks.speed import speeds
 from stab.tasks.transitions import Transitions, digest
 
 UNLIMITED = 1000  # steps after which an episode of an environment without a time limit is ended
@@ -37,14 +33,13 @@ UNLIMITED = 1000  # steps after which an episode of an environment without a tim
 
 @dataclass(frozen=True)
 class Control(Task):
-    """What all tasks of control share. Observations are a Box, actions a Box or Discrete; arguments as for ``Task``.
+    """What all tasks of control share. Observations are a Box, actions a Box or Discrete.
 
-    The loss is the policy's: mean squared error or a likelihood for Box actions, cross-entropy for Discrete ones.
+    The loss is the policy's: mean squared error or a likelihood for Box actions, cross-entropy for
+    Discrete ones.
     """
 
-    has_fresh_episodes: ClassVar[bool] = (
-        False  # whether it can draw every minibatch from fresh ones
-    )
+    has_fresh_episodes: ClassVar[bool] = False  # whether minibatches can be of fresh ones
 
     def __post_init__(self) -> None:
         own.check_fresh(self, self.has_fresh_episodes)
@@ -53,31 +48,31 @@ class Control(Task):
     def horizon(self) -> int:
         return self._spec.max_episode_steps or UNLIMITED
 
-    def ready(self) -> bool:
+    def has_data(self) -> bool:
         return own.has_data(self)
 
     def dataset(self, progress: Progress = no_progress) -> Demonstrations:
         return own.loaded(self, self._load, progress)
 
     def _load(self, progress: Progress) -> Demonstrations:
-        if self.dataset_id is None and not self.ready():
+        if self.dataset_id is None and not self.has_data():
             self.collect(progress)
-        found = datasets.load(self.demonstrations_id)
+        dataset = datasets.load(self.demonstrations_id)
         _ = self._env  # whether the environment fits comes before what the episodes hold
-        train, validation = datasets.split(found, self.train_episodes, self.validation_episodes)
+        train, validation = datasets.split(dataset, self.train_episodes, self.validation_episodes)
         return Demonstrations(
             train,
             validation,
-            self._references(found, progress),
-            found.id,
+            self._references(dataset, progress),
+            dataset.id,
             digest(train, validation),
-            datasets.stab_metadata(found).get("expert_sha256"),
+            datasets.stab_metadata(dataset).get("expert_sha256"),
             self._spec.id,
         )
 
-    def _references(self, found: minari.MinariDataset, progress: Progress) -> References:
-        """Return the dataset's references: stab's in its metadata, Minari's there, or measured ones."""
-        return references_of(found, self._spec, self._env, progress)
+    def _references(self, dataset: minari.MinariDataset, progress: Progress) -> References:
+        """Return the dataset's references: stab's or Minari's in its metadata, or measured ones."""
+        return references_of(dataset, self._spec, self._env, progress)
 
     def policy(self, recipe: Recipe) -> nn.Module:
         mean, std = self._statistics
@@ -94,7 +89,7 @@ class Control(Task):
         starts: Sequence[int],
         horizons: Sequence[int],
         progress: Progress = no_progress,
-    ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Remarks]:
+    ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Infos]:
         return rollout(self._episodes, policy, stacked, starts, horizons, progress)
 
     def speed(self, recipe: Recipe) -> tuple[float, float]:
@@ -102,53 +97,34 @@ class Control(Task):
         size = math.prod(env.observation_space.shape or ())
         device = torch.device(recipe.device)
         policy = build(recipe, torch.zeros(size), torch.ones(size), space)
-        discrete = isinstance(space, gym.spaces.Discrete)
-        actions = (
-            torch.zeros(1000, dtype=torch.int64)
-            if discrete
-            else torch.zeros(1000, math.prod(space.shape or ()))
-        )
-        made_up = Transitions(torch.randn(1000, size), actions, np.zeros(1000, dtype=np.int64))
-        batch = made_up.to(device).batch(np.arange(recipe.batch_size) % 1000)
+        actions = torch.zeros(1000, math.prod(space.shape or ()))
+        if isinstance(space, gym.spaces.Discrete):
+            actions = torch.zeros(1000, dtype=torch.int64)
+        random = Transitions(torch.randn(1000, size), actions, np.zeros(1000, dtype=np.int64))
+        batch = random.to(device).batch(np.arange(recipe.batch_size) % 1000)
         trained = copy.deepcopy(policy).to(device)
-        optimizer = torch.optim.AdamW(trained.parameters(), fused=True)
 
-        def update() -> None:
-            optimizer.zero_grad()
-            loss = trained.loss(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            loss.item()  # waits for the device
-
-        # The same policy many times over, as in a block of a rollout. Random actions fall at once: a reset would be a
-        # good part of the cost, so step on.
+        # The same policy many times over, as in a block of a rollout. Random actions fall at once:
+        # a reset would be a good part of the cost, so step on.
         rows, policies = 8, 8
-        stack = policy.stack(
-            {
-                name: value[None].repeat_interleave(policies, 0)
-                for name, value in policy.state_dict().items()
-            }
-        )
-        observations = (
-            self._episodes.reset([0] * rows * policies)
-            .astype(np.float32)
-            .reshape(policies, rows, -1)
-        )
+        weights = policy.state_dict().items()
+        stack = policy.stack({name: torch.stack([value] * policies) for name, value in weights})
+        first = self._episodes.reset([0] * rows * policies)
+        observations = first.astype(np.float32).reshape(policies, rows, -1)
 
         @torch.inference_mode()
         def step() -> None:
             actions = stack.act(observations, range(policies))
-            with np.errstate(all="ignore"):  # no environment is made for going on behind its end
+            with np.errstate(all="ignore"):  # environments do not expect steps after the end
                 self._episodes.step(
                     range(rows * policies), actions.reshape(rows * policies, *actions.shape[2:])
                 )
 
-        with one_thread():  # as in the workers
-            return seconds(update, 0.2), seconds(step, 0.2) / (rows * policies)
+        return speeds(trained, lambda policy: policy.loss(batch), step, rows * policies)
 
     @functools.cached_property
     def _spec(self) -> gym.envs.registration.EnvSpec:
-        spec = datasets.environment(datasets.load(self.demonstrations_id))
+        spec = rebuild.environment(datasets.load(self.demonstrations_id))
         return spec if spec.max_episode_steps else replace(spec, max_episode_steps=UNLIMITED)
 
     @functools.cached_property
@@ -156,7 +132,8 @@ class Control(Task):
         env = make(self._spec)
         if not isinstance(env.observation_space, gym.spaces.Box):
             raise StabError(
-                f"observations {env.observation_space} of {self._spec.id} are not supported: expected a Box"
+                f"observations {env.observation_space} of {self._spec.id} are not supported:"
+                " expected a Box"
             )
         return env
 

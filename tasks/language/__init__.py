@@ -3,8 +3,10 @@
 import importlib
 from typing import Any
 
+PUBLIC = {"Language": "task", "generate": "generation"}  # their modules import torch: on demand
+
 
 def __getattr__(name: str) -> Any:
-    if name == "Language":  # only when it is asked for: its module imports torch
-        return importlib.import_module("stab.tasks.language.task").Language
+    if name in PUBLIC:
+        return getattr(importlib.import_module(f"stab.tasks.language.{PUBLIC[name]}"), name)
     raise AttributeError(f"module 'stab.tasks.language' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Text as a Gymnasium environment, and the source that a name stands for."""
+"""Text as a Gymnasium environment, and sources by name."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 class TokensEnv(gym.Env[np.int64, np.int64]):
-    """Text, token by token: the action is the next token, the observation the last one, an episode a text.
+    """Text, token by token: the action is the next token, the observation is the last one.
 
-    Token 0 ends a text, and is what one sees before its first token. The reward is the token's
-    log-likelihood under the source (``stab.tasks.language.source``), with a floor. Without a source it is 0, and an episode
-    never ends.
+    An episode is a text. Token 0 ends it, and is the observation before its first token. The reward
+    is the token's log-likelihood under the source (``stab.tasks.language.source``), with a floor.
+    Without a source it is 0, and an episode never ends.
 
     Args:
         vocabulary: number of tokens.
-        source: what draws prompts and says how likely a token is: ``stories``, or a dataset with a judge.
-        prompted: whether reset gives a prompt that the source draws; ``info["prompt"]`` is the whole of it, the observation
-            its last token. Without, a text begins at its beginning.
-        texts: how many texts are told one after the other before an episode ends.
+        source: ``stories``, or the id of a dataset that has a scorer model.
+        prompted: whether reset draws a prompt from the source: the observation is its last token,
+            ``info["prompt"]`` the whole of it. Otherwise an episode starts at the beginning.
+        texts: number of texts, one after the other, before an episode ends.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it so)
@@ -33,14 +33,14 @@ class TokensEnv(gym.Env[np.int64, np.int64]):
         self, vocabulary: int, source: str | None = None, prompted: bool = False, texts: int = 1
     ) -> None:
         self.observation_space = self.action_space = gym.spaces.Discrete(vocabulary)
-        self.source, self.prompted, self.texts, self.told = source, prompted, texts, 0
+        self.source, self.prompted, self.texts, self.ended = source, prompted, texts, 0
         self.scorer: Scorer | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.int64, dict[str, Any]]:
         super().reset(seed=seed)
-        self.told, prompt = 0, [0]
+        self.ended, prompt = 0, [0]
         if self.prompted and self.source:
             prompt += self._source.text(self.np_random)[0]
         self._begin(prompt[1:])
@@ -53,9 +53,9 @@ class TokensEnv(gym.Env[np.int64, np.int64]):
             over = self.scorer.read(0, int(action))
             reward = float(self.scorer.rewards()[0][-1])
         if over:
-            self.told += 1
+            self.ended += 1
             self._begin([])
-        return np.int64(action), reward, self.told == self.texts, False, {}
+        return np.int64(action), reward, self.ended == self.texts, False, {}
 
     def _begin(self, prompt: list[int]) -> None:
         self.scorer = self._source.scorer([prompt]) if self.source else None
@@ -67,11 +67,11 @@ class TokensEnv(gym.Env[np.int64, np.int64]):
 
 
 def source(name: str) -> Source:
-    """Return a source by its name: ``stories``, or the id of a dataset that has a judge.
+    """Return a source by its name: ``stories``, or the id of a dataset that has a scorer model.
 
-    Raises StabError when there is no such dataset, or no judge.
+    Raises StabError if the dataset or its scorer model does not exist.
     """
     from stab.tasks.language.stories import stories  # imports torch, as the next
-    from stab.tasks.language.text import Judged
+    from stab.tasks.language.text import HeldOutTexts
 
-    return stories() if name == "stories" else Judged(name)
+    return stories() if name == "stories" else HeldOutTexts(name)

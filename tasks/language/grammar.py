@@ -1,14 +1,16 @@
-"""A probabilistic grammar of simple children's stories: the known source of a language task; its likelihood is exact.
+"""A probabilistic grammar of simple children's stories: a source with an exact likelihood.
 
-A story is a sequence of stages (introduction, home, ..., end). Each stage draws one of its lines by weight: a template
-of one sentence or more, or of none; every sentence ends with ".". The slots of a line show facts: who, where, what. The
-facts of a story are drawn uniformly, once, and every mention repeats them, so that a fact told in the first sentence
-decides words of the last. Until its first mention a fact can be any word of its list::
+A story is a sequence of stages (introduction, home, ..., end). Each stage draws one of its lines by
+weight: a template of one sentence or more, or of none; every sentence ends with ".". The slots of a
+line show facts: who, where, what. The facts of a story are drawn uniformly, once, and every mention
+repeats them, so that a fact told in the first sentence decides words of the last. Until its first
+mention a fact can be any word of its list::
 
     p(word in a slot | text so far) = (choices of the facts that agree with text and word)
                                       / (choices that agree with the text)
 
-A text told token by token has several derivations as long as lines begin alike; ``Reader`` keeps them all.
+A text told token by token has several derivations as long as lines begin alike; ``Reader`` keeps
+them all.
 """
 
 from __future__ import annotations
@@ -24,17 +26,20 @@ from stab.registry import StabError, suggest
 T = TypeVar("T")
 
 END = 0  # the token "<end>": ends a text, and stands before its first word
-# Nats: what an impossible token costs. The rarest possible ones cost 4.4, and about 6 where the text was broken before.
+# Cost of an impossible token in nats. The rarest possible ones cost 4.4, and about 6 after an
+# impossible one.
 FLOOR = -10.0
 
 
 class Line(NamedTuple):
-    """One way to tell a stage: drawn with ``weight`` / (sum over the lines of the stage that may be told).
+    """One way to tell a stage, drawn with ``weight`` / (sum over the stage's possible lines).
 
     Args:
         weight: above 0.
-        text: words and {fact} or {fact.form} slots, separated by blanks; sentences end with ".". May be empty.
-        when: tags, separated by blanks, all of which an earlier line must have set for this one to be told.
+        text: words and {fact} or {fact.form} slots, separated by blanks; sentences end with ".".
+            May be empty.
+        when: tags, separated by blanks, all of which an earlier line must have set for this one to
+            be told.
         sets: tags that this line sets.
     """
 
@@ -57,7 +62,8 @@ LISTS: dict[str, tuple[str, ...]] = {
     "colour": ("black blue brown green pink red white yellow",),
     "dwelling": ("barn cabin cottage house hut tower",),
     "place": (
-        "beach bridge castle cave farm field forest garden hill lake market meadow mill pond river well",
+        "beach bridge castle cave farm field forest garden hill lake market meadow mill pond river"
+        " well",
     ),
     "parent": ("brother father grandfather uncle", "aunt grandmother mother sister"),
     "food": ("apples berries bread cake carrots cheese cookies honey nuts pancakes plums soup",),
@@ -66,13 +72,14 @@ LISTS: dict[str, tuple[str, ...]] = {
     "spot": ("barrel basket bench bush fence gate log rock tree wagon",),
     "stranger": ("baker farmer king miller painter queen sailor shepherd teacher wizard",),
 }
-# {fact.form} shows the group of the fact's word: the first form for the first group, the second for the second.
+# {fact.form} shows the group of the fact's word: the first form for the first group, and so on.
 FORMS = {"he": ("he", "she"), "his": ("his", "her"), "him": ("him", "her")}
 # Which list a fact is drawn from, and which pairs of facts differ.
 FACTS = {
-    "hero": "name", "kind": "kind", "trait": "trait", "home": "colour", "dwelling": "dwelling", "near": "place",
-    "parent": "parent", "food": "food", "weather": "weather", "hue": "colour", "thing": "thing", "friend": "name",
-    "species": "kind", "far": "place", "spot": "spot", "stranger": "stranger",
+    "hero": "name", "kind": "kind", "trait": "trait", "home": "colour", "dwelling": "dwelling",
+    "near": "place", "parent": "parent", "food": "food", "weather": "weather", "hue": "colour",
+    "thing": "thing", "friend": "name", "species": "kind", "far": "place", "spot": "spot",
+    "stranger": "stranger",
 }  # fmt: skip
 UNLIKE = (("hero", "friend"), ("kind", "species"), ("near", "far"))
 
@@ -167,18 +174,18 @@ class Slot:
         self.fact, self.other, self.says = fact, other, says
 
     def take(self, facts: Facts, token: int) -> tuple[float, Facts] | None:
-        """Return p(token | facts) and the facts known behind it, or None where it is impossible.
+        """Return p(token | facts) and the facts known after it, or None if it is impossible.
 
-        p = n(after) / n(before), n the choices of the fact: how many words it can be, or with a fact that differs, how
-        many pairs of different words, |A| |B| - |A and B|.
+        p = n(after) / n(before), n the choices of the fact: how many words it can be, or with a
+        fact that differs, how many pairs of different words, |A| |B| - |A and B|.
         """
-        said = self.says.get(token)
-        if said is None:
+        words = self.says.get(token)
+        if words is None:
             return None
         known = facts[self.fact]
-        if known <= said:
+        if known <= words:
             return 1.0, facts
-        after = known & said
+        after = known & words
         chance = len(after) / len(known)
         if self.other is not None:
             other = facts[self.other]
@@ -197,17 +204,17 @@ class Node:
     """A place in a story: between two words of a line, or before a stage.
 
     Args:
-        options: what can follow: (probability, piece, node behind it). Probabilities sum to 1; none: the text is over.
-        behind: where the source goes on behind the sentence that begins or goes on here: (probability, node).
+        options: what can follow: (probability, piece, node behind it). Probabilities sum to 1;
+            none: the text is over.
+        behind: what follows the sentence that begins or continues here: (probability, node).
     """
 
     def __init__(
         self, options: list[tuple[float, Piece, Node]], behind: list[tuple[float, Node]]
     ) -> None:
         self.options, self.behind = options, behind
-        self.longest: int = (
-            1 + max(node.longest for _, _, node in options) if options else 0
-        )  # tokens to the end
+        # Tokens to the end, at most.
+        self.longest: int = 1 + max(node.longest for _, _, node in options) if options else 0
         self.slots = [(p, piece, node) for p, piece, node in options if isinstance(piece, Slot)]
         self.words: dict[int, list[tuple[float, Node]]] = {}
         for p, piece, node in options:
@@ -274,18 +281,18 @@ class Grammar:
         return [self._slots[word] if word[0] == "{" else self.tokens[word] for word in text.split()]
 
     def _node(self, stage: int, tags: frozenset[str]) -> Node:
-        """Return the node before ``stage``; made once, so that derivations that meet again are one."""
+        """The node before ``stage``; made once, so that derivations that meet again are one."""
         if (stage, tags) not in self._nodes:
             options: list[tuple[float, Piece, Node]] = []
             behind: list[tuple[float, Node]] = []
             if stage == len(self._stages):
                 node = Node([(1.0, END, Node([], []))], behind)
-                behind.append((1.0, node))  # whatever is told here, only the end can follow
+                behind.append((1.0, node))  # only the end can follow
             else:
                 lines = [line for line in self._stages[stage] if tags.issuperset(line.when.split())]
                 total = sum(line.weight for line in lines)
                 for line in lines:
-                    # From the last piece to the first; of an empty line remains what begins the next stage.
+                    # From the last piece to the first; an empty line gives the next stage's node.
                     node = after = self._node(stage + 1, tags.union(line.sets.split()))
                     for piece in reversed(self._pieces(line.text)):
                         if piece == self.stop:
@@ -302,7 +309,7 @@ class Grammar:
 
     def story(self, rng: np.random.Generator) -> list[int]:
         """Return the tokens of a whole story; the last is END."""
-        node, facts, told = self.first, self.unknown, []
+        node, facts, tokens = self.first, self.unknown, []
         while node.options:
             piece, node = _draw(
                 rng, [(p, (piece, follower)) for p, piece, follower in node.options]
@@ -312,8 +319,8 @@ class Grammar:
                 piece, facts = _draw(
                     rng, [(took[0], (token, took[1])) for token, took in taken if took]
                 )
-            told.append(piece)
-        return told
+            tokens.append(piece)
+        return tokens
 
 
 def _draw(rng: np.random.Generator, chances: list[tuple[float, T]]) -> T:
@@ -338,9 +345,9 @@ def story(rng: np.random.Generator) -> list[int]:
 
 
 def opening(tokens: Sequence[int]) -> int:
-    """Return how many tokens of a story a prompt is: the sentence or two that tell the hero's name and kind.
+    """Number of tokens of a story's prompt, which ends when the hero's name and kind are told.
 
-    Raises StabError where no sentence ends behind a name and a kind: that is no story.
+    These are one or two sentences. Raises StabError if no sentence ends after a name and a kind.
     """
     names, kinds = (STORIES.unknown[list(FACTS).index(fact)] for fact in ("hero", "kind"))
     name = kind = False
@@ -352,27 +359,28 @@ def opening(tokens: Sequence[int]) -> int:
 
 
 class Reader:
-    """The source, reading a text token by token: an exact filter over the derivations of what was read.
+    """The source, reading a text token by token: an exact filter over its derivations.
 
-    A token that no derivation allows is impossible. It costs FLOOR, and so does every further token of its sentence,
-    the "." included. Behind it every derivation goes on with what follows the sentence that it was in, knowing the
-    facts told so far: what the broken sentence would have told stays unknown until it is mentioned. END where the
-    source may not end is such an impossible token and ends nothing.
+    A token that no derivation allows is impossible. It costs FLOOR, and so does every further token
+    of its sentence, the "." included. After it every derivation continues behind its sentence with
+    the facts told so far: what the broken sentence would have told stays unknown until it is
+    mentioned. An END at a place where the source may not end is such an impossible token and ends
+    nothing.
 
     Attributes:
-        over: whether the text has ended: END, where the source may end.
+        over: whether the text has ended, with an END where the source may end.
     """
 
     def __init__(self, grammar: Grammar = STORIES) -> None:
         self.over = False
         self._stop, self._broken = grammar.stop, False
-        # Weights sum to 1. Replaced by every read, never changed: copies of a reader go their own ways.
+        # Weights sum to 1. Replaced by every read, never changed: copies of a reader are separate.
         self._derivations: dict[tuple[Node, Facts], float] = {(grammar.first, grammar.unknown): 1.0}
 
     def read(self, token: int) -> float:
-        """Return log p(token | text so far) in nats, or FLOOR where it is impossible. Never below FLOOR.
+        """Return log p(token | text so far) in nats, at least FLOOR; FLOOR if it is impossible.
 
-        Raises ValueError behind the end of the text.
+        Raises ValueError after the end of the text.
         """
         if self.over:
             raise ValueError("the text is over: no token can follow its end")
@@ -389,9 +397,8 @@ class Reader:
             if total := sum(after.values()):
                 self._derivations = {key: weight / total for key, weight in after.items()}
                 self.over = token == END
-                return max(
-                    math.log(min(total, 1.0)), FLOOR
-                )  # a sum of weights can round to just above 1
+                # A sum of weights can round to just above 1.
+                return max(math.log(min(total, 1.0)), FLOOR)
         self._broken = token != self._stop
         if not self._broken:
             after = {}
@@ -404,33 +411,36 @@ class Reader:
 
 
 def log_likelihood(tokens: Iterable[int]) -> list[float]:
-    """Return what a new Reader says to each token: log p(token | those before it) in nats, or FLOOR.
+    """Return log p(token | those before it) in nats, or FLOOR, of each token; see ``Reader``.
 
-    Raises ValueError where a token follows the end of the text.
+    Raises ValueError if a token follows the end of the text.
     """
     reader = Reader()
     return [reader.read(token) for token in tokens]
 
 
 def consistency(tokens: Sequence[int], first: int) -> dict[str, float]:
-    """Return how well ``tokens[first:]`` goes on with the prompt ``tokens[:first]``.
+    """Return how well ``tokens[first:]`` continues the prompt ``tokens[:first]``.
 
-    ``sentences``: the share of sentences that parse: that are some sentence of the grammar with any words of the right
-    lists in its slots, whatever the facts and wherever in a story it belongs. Counted are the sentences that end, with
-    their ".", in tokens[first:]. An unfinished last one fails, or is not counted where it begins some sentence of the
-    grammar. An END before a sentence is no part of it; one within makes it fail. Left out where no sentence is counted.
+    ``sentences``: the share of sentences that parse, that is, match some sentence of the grammar
+    with any words of the right lists in its slots, whatever the facts and its place in a story.
+    Sentences that end, with their ".", in tokens[first:] count. An unfinished last one fails, or
+    does not count if it begins some sentence of the grammar. An END before a sentence is not part
+    of it; one within makes it fail. Left out if no sentence counts.
 
-    ``facts``: the share of mentions of known facts that repeat them, in the counted sentences that parse. A word in a
-    slot is a mention where the text before it, prompt included, told something of the fact; a pronoun tells the group
-    of a name. The first telling counts: a mention that contradicts it changes nothing. Sentences that do not parse tell
-    nothing. One that parses in several ways is read as contradicting least, then as repeating most. Left out where there
-    is no mention.
+    ``facts``: the share of mentions of known facts that repeat them, in the counted sentences that
+    parse. A word in a slot is a mention if the text before it, prompt included, told something of
+    the fact; a pronoun tells the group of a name. The first telling counts: a mention that
+    contradicts it changes nothing. Sentences that do not parse tell nothing. One that parses in
+    several ways is read as contradicting least, then as repeating most. Left out if there is no
+    mention.
 
-    ``until``: number of tokens of tokens[first:] before the first impossible one (see ``Reader``); all where none is.
+    ``until``: number of tokens of tokens[first:] before the first impossible one (see ``Reader``),
+    or all.
 
-    Raises ValueError where a token follows the end of the text.
+    Raises ValueError if a token follows the end of the text.
     """
-    said = log_likelihood(tokens)[first:]
+    nats = log_likelihood(tokens)[first:]
     parsed = failed = repeated = mentioned = 0
     facts, sentence = STORIES.unknown, list[int]()
     for i, token in enumerate(tokens):
@@ -444,24 +454,22 @@ def consistency(tokens: Sequence[int], first: int) -> dict[str, float]:
                 (_mentions(p, sentence, facts) for p in fitting), key=lambda m: (m[0], -m[1])
             )
             if i >= first:
-                parsed, repeated, mentioned = (
-                    parsed + 1,
-                    repeated + right,
-                    mentioned + right + wrong,
-                )
+                parsed += 1
+                repeated += right
+                mentioned += right + wrong
         elif not fitting and i >= first:
             failed += 1
         sentence = []
-    found = {"until": float(said.index(FLOOR) if FLOOR in said else len(said))}
+    metrics = {"until": float(nats.index(FLOOR) if FLOOR in nats else len(nats))}
     if parsed + failed:
-        found["sentences"] = parsed / (parsed + failed)
+        metrics["sentences"] = parsed / (parsed + failed)
     if mentioned:
-        found["facts"] = repeated / mentioned
-    return found
+        metrics["facts"] = repeated / mentioned
+    return metrics
 
 
 def _fits(pieces: Sequence[Piece], sentence: Sequence[int]) -> bool:
-    """Whether the sentence begins, or is, the grammar's sentence of these pieces, whatever the facts."""
+    """Whether the sentence is, or begins, the sentence of these pieces with any facts."""
     return len(sentence) <= len(pieces) and all(
         token in piece.says if isinstance(piece, Slot) else token == piece
         for piece, token in zip(pieces, sentence, strict=False)
@@ -471,21 +479,21 @@ def _fits(pieces: Sequence[Piece], sentence: Sequence[int]) -> bool:
 def _mentions(
     pieces: Sequence[Piece], sentence: Sequence[int], facts: Facts
 ) -> tuple[int, int, Facts]:
-    """Return how many mentions of known facts contradict and repeat them, and the facts known behind the sentence."""
+    """Count mentions that contradict and that repeat known facts; return also the facts after."""
     wrong = right = 0
     for piece, token in zip(pieces, sentence, strict=True):
         if isinstance(piece, Slot):
-            known, said = facts[piece.fact], piece.says[token]
-            if not known & said:
+            known, words = facts[piece.fact], piece.says[token]
+            if not known & words:
                 wrong += 1
                 continue
             right += known != STORIES.unknown[piece.fact]
-            facts = (*facts[: piece.fact], known & said, *facts[piece.fact + 1 :])
+            facts = (*facts[: piece.fact], known & words, *facts[piece.fact + 1 :])
     return wrong, right, facts
 
 
 def encode(text: str) -> list[int]:
-    """Return the tokens of a text whose words and marks are separated by blanks, or marks stand behind their words.
+    """Return the tokens of a text of words and marks; blanks before marks are optional.
 
     Raises StabError at a word that is not in WORDS.
     """
@@ -499,5 +507,5 @@ def encode(text: str) -> list[int]:
 
 
 def decode(tokens: Iterable[int]) -> str:
-    """Return the text of tokens, marks right behind their words; ``encode`` is the way back."""
+    """Return the text of tokens, marks right after their words; the inverse of ``encode``."""
     return " ".join(WORDS[token] for token in tokens).replace(" .", ".").replace(" ,", ",")

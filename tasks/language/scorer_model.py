@@ -1,7 +1,7 @@
-"""Judges: what says how likely a text is where its source is unknown. A judge lies beside its dataset.
+"""Scorer models give the likelihood of a text whose source is not known.
 
-It is a larger model of this package, trained on the same tokens by ``stab expert train``, or a causal language model of
-Hugging Face by name.
+A scorer model lies beside its dataset. It is a larger GPT of this package, trained on the same
+tokens (``train_scorer``), or a causal language model of Hugging Face by name.
 """
 
 from __future__ import annotations
@@ -21,45 +21,44 @@ from torch import Tensor
 from stab.recipe import Recipe
 from stab.registry import StabError, reason
 from stab.tasks import datasets
-from stab.tasks.language import corpus
+from stab.tasks.language.tokens import token_bytes
 from stab.tasks.policies import GPT, build_language
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-CARD, WEIGHTS = "judge.json", "judge.safetensors"
+CARD, WEIGHTS = "judge.json", "judge.safetensors"  # names on disk
 HUB = "huggingface:"  # before the name of a model there
-ROWS = 8  # texts that a judge reads together
+ROWS = 8  # texts that are read together
 
 
-class Judge(ABC):
-    """Says how likely a text is."""
+class ScorerModel(ABC):
+    """Gives the likelihood of texts."""
 
     @abstractmethod
     def log_likelihood(
         self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]
     ) -> list[np.ndarray]:
-        """Return the log-likelihood (nats) of each token written after its prompt, float64 (tokens,) each.
+        """Return the log-likelihood (nats) of each token after its prompt, float64 (tokens,) each.
 
-        What it says of a text does not depend, bitwise, on the texts beside it.
+        The values of a text do not depend, bitwise, on the texts beside it.
         """
 
 
-class GPTJudge(Judge):
+class GPTScorer(ScorerModel):
     """A GPT over the dataset's own tokens.
 
     Args:
-        policy: as a policy string spells it.
-        vocabulary, context: sizes that it was built with.
+        policy: its policy string.
+        vocabulary, context: its sizes.
         weights: its parameters.
     """
 
     def __init__(
         self, policy: str, vocabulary: int, context: int, weights: dict[str, Tensor]
     ) -> None:
-        self.model: GPT = (
-            build_language(Recipe(policy=policy), vocabulary, context).eval().requires_grad_(False)
-        )
+        model = build_language(Recipe(policy=policy), vocabulary, context)
+        self.model: GPT = model.eval().requires_grad_(False)
         self.model.load_state_dict(weights)
 
     def log_likelihood(
@@ -69,29 +68,26 @@ class GPTJudge(Judge):
         inputs = np.zeros((-(-len(prompts) // ROWS) * ROWS, self.model.context + 1), dtype=np.int64)
         for row, (prompt, tokens) in enumerate(zip(prompts, written, strict=True)):
             inputs[row, 1 : 1 + len(prompt) + len(tokens)] = [*prompt, *tokens]
-        found = np.concatenate(
-            [self._of(inputs[n : n + ROWS]) for n in range(0, len(inputs), ROWS)]
-        )
-        pairs = zip(found, prompts, written, strict=False)  # the last rows are padding
+        nats = np.concatenate([self._of(inputs[n : n + ROWS]) for n in range(0, len(inputs), ROWS)])
+        pairs = zip(nats, prompts, written, strict=False)  # the last rows are padding
         return [row[len(prompt) : len(prompt) + len(tokens)] for row, prompt, tokens in pairs]
 
     @torch.inference_mode()
     def _of(self, texts: np.ndarray) -> np.ndarray:
-        of_next = torch.log_softmax(self.model(torch.from_numpy(texts[:, :-1])), -1)
-        return np.asarray(
-            of_next.gather(-1, torch.from_numpy(texts[:, 1:, None]))[..., 0].double().numpy()
-        )
+        log_p = torch.log_softmax(self.model(torch.from_numpy(texts[:, :-1])), -1)
+        chosen = log_p.gather(-1, torch.from_numpy(texts[:, 1:, None]))[..., 0]
+        return np.asarray(chosen.double().numpy())
 
 
-class CausalLM(Judge):
-    """A causal language model of Hugging Face, with a tokenizer of its own. It sees the text that the tokens spell.
+class CausalLM(ScorerModel):
+    """A causal language model of Hugging Face. It reads the text that our tokens spell.
 
-    The log-likelihood of one of its tokens is that of the token of ours in which the last character of it lies; our end of
-    a text is its own.
+    It has a tokenizer of its own. The log-likelihood of one of its tokens counts for the token of
+    ours that holds its last character; our end of a text is its own.
 
     Args:
-        name: of a model there, or a folder that holds one. Weights are read from safetensors alone, and no code of the
-            repository is run.
+        name: of a model there, or a folder that holds one. Weights are read from safetensors only,
+            and no code of the repository is run.
         tokenizer: the dataset's.
         revision: the commit; None for the newest.
         fetch: whether it may be downloaded.
@@ -100,7 +96,7 @@ class CausalLM(Judge):
         revision: the commit; None for a folder.
         sha256: of its weights.
 
-    Raises StabError where it cannot be loaded.
+    Raises StabError if it cannot be loaded.
     """
 
     def __init__(
@@ -109,32 +105,32 @@ class CausalLM(Judge):
         try:
             import transformers
 
-            say: Any = transformers.logging
-            say.set_verbosity_error()
-            say.disable_progress_bar()
+            log: Any = transformers.logging
+            log.set_verbosity_error()
+            log.disable_progress_bar()
             how = {
                 "trust_remote_code": False,
                 "revision": revision or "main",
                 "local_files_only": not fetch,
             }
             self.words: Any = transformers.AutoTokenizer.from_pretrained(name, use_fast=True, **how)
-            self.model: Any = (
-                transformers.AutoModelForCausalLM.from_pretrained(  # in evaluation mode
-                    name, use_safetensors=True, dtype=torch.float32, **how
-                )
+            # The model comes in evaluation mode.
+            self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                name, use_safetensors=True, dtype=torch.float32, **how
             )
         except ImportError as e:
             raise StabError(
-                f"the judge {name!r} needs transformers ({e}): pip install 'stab-gva[text]'"
+                f"the scorer model {name!r} needs transformers ({e}): pip install 'stab-gva[text]'"
             ) from e
         except Exception as e:
-            raise StabError(f"the judge {name!r} cannot be loaded: {reason(e)}") from e
+            raise StabError(f"the scorer model {name!r} cannot be loaded: {reason(e)}") from e
         if self.words.eos_token_id is None or not self.words.is_fast:
             raise StabError(
-                f"the judge {name!r} has no fast tokenizer with an end-of-text token: choose another model"
+                f"the scorer model {name!r} has no fast tokenizer with an end-of-text token: choose"
+                " another model"
             )
         self.limit = int(getattr(self.model.config, "max_position_embeddings", 0) or 10**9)
-        self.bytes = corpus.token_bytes(tokenizer)
+        self.bytes = token_bytes(tokenizer)
         self.revision: str | None = getattr(self.model.config, "_commit_hash", None)
         sha = hashlib.sha256()
         for key, value in sorted(self.model.state_dict().items()):
@@ -144,26 +140,22 @@ class CausalLM(Judge):
     def log_likelihood(
         self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]
     ) -> list[np.ndarray]:
-        return [
-            self._of([*prompt, *tokens])[len(prompt) :]
-            for prompt, tokens in zip(prompts, written, strict=True)
-        ]
+        pairs = zip(prompts, written, strict=True)
+        return [self._of([*prompt, *tokens])[len(prompt) :] for prompt, tokens in pairs]
 
     @torch.inference_mode()
     def _of(self, tokens: list[int]) -> np.ndarray:
         """Return the log-likelihood of each of our tokens, (tokens,)."""
-        theirs, owners = (
-            [self.words.eos_token_id],
-            [0],
-        )  # the model's tokens, and the one of ours that each is counted to
+        # The model's tokens, and the index of the token of ours that each counts for.
+        theirs, owners = [self.words.eos_token_id], [0]
         begin = 0
         for end in [*(k for k, token in enumerate(tokens) if token == 0), len(tokens)]:
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
             text, owner = "", list[int]()
             for k in range(begin, end):
-                said = decoder.decode(self.bytes[tokens[k]], final=k == end - 1)
-                text, owner = text + said, owner + [k] * len(said)
-            # What a text spells is text: an end-of-text token in it would be an end.
+                piece = decoder.decode(self.bytes[tokens[k]], final=k == end - 1)
+                text, owner = text + piece, owner + [k] * len(piece)
+            # Special tokens are split: an end-of-text token spelled in a text is not an end.
             encoded = self.words(
                 text,
                 return_offsets_mapping=True,
@@ -176,49 +168,55 @@ class CausalLM(Judge):
                 theirs, owners, begin = [*theirs, self.words.eos_token_id], [*owners, end], end + 1
         if len(theirs) > self.limit:
             raise StabError(
-                f"the judge reads {self.limit} of its tokens at most, a text has {len(theirs)}"
+                f"the scorer model reads at most {self.limit} of its tokens, a text has"
+                f" {len(theirs)}"
             )
-        logits = self.model(torch.tensor([theirs])).logits[0, :-1]
-        found = (
-            torch.log_softmax(logits, -1)
-            .gather(-1, torch.tensor(theirs[1:])[:, None])[:, 0]
-            .double()
-            .numpy()
-        )
-        return np.bincount(owners[1:], weights=found, minlength=len(tokens))
+        log_p = torch.log_softmax(self.model(torch.tensor([theirs])).logits[0, :-1], -1)
+        nats = log_p.gather(-1, torch.tensor(theirs[1:])[:, None])[:, 0].double().numpy()
+        return np.bincount(owners[1:], weights=nats, minlength=len(tokens))
 
 
 def folder(dataset_id: str) -> Path:
-    """Return the dataset's folder, in which its judge lies. Raises StabError for a malformed id."""
+    """The dataset's folder, which holds its scorer model. Raises StabError for a malformed id."""
     datasets.check_id(dataset_id)
     return datasets.root() / dataset_id
 
 
 def read_card(dataset_id: str) -> dict[str, Any]:
-    """Return what is known of a dataset's judge. Raises StabError when there is none, or it cannot be read."""
+    """Return the card of a dataset's scorer model.
+
+    Raises StabError if there is none, or if it cannot be read.
+    """
     path = folder(dataset_id) / CARD
     try:
         card: dict[str, Any] = json.loads(path.read_text())
         return {key: card[key] for key in ("judge", "sha256", "references")} | card
     except FileNotFoundError:
         raise StabError(
-            f"dataset {dataset_id!r} has no judge to say how good a text is: stab expert train text --dataset {dataset_id}"
+            f"dataset {dataset_id!r} has no scorer model to give the likelihood of a text: stab"
+            f" scorer train text --dataset {dataset_id}"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise StabError(f"{path} is no judge's card ({reason(e)}): train it anew") from e
+        raise StabError(
+            f"{path} is not the card of a scorer model ({reason(e)}): train it again"
+        ) from e
 
 
-def load(dataset_id: str, vocabulary: int, context: int, tokenizer: Tokenizer) -> Judge:
-    """Return a dataset's judge. Raises StabError when there is none, or its files are not what its card says."""
+def load(dataset_id: str, vocabulary: int, context: int, tokenizer: Tokenizer) -> ScorerModel:
+    """Return a dataset's scorer model.
+
+    Raises StabError if there is none, or if its files differ from its card.
+    """
     card = read_card(dataset_id)
     name = str(card["judge"])
     if name.startswith(HUB):
-        judge = CausalLM(name.removeprefix(HUB), tokenizer, card.get("revision"))
-        if judge.sha256 != card["sha256"]:
+        model = CausalLM(name.removeprefix(HUB), tokenizer, card.get("revision"))
+        if model.sha256 != card["sha256"]:
             raise StabError(
-                f"{name} is not the judge that {folder(dataset_id) / CARD} was written for: train it anew"
+                f"{name} is not the scorer model that {folder(dataset_id) / CARD} was written for:"
+                " train it again"
             )
-        return judge
+        return model
     from safetensors import SafetensorError
     from safetensors.torch import load as read
 
@@ -226,7 +224,7 @@ def load(dataset_id: str, vocabulary: int, context: int, tokenizer: Tokenizer) -
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != card["sha256"]:
-            raise StabError(f"{path} is not the judge of the card beside it: train it anew")
-        return GPTJudge(name, vocabulary, context, read(content))
+            raise StabError(f"{path} is not the scorer model of the card beside it: train it again")
+        return GPTScorer(name, vocabulary, context, read(content))
     except (OSError, SafetensorError, RuntimeError) as e:
-        raise StabError(f"{path} cannot be read ({reason(e)}): train the judge anew") from e
+        raise StabError(f"{path} cannot be read ({reason(e)}): train the scorer model again") from e

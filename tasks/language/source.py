@@ -1,22 +1,23 @@
-"""Where texts come from, and what says how likely one is: the grammar of stories, or a judge beside a dataset."""
+"""A source of texts, and the scorer that gives each token its reward."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from stab.tasks.references import EXPERT_SEED, RANDOM_SEED, Curve, curve
 
 REFERENCE_TEXTS = 200
-# Streams of random draws: those that choose tokens, and fresh texts; last in a key, as zeros there vanish.
+# Streams of random draws: of tokens, and of fresh texts. Last in a seed's key, where zeros vanish.
 DRAWS, FRESH = 1, 2
-END = 0  # the token that ends a text, and what a policy sees before its first; in every vocabulary
+END = 0  # ends a text, and is what a policy sees before its first token; in every vocabulary
 
 
 class Scorer(ABC):
-    """Reads what is written after some prompts, one row each, and says what it is worth."""
+    """Reads the continuations of some prompts, one row each, and gives each token its reward."""
 
     @abstractmethod
     def read(self, row: int, token: int) -> bool:
@@ -24,48 +25,50 @@ class Scorer(ABC):
 
     @abstractmethod
     def rewards(self) -> list[np.ndarray]:
-        """Return each row's rewards so far, float64 (tokens,): the log-likelihood of each token in nats."""
+        """Return the rewards of each row so far, float64 (tokens,): log-likelihoods in nats."""
 
 
 class Source(ABC):
     """A distribution of texts over a closed vocabulary.
 
     Attributes:
-        words: the vocabulary, as one reads it.
+        words: the vocabulary, as it is read.
         about: what the references are, in words.
         longest: tokens that follow a prompt at most.
-        context: tokens of a whole text at most, with the END it is begun with.
+        context: tokens of a whole text at most, the END before it included.
+        metrics: the names of what ``measure`` returns, with one line of explanation each.
     """
 
     words: Sequence[str]
     about: str
     longest: int
     context: int
+    metrics: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def text(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        """Draw a true text: its opening, which serves as a prompt, and how it goes on."""
+        """Draw a true text: its opening, which serves as a prompt, and its continuation."""
 
     @abstractmethod
     def scorer(self, prompts: Sequence[Sequence[int]]) -> Scorer:
-        """Return what reads the continuations of these prompts."""
+        """Return a scorer of continuations of these prompts."""
 
-    def measures(self, prompt: Sequence[int], tokens: Sequence[int]) -> dict[str, float]:
-        """Return what is reported of a continuation beside its reward."""
+    def measure(self, prompt: Sequence[int], tokens: Sequence[int]) -> dict[str, float]:
+        """Return the metrics of a continuation; those that do not apply to it are left out."""
         return {}
 
     @abstractmethod
     def spell(self, tokens: Sequence[int]) -> list[str]:
-        """Return what a reader sees of each token, white space before it included."""
+        """Return the text of each token, white space before it included."""
 
     @property
     @abstractmethod
     def sha256(self) -> str:
-        """What names the source: equal where texts and rewards are."""
+        """Names the source: equal if its texts and rewards are."""
 
     def references(self) -> tuple[Curve, Curve]:
         """Return the curves of tokens drawn uniformly and of true texts, over 200 prompts each."""
-        found = []
+        curves = []
         for first in (RANDOM_SEED, EXPERT_SEED):
             prompts, written = [], []
             for seed in range(first, first + REFERENCE_TEXTS):
@@ -74,14 +77,16 @@ class Source(ABC):
                 prompts.append(prompt)
                 uniform = rng.integers(len(self.words), size=self.longest).tolist()
                 written.append(uniform if first == RANDOM_SEED else rest)
-            cumulative, lengths = self.score(prompts, written)
-            found.append(curve(cumulative, lengths, first))
-        return found[0], found[1]
+            curves.append(curve(*self.score(prompts, written), first))
+        return curves[0], curves[1]
 
     def score(
         self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return cumulative rewards (texts, longest) and lengths (texts,) of continuations, up to where a text ends."""
+        """Return cumulative rewards (texts, longest) and lengths (texts,) of continuations.
+
+        A continuation is read up to the end of its text.
+        """
         scorer = self.scorer(prompts)
         for row, tokens in enumerate(written):
             for token in tokens[: self.longest]:

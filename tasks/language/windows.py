@@ -14,12 +14,12 @@ from stab.tasks.language.source import END, FRESH, Source
 
 @dataclass(frozen=True)
 class Windows:
-    """Texts to draw minibatches from: a sample is a stretch of one, as long as a policy can see.
+    """Texts to draw minibatches from. A sample is a piece of a text no longer than the context.
 
     Attributes:
         inputs: (tokens,) int64, what a policy sees.
-        targets: (tokens,) int64, what comes next.
-        firsts, lengths: (samples,) where each begins, and how long it is.
+        targets: (tokens,) int64, the token that follows each input.
+        firsts, lengths: (samples,) index of the first token of each sample, and its length.
     """
 
     inputs: Tensor
@@ -31,7 +31,7 @@ class Windows:
         return len(self.firsts)
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets (batch, longest); shorter samples end with inputs 0 and targets -100."""
+        """Return inputs and targets (batch, longest); short samples are padded with 0 and -100."""
         lengths = self.lengths[indices, None]
         steps = np.arange(lengths.max())
         at = torch.from_numpy(self.firsts[indices, None] + np.minimum(steps, lengths - 1))
@@ -39,12 +39,15 @@ class Windows:
         return self.inputs[at].masked_fill(beyond, 0), self.targets[at].masked_fill(beyond, -100)
 
     def to(self, device: torch.device) -> Windows:
-        """Return the same on a device."""
+        """Return a copy on a device."""
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
 
 def windows(texts: Iterable[np.ndarray], context: int) -> Windows:
-    """Cut texts, each (tokens,) after the END that it begins with, into samples of at most ``context`` tokens."""
+    """Cut texts into samples of at most ``context`` tokens.
+
+    Each text (tokens,) is given without the END that it begins with.
+    """
     inputs, targets, lengths = [], [], []
     for text in texts:
         inputs.append(np.concatenate([[END], text[:-1]]))
@@ -60,35 +63,34 @@ def windows(texts: Iterable[np.ndarray], context: int) -> Windows:
     )
 
 
-class FreshStories:
-    """Fresh texts for every epoch: none is ever drawn twice.
+class FreshTexts:
+    """Fresh texts for every epoch: no text is drawn twice.
 
     Args:
-        finite: the training texts of the ordinary regime; an epoch has as many.
+        finite: the training texts of the dataset; an epoch has as many.
     """
 
     def __init__(self, source: Source, finite: Windows) -> None:
         self.source, self.finite = source, finite
-        self._kept: tuple[tuple[int, int], Windows] | None = None
+        self._latest: tuple[tuple[int, int], Windows] | None = None
 
     def __len__(self) -> int:
         return len(self.finite)
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return texts of the ordinary regime (for what reads a few without training on them)."""
+        """Return texts of the dataset, for readers of a few that do not train on them."""
         return self.finite.batch(indices)
 
-    def to(self, device: torch.device) -> FreshStories:
-        """Return the same, whose texts come on a device."""
-        return FreshStories(self.source, self.finite.to(device))
+    def to(self, device: torch.device) -> FreshTexts:
+        """Return a copy whose texts are on a device."""
+        return FreshTexts(self.source, self.finite.to(device))
 
     def pool(self, seed: int, epoch: int) -> Windows:
-        """Return the texts of one epoch."""
-        if self._kept is None or self._kept[0] != (seed, epoch):
+        """Return the texts of one epoch, a function of seed and epoch."""
+        if self._latest is None or self._latest[0] != (seed, epoch):
             rng = np.random.default_rng((seed, epoch, FRESH))
-            drawn = (self.source.text(rng) for _ in range(len(self)))
-            made = windows(
-                (np.array([*opening, *rest]) for opening, rest in drawn), self.source.context
-            )
-            self._kept = (seed, epoch), made.to(self.finite.inputs.device)
-        return self._kept[1]
+            pairs = (self.source.text(rng) for _ in range(len(self)))
+            texts = (np.array([*opening, *rest]) for opening, rest in pairs)
+            fresh = windows(texts, self.source.context)
+            self._latest = (seed, epoch), fresh.to(self.finite.inputs.device)
+        return self._latest[1]

@@ -40,7 +40,8 @@ __all__ = [
     "policies",
 ]
 
-# What a policy string names: arguments that build a policy of numbers (PolicyArguments) or of tokens (GPTArguments).
+# What a policy string names: arguments that build a policy of numbers (PolicyArguments) or of
+# tokens (GPTArguments).
 policies: Registry[type[Declared]] = Registry(
     "policy",
     "stab.policies",
@@ -63,7 +64,7 @@ def build(recipe: Recipe, mean: Tensor, std: Tensor, action_space: gym.Space[Any
 
 
 def build_language(recipe: Recipe, vocabulary: int, context: int) -> GPT:
-    """Return the policy that ``recipe.policy`` spells, freshly initialised, for texts of at most ``context`` tokens.
+    """Return the policy that ``recipe.policy`` spells, for texts of at most ``context`` tokens.
 
     Raises StabError if it does not parse.
     """
@@ -73,7 +74,7 @@ def build_language(recipe: Recipe, vocabulary: int, context: int) -> GPT:
 
 @contextmanager
 def _parsed(recipe: Recipe, kind: type[T]) -> Iterator[T]:
-    """Yield the arguments that the policy string names; what the block raises of them names the setting."""
+    """Yield the policy string's arguments; errors raised in the block name the setting."""
     name, _, rest = recipe.policy.partition(":")
     try:
         arguments = policies.get(name) if name in policies.names() else None

@@ -9,7 +9,7 @@ from stab.tasks.policies.base import Policy, Squash
 
 
 class Actor(Policy):
-    """The greedy actor of a soft actor-critic expert: two ReLU layers, tanh, scaled to the action space.
+    """The greedy actor of a soft actor-critic expert: two ReLU layers, then a scaled tanh.
 
     action = low + (tanh(mean(obs)) + 1) / 2 * (high - low), from raw observations.
     """

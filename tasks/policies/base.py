@@ -24,25 +24,28 @@ LOG_STD = (-5.0, 2.0)  # the range of a Gaussian policy's log standard deviation
 class Policy(nn.Module):
     """A network that acts in an environment with Box observations and Box or Discrete actions.
 
-    Subclasses give ``forward`` (for the loss) and, when they read a history, ``memory`` and ``act``.
+    Subclasses give ``forward`` (for the loss) and, when they read a history, ``memory`` and
+    ``act``.
 
     Attributes:
         action_space: where it acts.
-        gaussian: whether the network's outputs (..., 2 * act_dim) are means and log standard deviations.
+        gaussian: whether the network's outputs (..., 2 * act_dim) are means and log standard
+            deviations.
     """
 
     action_space: gym.Space[Any]
     gaussian: bool = False
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the one-step loss, ``error``, of the expert's actions at the batch's observations."""
+        """Return the one-step loss: ``error`` of the expert's actions at the observations."""
         return self.error(self(batch.observations), batch.actions)
 
     def error(self, outputs: Tensor, actions: Tensor) -> Tensor:
-        """Return the loss of outputs (n, out) where the expert took actions (n, act_dim), or (n,) for Discrete.
+        """Return the loss of outputs (n, out) for actions (n, act_dim), or (n,) if Discrete.
 
-        Box: mean over n and dimensions of (action - mean)^2, or, when Gaussian with standard deviation s, of
-        (action - mean)^2 / (2 s^2) + log s + log(2 pi) / 2 (nats). Discrete: mean cross-entropy (nats).
+        Box: mean over n and dimensions of (action - mean)^2, or, when Gaussian with standard
+        deviation s, of (action - mean)^2 / (2 s^2) + log s + log(2 pi) / 2 (nats). Discrete: mean
+        cross-entropy (nats).
         """
         if isinstance(self.action_space, gym.spaces.Discrete):
             return nn.functional.cross_entropy(outputs, actions)
@@ -53,22 +56,22 @@ class Policy(nn.Module):
         return (scaled.square() / 2 + log_std).mean() + math.log(2 * math.pi) / 2
 
     def memory(self, episodes: int) -> Any:
-        """Return what ``act`` carries along at the first step of this many episodes; None for a policy without."""
+        """Return what ``act`` needs at the first step of this many episodes; None for nothing."""
         return None
 
     def act(self, observations: Tensor, memory: Any) -> tuple[np.ndarray, Any]:
-        """Return greedy actions for observations (episodes, obs_dim), and the memory for the next step.
+        """Return greedy actions for observations (episodes, obs_dim), and the next memory.
 
         Box actions are the mean, clipped to the space; of Discrete ones the likeliest is taken.
         """
         return self.to_actions(self(observations)), memory
 
     def stack(self, stacked: dict[str, Tensor]) -> Stack:
-        """Return policies of this architecture with parameters (policies, ...), to act side by side."""
+        """Return policies with parameters (policies, ...), to act side by side."""
         return Stack(self, stacked)
 
     def to_actions(self, outputs: Tensor) -> np.ndarray:
-        """Turn the network's outputs (..., out) into actions of the space; log standard deviations are left out."""
+        """Turn outputs (..., out) into actions of the space, without log standard deviations."""
         space = self.action_space
         if isinstance(space, gym.spaces.Discrete):
             return np.asarray(outputs.argmax(-1).numpy() + space.start)
@@ -80,12 +83,13 @@ class Policy(nn.Module):
 
 
 class Network(Policy):
-    """A policy to be trained: normalised observations in; means, means and log standard deviations, or logits out.
+    """A policy to be trained: normalised observations in; means (and deviations) or logits out.
 
-    Observations are normalised with the training set's mean and standard deviation (obs_dim,), kept as buffers.
-    With ``squashed`` a Box mean is low + (tanh(out) + 1) / 2 * (high - low), otherwise the linear output, clipped in the
-    closed loop. With ``gaussian`` as many further outputs x give the log standard deviations -5 + 7 (tanh(x) + 1) / 2:
-    bounded softly, so that no gradient is exactly lost at the bounds -5 and 2.
+    Observations are normalised with the training set's mean and standard deviation (obs_dim,), kept
+    as buffers. With ``squashed`` a Box mean is low + (tanh(out) + 1) / 2 * (high - low), otherwise
+    the linear output, clipped in the closed loop. With ``gaussian`` as many further outputs x give
+    the log standard deviations -5 + 7 (tanh(x) + 1) / 2: bounded softly, so that no gradient is
+    exactly lost at the bounds -5 and 2.
     """
 
     def __init__(
@@ -111,7 +115,7 @@ class Network(Policy):
         return (observations - self.mean) / self.std
 
     def finish(self, out: Tensor) -> Tensor:
-        """Turn the last layer's values (..., outputs) into what ``error`` and ``to_actions`` read."""
+        """Turn the last layer's values (..., outputs) into outputs for ``error``."""
         if not self.gaussian:
             return self.squash(out) if self.squash else out
         mean, log_std = out.chunk(2, -1)
@@ -145,8 +149,9 @@ class Squash(nn.Module):
 class Stack:
     """Policies that act side by side, each on its own block of episodes.
 
-    A policy's actions must not depend, bitwise, on its company. Here each policy is a module of its own, with weights in
-    storage of their own: a matrix product's last bits depend on the alignment of its operands and on the number of rows.
+    A policy's actions must not depend, bitwise, on its company. Here each policy is a module of its
+    own, with weights in storage of their own: a matrix product's last bits depend on the alignment
+    of its operands and on the number of rows.
     """
 
     def __init__(self, policy: Policy, stacked: dict[str, Tensor]) -> None:
@@ -157,7 +162,7 @@ class Stack:
         self.memories: list[Any] = []
 
     def act(self, observations: np.ndarray, live: Sequence[int]) -> np.ndarray:
-        """Return actions (len(live), episodes, ...) for float32 observations (policies, episodes, obs_dim)."""
+        """Return actions (live, episodes, ...) for float32 (policies, episodes, obs_dim)."""
         if not self.memories:
             self.memories = [policy.memory(observations.shape[1]) for policy in self.policies]
         actions = []
@@ -170,7 +175,7 @@ class Stack:
 
 
 def output_size(space: gym.Space[Any]) -> int:
-    """Return act_dim of a Box, or the number of choices. Raises StabError for other than Box of floats and Discrete."""
+    """Return act_dim of a Box of floats, or the choices of a Discrete. Raises StabError."""
     if isinstance(space, gym.spaces.Discrete):
         return int(space.n)
     if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating):
@@ -192,7 +197,8 @@ class PolicyArguments(Declared):
     )
     likelihood: str = hyper(
         "mse",
-        "loss of Box actions: mean squared error, or a Gaussian's negative log-likelihood (Discrete: cross-entropy)",
+        "loss of Box actions: mean squared error, or a Gaussian's negative log-likelihood"
+        " (Discrete: cross-entropy)",
         lambda v: v in ("mse", "gaussian"),
         "mse or gaussian",
     )
@@ -200,16 +206,16 @@ class PolicyArguments(Declared):
     def build(
         self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], recipe: Recipe
     ) -> Policy:
-        """Return the policy, freshly initialised. Raises StabError when the arguments do not fit the action space."""
+        """Return a fresh policy. Raises StabError if the arguments do not fit the space."""
         raise NotImplementedError
 
     def outputs(self, action_space: gym.Space[Any]) -> dict[str, bool]:
-        """Return ``squashed`` and ``gaussian`` of ``Network``. Raises StabError for a Gaussian over Discrete actions."""
+        """Return ``squashed`` and ``gaussian`` of ``Network``. Raises StabError if they clash."""
         box = isinstance(action_space, gym.spaces.Box)
         gaussian = self.likelihood == "gaussian"
         if gaussian and not box:
             raise StabError(
-                f"likelihood=gaussian needs Box actions, got {action_space}: leave likelihood out, and the loss is"
-                " the cross-entropy"
+                f"likelihood=gaussian needs Box actions, got {action_space}: leave likelihood out,"
+                " and the loss is the cross-entropy"
             )
         return {"squashed": box and self.actions == "squashed", "gaussian": gaussian}

@@ -1,4 +1,4 @@
-"""A small GPT: says which token comes next, from the tokens so far."""
+"""A small GPT: logits of the next token, given the tokens so far."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from torch.nn.functional import cross_entropy, embedding, gelu, layer_norm, line
 from stab.arguments import Declared, hyper, is_number
 from stab.recipe import Recipe
 from stab.registry import StabError
+from stab.tasks.policies import blocks
 from stab.tasks.policies.kernels.chain import layers
 from stab.tasks.policies.kernels.dropout import Dropout
-from stab.tasks.policies.kernels.linear import Linear
 from stab.tasks.policies.kernels.onednn import has_onednn
 
-NOTHING = -100  # the target where there is none
-CHUNK = 64  # rows evaluated at once when no gradient is wanted
+NOTHING = -100  # the target of padding
+CHUNK = 64  # rows evaluated at once without gradients
 
 
 class GPT(nn.Module):
     """A causal Transformer over tokens (GPT-2's, small): logits of the next token at every step.
 
-    x = E[token] + P[step], ``depth`` blocks x += attention(LayerNorm(x)), x += MLP(LayerNorm(x)) with a GELU layer of
-    4 ``width`` units, logits = LayerNorm(x) E^T with the embeddings E (vocabulary, width) and positions P (context, width)
-    learned. In training dropout acts on the embedded tokens and on both branches. Freshly initialised, weights are normal
-    with standard deviation 0.02, those of the products that end a branch 0.02 / sqrt(2 depth), and biases 0.
+    x = E[token] + P[step], ``depth`` blocks x += attention(LayerNorm(x)), x += MLP(LayerNorm(x))
+    with a GELU layer of 4 ``width`` units, logits = LayerNorm(x) E^T. Embeddings E (vocabulary,
+    width) and positions P (context, width) are learned. In training, dropout acts on the embedded
+    tokens and on both branches. Initial weights are normal with standard deviation 0.02, or 0.02 /
+    sqrt(2 depth) in the products that end a branch; biases are 0.
 
     Attributes:
-        temperature: what the logits are divided by before a token is drawn; 0 takes the likeliest. No part of ``loss``.
+        temperature: divides the logits before a token is drawn; 0 takes the likeliest token. It
+            does not affect ``loss``.
     """
 
     def __init__(
@@ -62,7 +64,10 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits (rows, steps, vocabulary) of what follows tokens (rows, steps) int64, steps <= context."""
+        """Return logits (rows, steps, vocabulary) of the tokens that follow ``tokens``.
+
+        ``tokens``: (rows, steps) int64, steps <= context.
+        """
         steps = tokens.shape[1]
         x = self.dropout(embedding(tokens, self.embeddings) + self.positions[:steps])
         later = torch.full((steps, steps), -torch.inf, dtype=x.dtype, device=x.device).triu_(1)
@@ -74,89 +79,79 @@ class GPT(nn.Module):
         return layers(x.flatten(0, 1), [self.embeddings, None]).view(*tokens.shape, -1)
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy (nats) of targets (rows, steps) after inputs (rows, steps), both int64.
+        """Return the mean cross-entropy (nats) of targets after inputs, both (rows, steps) int64.
 
-        Targets are -100 where there is nothing: these do not count. Rows are padded at their ends, where no counted step
-        looks, as each sees itself and what came before alone: no mask of the padding is needed.
+        Targets of -100 do not count. Rows are padded at their ends. A step sees only itself and the
+        steps before it, so the padding needs no mask.
 
-        Without gradients rows are evaluated in chunks: the whole validation set is given at once, and its activations
+        Without gradients, rows are evaluated in chunks: the activations of a whole validation set
         would take gigabytes.
         """
         size = len(inputs) if torch.is_grad_enabled() else CHUNK
         sums = []
         for i in range(0, len(inputs), size):
             logits = self(inputs[i : i + size]).flatten(0, 1)
-            sums.append(
-                cross_entropy(
-                    logits, targets[i : i + size].flatten(), ignore_index=NOTHING, reduction="sum"
-                )
-            )
+            wanted = targets[i : i + size].flatten()
+            sums.append(cross_entropy(logits, wanted, ignore_index=NOTHING, reduction="sum"))
         return torch.stack(sums).sum() / (targets != NOTHING).sum()
 
     def stack(self, stacked: dict[str, Tensor], rows: int) -> GPTStack:
-        """Return policies of this architecture with parameters (policies, ...), to generate side by side."""
+        """Return policies with parameters (policies, ...), to generate side by side."""
         return GPTStack(self, stacked, rows)
 
 
-class Block(nn.Module):
-    """x += attention(LayerNorm(x)), then x += MLP(LayerNorm(x)), over x (rows, steps, width).
+class Block(blocks.Block):
+    """A block with its attention written out.
 
-    Attention is written out: on the CPU ``scaled_dot_product_attention`` cannot be differentiated twice, and at these sizes
-    it is no faster.
+    On the CPU ``scaled_dot_product_attention`` cannot be differentiated twice, and at these sizes
+    it is not faster.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.size = heads, width // heads
-        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.project = Linear(width, 3 * width), Linear(width, width)
-        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
-        self.dropout = Dropout(dropout)
-
     def forward(self, x: Tensor, later: Tensor) -> Tensor:
-        """Return (rows, steps, width); ``later`` (steps, steps) is -inf where a step (first axis) must not look, else 0."""
+        """Return (rows, steps, width).
+
+        ``later`` (steps, steps) is -inf if a step (first axis) must not see the other, else 0.
+        """
         rows, steps, width = x.shape
-        qkv = self.qkv(self.norm_attention(x)).view(rows, steps, 3, self.heads, self.size)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).reshape(
-            3, rows * self.heads, steps, self.size
-        )
-        weights = torch.baddbmm(later, query, key.mT, alpha=self.size**-0.5).softmax(-1)
-        seen = torch.bmm(weights, value).view(rows, self.heads, steps, self.size).transpose(1, 2)
-        x = x + self.dropout(self.project(seen.reshape(rows, steps, width)))
-        out: Tensor = x + self.dropout(self.mlp(self.norm_mlp(x)))
-        return out
+        heads, size = self.heads, width // self.heads
+        qkv = self.qkv(self.norm_attention(x)).view(rows, steps, 3, heads, size)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).reshape(3, rows * heads, steps, size)
+        weights = torch.baddbmm(later, query, key.mT, alpha=size**-0.5).softmax(-1)
+        seen = torch.bmm(weights, value).view(rows, heads, steps, size).transpose(1, 2)
+        return self.add(x, seen.reshape(rows, steps, width))
 
 
 class GPTStack:
     """Policies that generate side by side, each on its own block of rows.
 
-    A policy's logits must not depend, bitwise, on its company. Products are batched over the policies, and the operands of
-    each begin at multiples of 64 bytes, weights and rows padded with zeros to make it so: the batched product gives each
-    policy the bits it would get alone. The GELU sees whole vectors for the same reason.
+    A policy's logits must not depend, bitwise, on its company. Products are batched over the
+    policies, and the operands of each begin at multiples of 64 bytes (weights and rows are padded
+    with zeros): so the batched product gives each policy the bits that it gets alone. For the same
+    reason the GELU sees whole vectors.
     """
 
     def __init__(self, policy: GPT, stacked: dict[str, Tensor], rows: int) -> None:
         self.policy, self.stacked, self.rows = policy, stacked, rows
-        # So that rows times heads, and rows times width, are multiples of 16 floats: width is one of heads.
+        # Rows times heads, and so rows times width, must be a multiple of 16 floats.
         unit = 16 if policy.heads % 2 else 8
         padded = -(-rows // unit) * unit
         self.padding = (0, padded - rows)
         self.steps = 0
         self.live = list(range(len(stacked["positions"])))
         heads, context = padded * policy.heads, policy.context
-        # The keys and values of the tokens so far.
+        # Keys and values of the tokens so far.
         self.pairs = torch.empty(
             len(policy.blocks), 2, len(self.live), heads, context, policy.width // policy.heads
         )
         self._keep(self.live)
 
     def _keep(self, live: Sequence[int]) -> None:
-        """Go on with these of the policies that are live."""
+        """Continue with some of the live policies."""
         self.pairs = self.pairs[:, :, [self.live.index(i) for i in live]]
         self.live = list(live)
         weights = {name: value[self.live] for name, value in self.stacked.items()}
         self.positions = weights.pop("positions")
-        # A multiple of 16: the logits of each policy are aligned, too.
+        # To a multiple of 16: the logits of each policy are aligned, too.
         embeddings = nn.functional.pad(
             weights.pop("embeddings"), (0, 0, 0, -self.policy.vocabulary % 16)
         )
@@ -167,10 +162,10 @@ class GPTStack:
         }
 
     def step(self, tokens: np.ndarray | Tensor, live: Sequence[int]) -> Tensor:
-        """Return logits (len(live), rows, vocabulary) of what follows the latest tokens (policies, rows) int64.
+        """Return logits (len(live), rows, vocabulary) of the next tokens, without gradients.
 
-        Without gradients. A policy that is not live takes no step and cannot be live again. Raises StabError when the
-        context is full.
+        ``tokens``: the latest ones, (policies, rows) int64. A policy that is not live takes no step
+        and cannot be live again. Raises StabError if the context is full.
         """
         policy, at = self.policy, self.steps
         if at == policy.context:
@@ -188,7 +183,10 @@ class GPTStack:
         return torch.bmm(self._norm("norm", x), self.head)[:, : self.rows, : policy.vocabulary]
 
     def _attend(self, qkv: Tensor, pairs: Tensor, at: int) -> Tensor:
-        """Return what step ``at`` sees, (policies, rows, width), and write its key and value into the block's pairs."""
+        """Return the attention's output at step ``at``, (policies, rows, width).
+
+        The step's key and value are written into the block's pairs.
+        """
         heads, size = self.policy.heads, pairs.shape[-1]
         qkv = qkv.view(-1, 3, heads, size).transpose(0, 1).reshape(3, -1, 1, size)
         pairs = pairs.flatten(1, 2)
@@ -206,7 +204,7 @@ class GPTStack:
 
 
 def _aligned(matrices: Tensor) -> Tensor:
-    """Return the same (policies, m, n), each policy's beginning at a multiple of 64 bytes."""
+    """Copy (policies, m, n) so that each policy's part begins at a multiple of 64 bytes."""
     size = matrices[0].numel()
     return nn.functional.pad(matrices.flatten(1), (0, -size % 16))[:, :size].view(matrices.shape)
 
@@ -231,11 +229,7 @@ class GPTArguments(Declared):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width % self.heads:
-            raise StabError(
-                f"width={self.width} is not a multiple of heads={self.heads}: each head takes width / heads units;"
-                f" use width={-(-self.width // self.heads) * self.heads} or other heads"
-            )
+        blocks.check_heads(self.width, self.heads)
 
     def build(self, vocabulary: int, context: int, recipe: Recipe) -> GPT:
         """Return the policy, freshly initialised."""

@@ -23,9 +23,10 @@ from stab.tasks.transitions import Batch
 
 
 class MLP(Network):
-    """Normalisation, then ``depth`` hidden layers of ``width`` ReLU units with dropout, then a linear layer.
+    """``depth`` hidden layers of ``width`` ReLU units with dropout, then a linear layer.
 
-    With ``norm`` a LayerNorm stands between a hidden layer's product and its ReLU. Outputs: see ``Network``.
+    With ``norm`` a LayerNorm stands between a hidden layer's product and its ReLU. Outputs: see
+    ``Network``.
     """
 
     def __init__(
@@ -97,11 +98,12 @@ class MLP(Network):
 
 
 class MLPStack(Stack):
-    """The same for MLPs without LayerNorm, with one batched product a layer.
+    """The same for MLPs without LayerNorm, with one batched product per layer.
 
-    Of every product, inputs and outputs are padded with zeros to multiples of 16, rows to multiples of 8. So each policy's
-    operands begin at a multiple of 64 bytes and no product is a thin one, for which other kernels would be chosen: the
-    batched product gives each policy the bits it would get alone. The tanh sees whole vectors for the same reason.
+    Inputs and outputs of every product are padded with zeros to multiples of 16, rows to multiples
+    of 8. So each policy's operands begin at a multiple of 64 bytes, and no product is so thin that
+    another kernel is chosen: the batched product gives each policy the bits it would get alone. For
+    the same reason the tanh sees whole vectors.
     """
 
     def __init__(self, policy: MLP, stacked: dict[str, Tensor]) -> None:

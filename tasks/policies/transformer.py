@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 from stab.arguments import hyper
 from stab.recipe import Recipe
-from stab.registry import StabError
+from stab.tasks.policies import blocks
 from stab.tasks.policies.base import Network, Policy, PolicyArguments, output_size
-from stab.tasks.policies.kernels.dropout import Dropout
 from stab.tasks.policies.kernels.linear import Linear
 from stab.tasks.transitions import Batch
 
-CHUNK = 256  # windows evaluated at once when no gradient is wanted
+CHUNK = 256  # windows evaluated at once without gradients
 
 
 @dataclass(frozen=True)
 class History:
-    """What a Transformer remembers of its episodes; never changed in place.
+    """A Transformer's memory of its episodes; never changed in place.
 
     Attributes:
-        tokens: (episodes, steps, width) the embedded time steps that are still within the context, latest last, before
-            positions are added; steps is 0 at the beginning.
-        actions: the action taken last, (episodes, act_dim) float32 or (episodes,) int64 counted from 0 for Discrete.
+        tokens: (episodes, steps, width) embedded time steps within the context, latest last,
+            before positions are added; steps is 0 at the beginning.
+        actions: the latest action, (episodes, act_dim) float32, or (episodes,) int64 counted from 0
+            for Discrete.
     """
 
     tokens: Tensor
@@ -38,12 +38,14 @@ class History:
 class Transformer(Network):
     """A causal Transformer over the last ``context`` time steps; see ``Network`` for its outputs.
 
-    One token a time step i: linear(normalised observation o_i) + embedding of the previous action a_(i-1) (nothing at an
-    episode's first step) + a learned vector of its position counted from the window's end. Then ``depth`` blocks
-    x += attention(LayerNorm(x)), x += MLP(LayerNorm(x)) with a GELU layer of 4 ``width`` units and, in training, dropout
-    on both branches; LayerNorm and a linear layer give the action at step i from steps <= i.
+    One token per time step i: linear(normalised observation o_i) + embedding of the previous action
+    a_(i-1) (nothing at an episode's first step) + a learned vector of its position, counted from
+    the window's end. Then ``depth`` blocks x += attention(LayerNorm(x)), x += MLP(LayerNorm(x))
+    with a GELU layer of 4 ``width`` units and, in training, dropout on both branches. LayerNorm and
+    a linear layer give the action at step i from steps <= i.
 
-    The window of k steps reads k observations and the k actions before them, in training and in the closed loop alike.
+    A window of k steps holds k observations and the k actions before them, both in training and in
+    the closed loop.
     """
 
     def __init__(
@@ -68,19 +70,18 @@ class Transformer(Network):
         self.previous: nn.Module = (
             nn.Embedding(size, width) if self.discrete else Linear(size, width, bias=False)
         )
-        self.positions = nn.Parameter(
-            torch.randn(context, width) / 2
-        )  # of the size of an embedded observation
+        # Of the size of an embedded observation.
+        self.positions = nn.Parameter(torch.randn(context, width) / 2)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
         self.head = nn.Sequential(nn.LayerNorm(width), Linear(width, self.outputs))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the mean of ``error`` over the steps of the windows that end at each transition of the batch.
+        """Return the mean of ``error`` over the windows that end at each transition of the batch.
 
-        Steps before an episode's beginning do not count. In evaluation (``eval()``) the transitions themselves are all that
-        counts, with the whole window before them: the one-step loss, comparable with that of other policies. Without
-        gradients windows are evaluated in chunks: the whole validation set is given at once, and its activations would
-        take gigabytes.
+        Steps before an episode's beginning do not count. In evaluation (``eval()``) only the
+        transitions count, each with its window before it: the one-step loss, comparable with that
+        of other policies. Without gradients, windows are evaluated in chunks: the activations of a
+        whole validation set would take gigabytes.
         """
         size = len(batch) if torch.is_grad_enabled() else CHUNK
         errors, counts = [], []
@@ -95,9 +96,9 @@ class Transformer(Network):
         return (torch.stack(errors) * weights).sum()
 
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return outputs (batch, context, outputs), the expert's actions there, and where they lie within the episode.
+        """Return outputs (batch, context, outputs), the expert's actions, and their validity.
 
-        The last position is the transition itself.
+        A step is valid if it lies within the episode. The last position is the transition itself.
         """
         # One step more than the context: the action before the window's first step.
         observations, actions, within = batch.window(self.context + 1)
@@ -112,9 +113,11 @@ class Transformer(Network):
 
         Args:
             observations: (batch, steps, obs_dim).
-            previous: the actions one step before, (batch, steps, act_dim), or (batch, steps) for Discrete.
+            previous: the actions one step before, (batch, steps, act_dim), or (batch, steps) for
+                Discrete.
             known: (batch, steps) bool, whether there was a step before.
-            valid: (batch, steps) bool, whether the step lies within the episode. What stands elsewhere has no influence.
+            valid: (batch, steps) bool, whether the step lies within the episode. Other steps have
+                no influence.
         """
         return self.decode(
             self.embed(observations.masked_fill(~valid[..., None], 0), previous, known), valid
@@ -130,16 +133,18 @@ class Transformer(Network):
         return tokens
 
     def decode(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
-        """Return the outputs of tokens (batch, steps, width): at every step, or without ``valid`` at the last alone."""
+        """Return the outputs of tokens (batch, steps, width).
+
+        Without ``valid`` only those of the last step.
+        """
         steps = tokens.shape[1]
         x = tokens + self.positions[-steps:]
         mask = None
         if valid is not None:
-            # Padding sees itself, so that no row of the attention is empty; nobody else sees it.
+            # Only padding sees padding, and only itself, so that no row of the attention is empty.
             seen = valid[:, None, :] | torch.eye(steps, dtype=torch.bool, device=valid.device)
-            mask = (seen & torch.ones(steps, steps, dtype=torch.bool, device=valid.device).tril())[
-                :, None
-            ]
+            seen &= torch.ones(steps, steps, dtype=torch.bool, device=valid.device).tril()
+            mask = seen[:, None]
         for i, block in enumerate(self.blocks):
             x = block(x, mask, last=valid is None and i == len(self.blocks) - 1)
         return self.finish(self.head(x if valid is not None else x[:, -1]))
@@ -170,21 +175,14 @@ class Transformer(Network):
         return output_size(self.action_space)
 
 
-class Block(nn.Module):
-    """x += attention(LayerNorm(x)), then x += MLP(LayerNorm(x)), over x (batch, steps, width)."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.project = Linear(width, 3 * width), Linear(width, width)
-        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
-        self.dropout = Dropout(dropout)
+class Block(blocks.Block):
+    """A block with torch's attention."""
 
     def forward(self, x: Tensor, mask: Tensor | None, last: bool) -> Tensor:
-        """Return (batch, steps, width), or of the last step alone (batch, 1, width).
+        """Return (batch, steps, width), or (batch, 1, width) for the last step alone.
 
-        ``mask`` (batch, 1, steps, steps) bool says which step (third axis) sees which; without it, all up to itself.
+        ``mask`` (batch, 1, steps, steps) bool: which step (third axis) sees which. Without it a
+        step sees all up to itself.
         """
         qkv = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, steps, width / heads)
@@ -193,9 +191,7 @@ class Block(nn.Module):
         seen = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None and not last
         )
-        x = x + self.dropout(self.project(seen.transpose(1, 2).flatten(2)))
-        out: Tensor = x + self.dropout(self.mlp(self.norm_mlp(x)))
-        return out
+        return self.add(x, seen.transpose(1, 2).flatten(2))
 
 
 @dataclass(frozen=True)
@@ -215,11 +211,7 @@ class TransformerArguments(PolicyArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width % self.heads:
-            raise StabError(
-                f"width={self.width} is not a multiple of heads={self.heads}: each head takes width / heads units;"
-                f" use width={-(-self.width // self.heads) * self.heads} or other heads"
-            )
+        blocks.check_heads(self.width, self.heads)
 
     def build(
         self, mean: Tensor, std: Tensor, action_space: gym.Space[Any], recipe: Recipe

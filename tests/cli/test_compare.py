@@ -229,7 +229,7 @@ BAD = {
     "missing dataset": (["-t", "hopper", "--all", "--dataset", "my/own-v0"], "my/own-v0"),
     "malformed dataset id": (
         ["-t", "hopper", "--all", "--dataset", "../../etc-v0"],
-        "no Minari dataset id",
+        "not a Minari dataset id",
     ),
     "too long a horizon": (["-t", "hopper", "--all", "eval.horizon=5000"], "eval.horizon=5000"),
     "unknown policy": (["-t", "hopper", "--all", "train.policy=mpl"], "Did you mean 'mlp'?"),

@@ -166,7 +166,7 @@ def test_a_larger_dataset_begins_with_the_smaller_one(hopper, prepared, root, st
         ).dataset()
 
     before = in_use()
-    assert not tasks.get("hopper")().ready()  # 25 are asked for by default
+    assert not tasks.get("hopper")().has_data()  # 25 are asked for by default
     code, out, err = stab_data("prepare", "hopper", "--episodes", 26)
     assert code == 0, err
     assert "episodes, steps 26, 26000" in " ".join(out.split())
@@ -180,7 +180,7 @@ def test_a_larger_dataset_begins_with_the_smaller_one(hopper, prepared, root, st
     assert in_use().dataset_sha256 == before.dataset_sha256
     assert set(in_use(train_episodes=20).validation.episodes) == set(before.validation.episodes)
     assert set(before.train.episodes) < set(in_use(train_episodes=20).train.episodes)
-    assert tasks.get("hopper")().ready()
+    assert tasks.get("hopper")().has_data()
     assert [p for p in root.rglob("*") if p.name.startswith(".")] == []  # the smaller one is gone
 
 
@@ -303,8 +303,8 @@ UNKNOWN = {
     "verify an unknown id": (("verify", "my/nowhere-v0"), "'my/nowhere-v0' is not in"),
     "remove an unknown id": (("remove", "my/nowhere-v0", "--yes"), "'my/nowhere-v0' is not in"),
     "show no id": (("show", "nope"), "Unknown task 'nope'"),
-    "remove another folder": (("remove", "../../etc-v0", "--yes"), "no Minari dataset id"),
-    "remove everything": (("remove", "stab/", "--yes"), "no Minari dataset id"),
+    "remove another folder": (("remove", "../../etc-v0", "--yes"), "not a Minari dataset id"),
+    "remove everything": (("remove", "stab/", "--yes"), "not a Minari dataset id"),
     "prepare an unknown task": (("prepare", "hoper"), "Did you mean 'hopper'?"),
     "prepare a dataset": (("prepare", "my/nowhere-v0"), "my/nowhere-v0"),
     "prepare what has no expert": (("prepare", "recorded"), "'recorded' has no dataset of its own"),

@@ -19,6 +19,7 @@ from stab.cli.expert import compare
 from stab.cli.main import main
 from stab.tasks.control import experts
 from stab.tasks.control.experts import training
+from stab.tasks.control.experts.folder import Best, Files, TrainingState
 from stab.tasks.control.record import RECORDS
 from stab.tasks.references import Curve, References, references_from
 
@@ -65,8 +66,8 @@ def write_expert(folder, found=None, **card):
     )
     flat = Curve([0.0] * 1000, 0.0, 3, 0, 10.0)
     references = experts.measure(HOPPER, actor) if actor else References(flat, flat)
-    about = training._about(HOPPER, training.Best(weights, 1_000, references.expert), 2_000, 0)
-    files = training.Files(folder, "hopper")
+    about = training._about(HOPPER, Best(weights, 1_000, references.expert), 2_000, 0)
+    files = Files(folder, "hopper")
     folder.mkdir(exist_ok=True)
     files.publish(weights, {**experts.make_card(HOPPER, weights, references, about), **card})
     return files.weights
@@ -179,8 +180,8 @@ EVALUATE = {
         "reads 17 observations",
     ),
     "no actions": (lambda folder: write_expert(folder, tensors(actions=6)), "gives 6 actions"),
-    "other tensors": (renamed_tensors, "no such network"),
-    "layers that do not fit": (unfitting_layers, "no such network"),
+    "other tensors": (renamed_tensors, "not hold an expert's network"),
+    "layers that do not fit": (unfitting_layers, "not hold an expert's network"),
 }
 
 
@@ -250,8 +251,8 @@ def test_interrupted_it_says_how_to_go_on(tmp_path, monkeypatch, capsys):
         monkeypatch, capsys, "train", "hopper", "--out", "my experts", "--steps", 2_000
     )
     assert code == 130
-    assert "nothing is kept yet" in err
-    assert "Go on with: stab expert train hopper --out 'my experts' --seed 0 --steps 2000" in err
+    assert "nothing is saved yet" in err
+    assert "Resume with: stab expert train hopper --out 'my experts' --seed 0 --steps 2000" in err
 
 
 def test_help_imports_nothing_heavy():
@@ -271,7 +272,7 @@ def test_help_imports_nothing_heavy():
 def test_killed_it_goes_on_and_the_card_holds(stab, tmp_path):
     pytest.importorskip("sbx")
     arguments = ["expert", "train", "hopper", "--steps", "1000", "--seed", "1"]
-    files = training.Files(tmp_path / "experts", "hopper")
+    files = Files(tmp_path / "experts", "hopper")
     with subprocess.Popen(
         [str(Path(sys.executable).parent / "stab"), *arguments],
         cwd=tmp_path,
@@ -285,7 +286,7 @@ def test_killed_it_goes_on_and_the_card_holds(stab, tmp_path):
     # Usable at once: an actor, and a card that says how far it is.
     left = experts.load(HOPPER, files.weights).card
     assert "of 1,000 steps" in left["unfinished"]
-    kept = training.Checkpoint.read(files.checkpoint)
+    kept = TrainingState.read(files.checkpoint)
     assert 0 < kept.steps < 1_000
     assert not any(
         name.startswith("\x80") or name.endswith((".pkl", ".pickle"))

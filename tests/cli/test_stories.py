@@ -15,27 +15,12 @@ import pytest
 from stab.run import rows
 
 STAB = Path(sys.executable).parent / "stab"
-SETTINGS = (
-    *(
-        "compare",
-        "--task",
-        "stories",
-        "--stabilizers",
-        "ema,lr_decay",
-        "--seeds",
-        2,
-        "--policy",
-        "gpt:width=16,depth=1",
-    ),
-    *(
-        "train.updates=120",
-        "train.batch_size=8",
-        "eval.checkpoint_every=10",
-        "eval.starts=3",
-        "eval.horizon=40",
-    ),
-    *("data.train_episodes=2", "data.validation_episodes=1"),
-)
+SETTINGS = [
+    "compare", "--task", "stories", "--stabilizers", "ema,lr_decay", "--seeds", "2",
+    "--policy", "gpt:width=16,depth=1", "train.updates=120", "train.batch_size=8",
+    "eval.checkpoint_every=10", "eval.starts=3", "eval.horizon=40",
+    "data.train_episodes=2", "data.validation_episodes=1",
+]  # fmt: skip
 
 
 def cells(run):
@@ -80,7 +65,7 @@ def test_rows_say_what_was_written(run):
 
 
 def test_an_interrupted_run_of_one_worker_ends_as_the_whole_one_of_two(run, tmp_path):
-    command = [str(STAB), *map(str, SETTINGS), "--workers", "1", "--out", str(tmp_path / "run")]
+    command = [str(STAB), *SETTINGS, "--workers", "1", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

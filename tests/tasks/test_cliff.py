@@ -176,7 +176,7 @@ def test_a_larger_dataset_begins_with_the_smaller(tmp_path, monkeypatch):
     small = cliff(train_episodes=3, validation_episodes=1)
     small.collect(episodes=4)
     before = small.dataset().dataset_sha256
-    assert not cliff().ready()
+    assert not cliff().has_data()
     cliff().dataset()
     assert cliff(train_episodes=3, validation_episodes=1).dataset().dataset_sha256 == before
 

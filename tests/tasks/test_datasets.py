@@ -22,7 +22,7 @@ from stab import StabError
 from stab.cli.main import main
 from stab.recipe import Recipe
 from stab.run.plan import make_config
-from stab.tasks import datasets, tasks
+from stab.tasks import datasets, rebuild, tasks
 from stab.tasks.catalog import task_for
 from stab.tasks.control import experts
 from stab.tasks.control.record import RECORDS
@@ -395,7 +395,7 @@ def test_an_entry_point_that_names_other_code_is_replaced_by_the_registered_one(
     imitate("my/stranger-v0", change={"entry_point": "stranger:Env"})
     assert len(hopper("my/stranger-v0").dataset().train) == 2 * STEPS
     assert (
-        datasets.environment(datasets.load("my/stranger-v0")).entry_point
+        rebuild.environment(datasets.load("my/stranger-v0")).entry_point
         == gym.spec("Hopper-v5").entry_point
     )
     assert not stranger.exists()
@@ -514,7 +514,8 @@ def test_a_hub_dataset_that_cannot_be_downloaded_is_one_clear_line(monkeypatch):
     for name in ("minari.storage.hosting.download_dataset", "minari.download_dataset"):
         monkeypatch.setattr(name, download)
     with pytest.raises(
-        StabError, match="dataset 'mujoco/hopper/expert-v0' could not be downloaded: no network"
+        StabError,
+        match="'mujoco/hopper/expert-v0' could not be downloaded: ConnectionError: no network",
     ):
         hopper("mujoco/hopper/expert-v0").dataset()
     with pytest.raises(

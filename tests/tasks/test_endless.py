@@ -107,7 +107,9 @@ def test_validation_and_normalisation_are_those_of_the_ordinary_regime(task):
 def test_fresh_episodes_equal_a_plain_gymnasium_loop(task):
     """Given the recorded actions; what the expert sees is what the environment shows, bit for bit."""
     steps = []
-    task.watch(task.dataset().train._expert, [1_234_567], lambda *step: steps.append(step))
+    task.record_episodes(
+        task.dataset().train._expert, [1_234_567], lambda *step: steps.append(step)
+    )
     assert len(steps) == 1000
     env = gym.make("Hopper-v5")
     observation, _ = env.reset(seed=1_234_567)
@@ -121,7 +123,8 @@ def test_fresh_episodes_equal_a_plain_gymnasium_loop(task):
 
 
 class Fallen:
-    """Stands in for ``Locomotion.watch``: episodes of a few steps, whose observations tell the reset seed and step."""
+    """Stands in for ``Locomotion.record_episodes``: short episodes, whose observations tell the
+    reset seed and step."""
 
     def __init__(self, lengths):
         self.lengths, self.starts = itertools.cycle(lengths), []
@@ -147,7 +150,7 @@ class Fallen:
 def fallen(hopper, monkeypatch):
     def use(*lengths):
         stand_in = Fallen(lengths)
-        monkeypatch.setattr(Locomotion, "watch", lambda self, *args: stand_in(*args))
+        monkeypatch.setattr(Locomotion, "record_episodes", lambda self, *args: stand_in(*args))
         return stand_in
 
     return use
@@ -191,13 +194,13 @@ def test_ant_fills_its_pool_too(fallen, tmp_path, monkeypatch):
         torch.zeros(1000, 105), torch.zeros(1000, 8), np.zeros(1000, dtype=np.int64)
     )
 
-    def watch(self, actor, starts, record):
+    def record_episodes(self, actor, starts, record):
         assert (actor.action_space.shape, self.record.environment) == ((8,), "Ant-v5")
         for n, start in enumerate(starts):
             for _ in range(LENGTHS[start % 10]):
                 record(n, np.zeros(105), np.zeros(8), 1.0, False, False, None)
 
-    monkeypatch.setattr(Locomotion, "watch", watch)
+    monkeypatch.setattr(Locomotion, "record_episodes", record_episodes)
     pool = Fresh(ant, finite).pool(0, 0)
     assert pool.observations.shape == (1000, 105)
     assert [int((pool.episodes == n).sum()) for n in range(7)] == [3, 400, 1, 50, 20, 300, 226]

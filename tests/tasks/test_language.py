@@ -17,9 +17,8 @@ from stab.run import rows
 from stab.tasks import datasets, environments, tasks
 from stab.tasks.catalog import LANGUAGE
 from stab.tasks.environments import TOKENS
-from stab.tasks.language import grammar
+from stab.tasks.language import generate, grammar
 from stab.tasks.language.environment import source
-from stab.tasks.language.generate import generate
 from stab.tasks.language.source import END
 from stab.tasks.language.windows import windows
 from stab.train import Fresh as FreshData
@@ -136,7 +135,7 @@ def test_a_rollout_is_what_the_environment_gives_step_by_step(stories, policies)
     """The reference: Gymnasium's loop over the registered environment, the whole text read anew for every token."""
     made, stacked = policies
     starts, horizons = [50_000, 50_001, 50_007], [1, 10, 40]
-    cumulative, lengths, remarks = stories.rollout(made[0], stacked, starts, horizons)
+    cumulative, lengths, infos = stories.rollout(made[0], stacked, starts, horizons)
     environments.register()
     env = minari.load_dataset("stab/stories/expert-v0").recover_environment(eval_env=True)
     for i, policy in enumerate(made):
@@ -162,7 +161,7 @@ def test_a_rollout_is_what_the_environment_gives_step_by_step(stories, policies)
                     break
             sums += [total] * (horizons[-1] - len(sums))
             written = tokens[len(info["prompt"]) :]
-            said = remarks[i][n]["text"]
+            said = infos[i][n]["text"]
             assert "".join([*said["prompt"], *said["tokens"]]) == " " + grammar.decode(tokens[1:])
             assert (len(said["prompt"]), len(said["tokens"])) == (
                 len(info["prompt"]) - 1,
@@ -173,7 +172,8 @@ def test_a_rollout_is_what_the_environment_gives_step_by_step(stories, policies)
             )
             assert lengths[i, n] == len(written)
             measures = grammar.consistency(tokens[1:], len(info["prompt"]) - 1)
-            assert remarks[i][n]["measures"] == measures
+            assert infos[i][n]["measures"] == measures
+            assert set(measures) < set(stories.metrics)
 
 
 def test_texts_of_a_policy_do_not_depend_on_its_company(stories, policies):
@@ -194,7 +194,7 @@ def test_texts_of_a_policy_do_not_depend_on_its_company(stories, policies):
 def test_texts_do_not_depend_on_how_many_generate_together(stories, policies, monkeypatch):
     made, stacked = policies
     together = stories.rollout(made[0], stacked, [1, 2, 3], [30])
-    monkeypatch.setattr("stab.tasks.language.generate.SMALL", 0)
+    monkeypatch.setattr("stab.tasks.language.generation.SMALL", 0)
     one_by_one = stories.rollout(made[0], stacked, [1, 2, 3], [30])
     assert np.array_equal(together[0], one_by_one[0])
     assert together[2] == one_by_one[2]

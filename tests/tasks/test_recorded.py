@@ -545,7 +545,7 @@ def test_an_environment_that_is_registered_no_longer(toy):
 def test_a_dataset_must_be_given():
     for attempt in (
         lambda t: t.dataset(),
-        lambda t: t.ready(),
+        lambda t: t.has_data(),
         lambda t: t.horizon,
         lambda t: t.collect(),
     ):

@@ -23,9 +23,9 @@ class Rude(Cliff):
         if hook == self.at:
             raise RuntimeError(f"not {hook} today,\\nsorry")
 
-    def ready(self):
-        self.say("ready")
-        return super().ready()
+    def has_data(self):
+        self.say("has_data")
+        return super().has_data()
 
     def speed(self, recipe):
         self.say("speed")
@@ -52,7 +52,7 @@ class Rude(Cliff):
 def factory(**arguments):
     raise RuntimeError("not factory today,\\nsorry")
 """
-HOOKS = ("ready", "speed", "dataset", "policy", "loss", "rollout")
+HOOKS = ("has_data", "speed", "dataset", "policy", "loss", "rollout")
 SIZES = ("--policy", "mlp:depth=0", "--seeds", 1, "--updates", 40, "eval.checkpoint_every=10", "eval.starts=2",
          "eval.horizon=30")  # fmt: skip
 
@@ -78,7 +78,7 @@ def path(tmp_path_factory):
     return os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH", ""))))
 
 
-@pytest.mark.parametrize("hook", ["factory", "ready", "speed", "dataset", "policy"])
+@pytest.mark.parametrize("hook", ["factory", "has_data", "speed", "dataset", "policy"])
 def test_what_raises_before_anything_is_trained_is_refused_with_a_line(path, stab, tmp_path, hook):
     done = stab(
         "compare",

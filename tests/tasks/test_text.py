@@ -1,4 +1,4 @@
-"""Real text as a task: datasets from a folder, judges beside them, and what they say."""
+"""Real text as a task: datasets from a folder, scorer models beside them, and their values."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from stab.checks import parametrize_with_checks
 from stab.registry import StabError
 from stab.tasks import datasets, tasks
 from stab.tasks.catalog import task_for
-from stab.tasks.language import corpus, grammar
-from stab.tasks.language import scorer_model as judges
-from stab.tasks.language import train_scorer as judging
+from stab.tasks.language import grammar, readers, scorer_model, train_scorer
 from stab.tasks.language.source import END
 from stab.tasks.language.text import (
     CONTEXT,
     CONTINUATION,
     PACK,
     PROMPT,
-    Judged,
+    HeldOutTexts,
     corpus_windows,
     distinct,
     held_out,
 )
+from stab.tasks.language.tokens import token_bytes, tokenizer_from, train_tokenizer
 
 ID = "my/tales-v0"
 POLICY = "gpt:width=16,depth=1"
@@ -52,15 +51,15 @@ def dataset(prose, minari_root):
 
 
 @pytest.fixture(scope="module")
-def judge(dataset):
-    return judging.train_judge(ID, "gpt:width=32,depth=1", 200)
+def scorer(dataset):
+    return train_scorer.train_scorer(ID, "gpt:width=32,depth=1", 200)
 
 
 def test_a_folder_becomes_an_ordinary_dataset(dataset, prose):
     found = datasets.load(ID)
     assert (found.total_episodes, found.total_steps) == (12, 12 * PACK)
     assert task_for(ID) == "text"
-    tokenizer = corpus.tokenizer_from(datasets.stab_metadata(found)["tokenizer"])
+    tokenizer = tokenizer_from(datasets.stab_metadata(found)["tokenizer"])
     episode = found[0]
     assert np.array_equal(episode.observations[1:], episode.actions)
     assert episode.observations[0] == END
@@ -73,17 +72,17 @@ def test_a_folder_becomes_an_ordinary_dataset(dataset, prose):
 
 
 @parametrize_with_checks([lambda **settings: tasks.get("text")(**settings | SMALL)])
-def test_the_conformance_kit(check, judge):
+def test_the_conformance_kit(check, scorer):
     check.run()
 
 
-def test_what_is_held_out_trains_nobody(judge):
+def test_what_is_held_out_trains_nobody(scorer):
     found = datasets.load(ID)
     packs = datasets.read(found, found.episode_indices).actions.numpy().reshape(-1, PACK)
     kept = packs[-held_out(found) :].tolist()
     anywhere = {tuple(pack[n : n + CONTEXT]) for pack in kept for n in range(PACK - CONTEXT + 1)}
     assert {
-        tuple(window) for window in Judged(ID).beginnings.tolist()
+        tuple(window) for window in HeldOutTexts(ID).beginnings.tolist()
     } == anywhere  # few texts begin there
     train, validation, vocabulary = corpus_windows(ID)
     assert np.array_equal(
@@ -106,7 +105,7 @@ def test_prompts_are_beginnings_where_there_are_enough(tmp_path, minari_root):
     tasks.get("text")(
         name="text", dataset_id="my/short-v0", folder=tmp_path, vocabulary=300
     ).collect()
-    source = Judged("my/short-v0", judge=object())
+    source = HeldOutTexts("my/short-v0", model=object())
     told = ["".join(source.spell(window[:3])) for window in source.beginnings.tolist()]
     assert len(told) >= 100
     assert all(
@@ -115,90 +114,95 @@ def test_prompts_are_beginnings_where_there_are_enough(tmp_path, minari_root):
     )
 
 
-def test_a_judge_says_what_its_model_does_token_by_token(judge):
-    source = Judged(ID)
+def test_a_scorer_model_gives_what_its_network_does_token_by_token(scorer):
+    source = HeldOutTexts(ID)
     texts = [source.text(np.random.default_rng(seed)) for seed in range(3)]
     prompts, written = (
         [prompt for prompt, _ in texts],
         [rest[: 40 + n] for n, (_, rest) in enumerate(texts)],
     )
-    found = source.judge.log_likelihood(prompts, written)
+    found = source.model.log_likelihood(prompts, written)
     for prompt, tokens, values in zip(prompts, written, found, strict=True):
         assert len(prompt) == PROMPT
         assert values.shape == (len(tokens),)
         for n in (0, 1, 17, len(tokens) - 1):
             with torch.inference_mode():
-                logits = source.judge.model(torch.tensor([[END, *prompt, *tokens[:n]]]))[0, -1]
+                logits = source.model.model(torch.tensor([[END, *prompt, *tokens[:n]]]))[0, -1]
             assert values[n] == pytest.approx(float(logits.log_softmax(-1)[tokens[n]]), abs=1e-5)
-    again = source.judge.log_likelihood(
+    again = source.model.log_likelihood(
         [prompts[1]] * 11 + [prompts[0]], [written[1]] * 11 + [written[0]]
     )
     assert np.array_equal(again[-1], found[0])
 
 
-def test_the_judge_tells_texts_from_noise(judge):
-    references = judge["references"]
+def test_the_scorer_model_tells_texts_from_noise(scorer):
+    references = scorer["references"]
     low, high = references["random"], references["expert"]
     assert low["cumulative"][-1] < 1.5 * high["cumulative"][-1] < 0
     assert len(low["cumulative"]) == CONTINUATION
-    assert judge["validation_loss"] < np.log(300)
+    assert scorer["validation_loss"] < np.log(300)
     data = tasks.get("text")(**SMALL).dataset()
-    assert data.expert_sha256 == judge["sha256"]
+    assert data.expert_sha256 == scorer["sha256"]
     assert data.references.expert.cumulative == high["cumulative"]
 
 
-def test_an_interrupted_judge_goes_on_and_comes_out_the_same(judge, minari_root, monkeypatch):
+def test_an_interrupted_training_resumes_and_comes_out_the_same(scorer, minari_root, monkeypatch):
     path = minari_root / ID
-    before, weights = (path / judges.CARD).read_text(), (path / judges.WEIGHTS).read_bytes()
-    (path / judging.CHECKPOINT).unlink()
+    before, weights = (
+        (path / scorer_model.CARD).read_text(),
+        (path / scorer_model.WEIGHTS).read_bytes(),
+    )
+    (path / train_scorer.CHECKPOINT).unlink()
 
     def stop(fraction, said):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        judging.train_judge(ID, "gpt:width=32,depth=1", 200, report=stop)
-    judging.train_judge(ID, "gpt:width=32,depth=1", 200)
-    assert (path / judges.WEIGHTS).read_bytes() == weights
-    assert json.loads((path / judges.CARD).read_text()) == json.loads(before)
-    assert not judge["converged"]
-    more = judging.train_judge(ID, "gpt:width=32,depth=1", 300)  # goes on from there
-    assert more["losses"][:2] == judge["losses"]
+        train_scorer.train_scorer(ID, "gpt:width=32,depth=1", 200, report=stop)
+    train_scorer.train_scorer(ID, "gpt:width=32,depth=1", 200)
+    assert (path / scorer_model.WEIGHTS).read_bytes() == weights
+    assert json.loads((path / scorer_model.CARD).read_text()) == json.loads(before)
+    assert not scorer["converged"]
+    more = train_scorer.train_scorer(ID, "gpt:width=32,depth=1", 300)  # goes on from there
+    assert more["losses"][:2] == scorer["losses"]
     assert [update for update, _ in more["losses"]] == [100, 200, 300]
-    (path / judges.CARD).write_text(before)
-    (path / judges.WEIGHTS).write_bytes(weights)
+    (path / scorer_model.CARD).write_text(before)
+    (path / scorer_model.WEIGHTS).write_bytes(weights)
 
 
 def test_it_ends_when_it_gets_no_better(dataset):
     values = [3.0, 2.0, 1.0, 1.1, 1.2, 1.05, 1.3]
-    assert not judging._converged([[n, v] for n, v in enumerate(values)])
-    assert judging._converged([[n, v] for n, v in enumerate([*values, 1.01])])
-    assert not judging._converged([[n, v] for n, v in enumerate([*values, 0.9])])
+    assert not train_scorer._converged([[n, v] for n, v in enumerate(values)])
+    assert train_scorer._converged([[n, v] for n, v in enumerate([*values, 1.01])])
+    assert not train_scorer._converged([[n, v] for n, v in enumerate([*values, 0.9])])
 
 
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        (judges.CARD, b"{", "no judge's card"),
-        (judges.CARD, b"[]", "no judge's card"),
-        (judges.WEIGHTS, b"nothing", "not the judge of the card"),
+        (scorer_model.CARD, b"{", "not the card of a scorer model"),
+        (scorer_model.CARD, b"[]", "not the card of a scorer model"),
+        (scorer_model.WEIGHTS, b"nothing", "not the scorer model of the card"),
     ],
 )
-def test_damaged_judges(judge, minari_root, file, content, said):
+def test_damaged_scorer_models(scorer, minari_root, file, content, said):
     path = minari_root / ID / file
     before = path.read_bytes()
     try:
         path.write_bytes(content)
         with pytest.raises(StabError, match=said):
-            _ = Judged(ID).judge
+            _ = HeldOutTexts(ID).model
     finally:
         path.write_bytes(before)
 
 
-def test_measures_of_repetition():
+def test_metrics_of_repetition(dataset):
     assert distinct([1, 2, 3, 1, 2, 3], 1) == 0.5
     assert distinct([1, 2, 3, 1, 2, 3], 2) == 3 / 5
     assert distinct([7] * 10, 4) == 1 / 7
     assert distinct([1], 4) == 1.0
+    source = HeldOutTexts(ID, model=object())
+    assert set(source.measure([], [1, 2])) == set(HeldOutTexts.metrics)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +212,7 @@ def gpt2(tmp_path_factory, prose):
         "transformers", reason="needs the extra text: pip install '.[text]'"
     )
     folder = tmp_path_factory.mktemp("gpt2")
-    tokenizer = corpus.train_tokenizer(corpus.read_folder(prose), 500)
+    tokenizer = train_tokenizer(readers.read_folder(prose), 500)
     words = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
     words.save_pretrained(folder)
     torch.manual_seed(0)
@@ -220,26 +224,26 @@ def gpt2(tmp_path_factory, prose):
 
 
 def test_a_causal_lm_of_hugging_face_reads_the_same_text(dataset, gpt2):
-    tokenizer = corpus.tokenizer_from(datasets.stab_metadata(datasets.load(ID))["tokenizer"])
-    judge = judges.CausalLM(str(gpt2), tokenizer)
+    tokenizer = tokenizer_from(datasets.stab_metadata(datasets.load(ID))["tokenizer"])
+    model = scorer_model.CausalLM(str(gpt2), tokenizer)
     pack = datasets.load(ID)[0].actions
     tokens = [*pack[:60].tolist(), END, *pack[300:330].tolist()]
-    found = judge.log_likelihood([tokens[:20]], [tokens[20:]])[0]
+    found = model.log_likelihood([tokens[:20]], [tokens[20:]])[0]
     assert found.shape == (len(tokens) - 20,)
     # The whole by the library alone: an end, the first text, an end, the second.
-    end = judge.words.eos_token_id
-    parts = [judge.words(tokenizer.decode(part), add_special_tokens=False)["input_ids"]
+    end = model.words.eos_token_id
+    parts = [model.words(tokenizer.decode(part), add_special_tokens=False)["input_ids"]
              for part in (tokens[:60], tokens[61:])]  # fmt: skip
     theirs = torch.tensor([[end, *parts[0], end, *parts[1]]])
     with torch.inference_mode():
         logp = (
-            judge.model(theirs)
+            model.model(theirs)
             .logits[0, :-1]
             .log_softmax(-1)
             .gather(-1, theirs[0, 1:, None])[:, 0]
             .double()
         )
-    whole = judge.log_likelihood([[]], [tokens])[0]
+    whole = model.log_likelihood([[]], [tokens])[0]
     assert whole.sum() == pytest.approx(float(logp.sum()), abs=1e-4)
     assert whole[60] == pytest.approx(
         float(logp[len(parts[0])]), abs=1e-5
@@ -248,49 +252,49 @@ def test_a_causal_lm_of_hugging_face_reads_the_same_text(dataset, gpt2):
 
 
 def test_what_a_text_spells_is_text(dataset, gpt2):
-    tokenizer = corpus.tokenizer_from(datasets.stab_metadata(datasets.load(ID))["tokenizer"])
-    judge = judges.CausalLM(str(gpt2), tokenizer)
+    tokenizer = tokenizer_from(datasets.stab_metadata(datasets.load(ID))["tokenizer"])
+    model = scorer_model.CausalLM(str(gpt2), tokenizer)
     tokens = tokenizer.encode("he said <end> and went").ids
     assert (
-        judge.words.eos_token_id
-        not in judge.words("he said <end> and", split_special_tokens=True)["input_ids"]
+        model.words.eos_token_id
+        not in model.words("he said <end> and", split_special_tokens=True)["input_ids"]
     )
     ended = [*tokenizer.encode("he said ").ids, END, *tokenizer.encode(" and went").ids]
-    one, other = (judge.log_likelihood([[]], [text])[0].sum() for text in (tokens, ended))
+    one, other = (model.log_likelihood([[]], [text])[0].sum() for text in (tokens, ended))
     assert one != pytest.approx(other, abs=1e-3)
 
 
 def test_bytes_that_are_no_characters_are_read_too(dataset, gpt2):
-    tokenizer = corpus.tokenizer_from(datasets.stab_metadata(datasets.load(ID))["tokenizer"])
+    tokenizer = tokenizer_from(datasets.stab_metadata(datasets.load(ID))["tokenizer"])
     rng = np.random.default_rng(0)
-    judge = judges.CausalLM(str(gpt2), tokenizer)
+    model = scorer_model.CausalLM(str(gpt2), tokenizer)
     for _ in range(5):
         tokens = rng.integers(tokenizer.get_vocab_size(), size=60).tolist()
-        found = judge.log_likelihood([tokens[:5]], [tokens[5:]])[0]
+        found = model.log_likelihood([tokens[:5]], [tokens[5:]])[0]
         assert np.isfinite(found).all()
         assert found.sum() < 0
 
 
-def test_a_judge_by_name(dataset, gpt2, judge, minari_root):
-    path = minari_root / ID / judges.CARD
+def test_a_scorer_model_by_name(dataset, gpt2, scorer, minari_root):
+    path = minari_root / ID / scorer_model.CARD
     before = path.read_bytes()
     try:
-        card = judging.train_judge(ID, f"{judges.HUB}{gpt2}")
+        card = train_scorer.train_scorer(ID, f"{scorer_model.HUB}{gpt2}")
         assert card["references"]["random"]["cumulative"][-1] < 0
-        assert isinstance(Judged(ID).judge, judges.CausalLM)
-        assert card["judge"] == f"{judges.HUB}{gpt2.resolve()}"
+        assert isinstance(HeldOutTexts(ID).model, scorer_model.CausalLM)
+        assert card["judge"] == f"{scorer_model.HUB}{gpt2.resolve()}"
         path.write_text(json.dumps(card | {"sha256": "0" * 64}))
-        with pytest.raises(StabError, match="is not the judge that"):
-            _ = Judged(ID).judge
+        with pytest.raises(StabError, match="is not the scorer model that"):
+            _ = HeldOutTexts(ID).model
     finally:
         path.write_bytes(before)
     with pytest.raises(StabError, match=r"'/nowhere/at/all' cannot be loaded"):
-        judging.train_judge(ID, f"{judges.HUB}/nowhere/at/all")
+        train_scorer.train_scorer(ID, f"{scorer_model.HUB}/nowhere/at/all")
 
 
 def test_token_bytes_spell_the_text(dataset):
-    tokenizer = corpus.tokenizer_from(datasets.stab_metadata(datasets.load(ID))["tokenizer"])
-    spelled = corpus.token_bytes(tokenizer)
+    tokenizer = tokenizer_from(datasets.stab_metadata(datasets.load(ID))["tokenizer"])
+    spelled = token_bytes(tokenizer)
     text = "Straße, 東京 \u00a0 and \x00\x7f once upon a time there was"
     assert b"".join(spelled[token] for token in tokenizer.encode(text).ids) == text.encode()
     assert spelled[END] == b""
@@ -321,13 +325,13 @@ def test_from_the_folder_to_the_leaderboard(stab, prose, minari_root):
     assert done.returncode == 0, done.stderr
     assert "9, 36864" in done.stdout
     assert "byte-level BPE, 400 entries" in done.stdout
-    assert f"stab expert train text --dataset {name}" in done.stderr
+    assert f"stab scorer train text --dataset {name}" in done.stderr
     done = stab("compare", "--dataset", name, "--stabilizers", "ema")
     assert done.returncode == 2
-    assert "stab expert train text --dataset my/shell-v0" in done.stderr
-    done = stab("expert", "train", "text", "--dataset", name, "--policy", POLICY, "--steps", 100)
+    assert "stab scorer train text --dataset my/shell-v0" in done.stderr
+    done = stab("scorer", "train", "text", "--dataset", name, "--policy", POLICY, "--updates", 100)
     assert done.returncode == 0, done.stderr
-    assert "nats a token" in done.stdout
+    assert "nats per token" in done.stdout
     sizes = ("data.train_episodes=4", "data.validation_episodes=1", "train.updates=40", "eval.checkpoint_every=10",
              "eval.starts=2", "eval.horizon=20")  # fmt: skip
     done = stab(
@@ -348,7 +352,7 @@ def test_from_the_folder_to_the_leaderboard(stab, prose, minari_root):
     assert "perplexity" in done.stdout
     assert "distinct_2" in done.stdout
     again = stab("expert", "train", "text", "--dataset", name)
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
     done = stab("expert", "train", "text", "--dataset", name, "--policy", "gpt:width=32")
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
     done = stab("data", "prepare", "text", "--folder", prose, "--dataset", name)
@@ -402,11 +406,11 @@ def test_tasks_of_the_hub_read_a_copy_of_its_repository(tmp_path, minari_root, s
         assert f"stab/{name}/expert-v0" in done.stdout
         assert datasets.load(f"stab/{name}/expert-v0").total_episodes == 8
         with pytest.raises(
-            StabError, match=f"stab expert train text --dataset stab/{name}/expert-v0"
+            StabError, match=f"stab scorer train text --dataset stab/{name}/expert-v0"
         ):
             tasks.get(name)(name=name, train_episodes=4, validation_episodes=1).dataset()
         assert task_for(f"stab/{name}/expert-v0") == name
-    card = judging.train_judge("stab/tinystories/expert-v0", POLICY, 100)
+    card = train_scorer.train_scorer("stab/tinystories/expert-v0", POLICY, 100)
     source = tasks.get("tinystories")(
         name="tinystories", train_episodes=4, validation_episodes=1
     ).dataset()

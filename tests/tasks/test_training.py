@@ -16,6 +16,7 @@ import torch
 from stab.registry import StabError
 from stab.tasks.control import experts
 from stab.tasks.control.experts import training
+from stab.tasks.control.experts.folder import REPLAY, Best, Files, TrainingState, identify
 from stab.tasks.control.record import RECORDS
 from stab.tasks.environments import make
 from stab.tasks.references import EXPERT_SEED, Curve, References
@@ -43,29 +44,29 @@ def weights(seed=0):
 
 
 def checkpoint(record=HOPPER, seed=0, steps=2_000, best=True):
-    return training.Checkpoint(
-        training.identify(record, seed),
+    return TrainingState(
+        identify(record, seed),
         steps=steps,
         updates=800,
         learning_starts=200,
-        best=training.Best(weights(), 1_500, CURVE) if best else None,
+        best=Best(weights(), 1_500, CURVE) if best else None,
         state=b"state",
-        replay={name: np.arange(6, dtype=np.float32).reshape(3, 2) for name in training.REPLAY},
+        replay={name: np.arange(6, dtype=np.float32).reshape(3, 2) for name in REPLAY},
         position=3,
     )
 
 
-def publish(folder, *, steps=2_000, seed=0, so_far=None):
+def publish(path, *, steps=2_000, seed=0, so_far=None):
     """What a training leaves: an actor and its card."""
-    files = training.Files(folder, "hopper")
-    about = training._about(HOPPER, training.Best(weights(), 1_500, CURVE), steps, seed, so_far)
+    files = Files(path, "hopper")
+    about = training._about(HOPPER, Best(weights(), 1_500, CURVE), steps, seed, so_far)
     return files.publish(
         weights(), experts.make_card(HOPPER, weights(), References(CURVE, CURVE), about)
     )
 
 
-def tree(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def tree(root):
+    return {path.name: path.read_bytes() for path in root.iterdir()}
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def few_episodes(monkeypatch):
     monkeypatch.setattr(experts, "EPISODES", 3)
 
 
-@pytest.mark.parametrize("name", [record.name for record in RECORDS.values() if record.hidden])
+@pytest.mark.parametrize("name", [record.name for record in RECORDS.values() if record.masked])
 def test_visible_observations_come_first(name):
     full, reduced = make(gym.spec(RECORDS[name].environment)), make(training.visible(RECORDS[name]))
     size = reduced.observation_space.shape[0]
@@ -93,7 +94,7 @@ def test_visible_observations_come_first(name):
     assert any(whole[size:].any() for whole, _ in pairs)
 
 
-@pytest.mark.parametrize("name", [record.name for record in RECORDS.values() if record.hidden])
+@pytest.mark.parametrize("name", [record.name for record in RECORDS.values() if record.masked])
 def test_exported_actor_reads_ordinary_observations_as_it_read_the_visible_ones(name):
     full, reduced = make(gym.spec(RECORDS[name].environment)), make(training.visible(RECORDS[name]))
     size, inner = full.observation_space.shape[0], reduced.observation_space.shape[0]
@@ -147,9 +148,9 @@ def test_a_checkpoint_comes_back_and_is_data_only(tmp_path):
     path = tmp_path / "hopper.checkpoint.npz"
     for written in (checkpoint(), checkpoint(best=False)):
         written.write(path)
-        read = training.Checkpoint.read(path)
+        read = TrainingState.read(path)
         assert dataclasses.replace(read, replay={}) == dataclasses.replace(written, replay={})
-        for name in training.REPLAY:
+        for name in REPLAY:
             assert np.array_equal(read.replay[name], written.replay[name])
         with np.load(path, allow_pickle=False) as found:
             assert not any(found[name].dtype.hasobject for name in found.files)
@@ -161,24 +162,28 @@ def test_a_truncated_checkpoint_is_one_clear_line(tmp_path):
     checkpoint().write(path)
     for content in (path.read_bytes()[:-100], path.read_bytes()[:50], b"", b"nonsense"):
         path.write_bytes(content)
-        with pytest.raises(StabError, match="delete it to begin anew"):
+        with pytest.raises(StabError, match="delete it to start from scratch"):
             training.train(HOPPER, tmp_path)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "hopper.checkpoint.npz"
     checkpoint().write(path)
     before = tree(tmp_path)
-    with pytest.raises(RuntimeError):
-        training._write(path, lambda file: (_ for _ in ()).throw(RuntimeError))
+    for error, raised, said in (
+        (RuntimeError("oops"), RuntimeError, "oops"),
+        (OSError(28, "No space left on device"), StabError, "No space left"),
+    ):
 
-    def full(file):
-        file.write(b"a part")
-        raise OSError(28, "No space left on device")
+        def full(file, error=error, **arrays):
+            file.write(b"a part")
+            raise error
 
-    with pytest.raises(StabError, match="No space left"):
-        training._write(path, full)
-    assert tree(tmp_path) == before
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "savez", full)
+            with pytest.raises(raised, match=said):
+                checkpoint(steps=3_000).write(path)
+        assert tree(tmp_path) == before
     with pytest.raises(StabError, match="cannot write"):
         checkpoint().write(path / "below a file")
 
@@ -187,7 +192,7 @@ OTHERS = {
     "seed": (dataclasses.replace(HOPPER), 1, "training seed 0, not 1"),
     "algorithm": (dataclasses.replace(HOPPER, algorithm="SAC"), 0, "algorithm TQC, not SAC"),
     "arguments": (dataclasses.replace(HOPPER, algorithm_args={}), 0, "algorithm args"),
-    "hidden": (dataclasses.replace(HOPPER, hidden=("x",)), 0, "hidden"),
+    "hidden": (dataclasses.replace(HOPPER, masked=("x",)), 0, "hidden"),
 }
 
 
@@ -196,7 +201,7 @@ OTHERS = {
 def test_another_trainings_folder_is_refused_and_kept(tmp_path, case, left):
     record, seed, said = OTHERS[case]
     if left == "checkpoint":
-        checkpoint().write(training.Files(tmp_path, "hopper").checkpoint)
+        checkpoint().write(Files(tmp_path, "hopper").checkpoint)
     else:
         publish(tmp_path)
     before = tree(tmp_path)
@@ -206,7 +211,7 @@ def test_another_trainings_folder_is_refused_and_kept(tmp_path, case, left):
 
 
 def test_a_renamed_checkpoint_of_another_task_is_refused(tmp_path):
-    checkpoint(RECORDS["ant"]).write(training.Files(tmp_path, "hopper").checkpoint)
+    checkpoint(RECORDS["ant"]).write(Files(tmp_path, "hopper").checkpoint)
     with pytest.raises(StabError, match="task ant, not hopper"):
         training.train(HOPPER, tmp_path)
 
@@ -216,7 +221,7 @@ def test_a_finished_training_is_left_alone(tmp_path, no_sbx):
     before = tree(tmp_path)
     assert training.train(HOPPER, tmp_path, steps=2_000) == card
     assert training.train(HOPPER, tmp_path, steps=1_500) == card
-    checkpoint().write(training.Files(tmp_path, "hopper").checkpoint)
+    checkpoint().write(Files(tmp_path, "hopper").checkpoint)
     assert training.train(HOPPER, tmp_path, steps=2_000) == card
     assert {name: content for name, content in tree(tmp_path).items() if name in before} == before
     with pytest.raises(StabError, match="needs sbx"):  # that is, it goes on
@@ -242,7 +247,7 @@ def test_another_tasks_expert_in_the_folder_does_no_harm(tmp_path, no_sbx):
 
 
 def test_killed_while_measuring_it_measures(tmp_path, no_sbx, few_episodes):
-    files = training.Files(tmp_path, "hopper")
+    files = Files(tmp_path, "hopper")
     checkpoint().write(files.checkpoint)
     stages = []
     for torn in (False, True):
@@ -273,7 +278,7 @@ def test_an_unfinished_card_says_so_and_can_be_used(tmp_path):
 
 
 def test_nothing_finite_is_an_error(tmp_path):
-    checkpoint(best=False).write(training.Files(tmp_path, "hopper").checkpoint)
+    checkpoint(best=False).write(Files(tmp_path, "hopper").checkpoint)
     with pytest.raises(StabError, match="diverged"):
         training.train(HOPPER, tmp_path, steps=2_000)
 
@@ -308,11 +313,11 @@ def test_going_on_from_a_checkpoint_restores_everything(tmp_path, few_episodes):
         report=lambda stage, fraction, latest: fractions.append((stage, fraction)),
     )
     assert fractions == sorted(fractions, key=lambda found: (found[0] == "Measuring", found[1]))
-    files = training.Files(tmp_path, "humanoid")
+    files = Files(tmp_path, "humanoid")
     assert card["trained_steps"] == 1_000
     assert card["trained_with"]["sbx-rl"]
     assert experts.load(record, files.weights).card == card
-    kept = training.Checkpoint.read(files.checkpoint)
+    kept = TrainingState.read(files.checkpoint)
     assert (kept.steps, kept.updates, kept.learning_starts) == (1_000, 450, 100)
     assert kept.replay["observations"].shape == (500, training.ENVIRONMENTS, 45)
 
@@ -327,7 +332,7 @@ def test_going_on_from_a_checkpoint_restores_everything(tmp_path, few_episodes):
     assert jax.tree.structure(restored) == jax.tree.structure(written)
     assert all(map(np.array_equal, jax.tree.leaves(restored), jax.tree.leaves(written)))
     assert (model.num_timesteps, model._n_updates, model.replay_buffer.pos) == (1_000, 450, 500)
-    for field in training.REPLAY:
+    for field in REPLAY:
         assert np.array_equal(
             training._compact(getattr(model.replay_buffer, field)[:500]), kept.replay[field]
         )

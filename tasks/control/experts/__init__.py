@@ -1,4 +1,4 @@
-"""Trained experts: greedy actors as safetensors, each with its card; loading, checking and measuring them."""
+"""Trained experts, each safetensors and a card: loading, checking and measuring them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ class Expert:
     Attributes:
         actor: acts greedily in the environment.
         card: who trained it, how, and what it returns; plain data.
-        references: the expert's and a random policy's returns over 100 episodes each, from the card.
+        references: the expert's and a random policy's returns over 100 episodes each, from the
+            card.
         sha256: of the weights' file.
     """
 
@@ -63,7 +64,7 @@ class Expert:
 
 
 def load(record: Record, path: Path | None = None) -> Expert:
-    """Load the shipped expert of a task, or the one at ``path`` (weights.safetensors, with its card weights.json beside).
+    """Load a task's shipped expert, or the one at ``path`` (.safetensors, card .json beside it).
 
     Raises StabError when a file is missing or truncated, or the expert is another task's.
     """
@@ -72,12 +73,14 @@ def load(record: Record, path: Path | None = None) -> Expert:
     what = f"expert {path or record.name}"
     if card["environment"] != record.environment:
         raise StabError(
-            f"{what} was trained in {card['environment']}, task {record.name!r} is {record.environment}"
+            f"{what} was trained in {card['environment']}, task {record.name!r} is"
+            f" {record.environment}"
         )
     sha256 = hashlib.sha256((path or shipped).read_bytes()).hexdigest()
     if sha256 != card["weights_sha256"]:
         raise StabError(
-            f"{what}: the weights are not those its card describes (SHA-256 differs); get both files again"
+            f"{what}: the weights are not those its card describes (SHA-256 differs); get both"
+            " files again"
         )
     env = make(gym.spec(record.environment))
     try:
@@ -88,32 +91,33 @@ def load(record: Record, path: Path | None = None) -> Expert:
 
 
 def read_weights(path: Any) -> dict[str, Tensor]:
-    """Read an actor's tensors. Raises StabError when the file is missing, truncated or no safetensors file."""
+    """Read an actor's tensors. Raises StabError if the file is missing or damaged."""
     try:
         return load_safetensors(path.read_bytes())
     except OSError as e:
         raise StabError(f"expert {path}: {e.strerror or e}; expected a .safetensors file") from e
     except (SafetensorError, ValueError) as e:
         raise StabError(
-            f"expert {path} is truncated or no safetensors file ({e}); get it again"
+            f"expert {path} is truncated or not a safetensors file ({e}); get it again"
         ) from e
 
 
 def read_card(path: Any) -> dict[str, Any]:
-    """Read the card beside an actor's weights. Raises StabError when it is missing or is none."""
+    """Read the card beside an actor's weights. Raises StabError if it is missing or not a card."""
     card = _beside(path)
     try:
-        found = json.loads(card.read_text())
+        data = json.loads(card.read_text())
     except (OSError, ValueError) as e:
         raise StabError(
-            f"expert {path}: cannot read its card {card}: {e}; expected the .json beside the weights"
+            f"expert {path}: cannot read its card {card}: {e}; expected the .json beside the"
+            " weights"
         ) from e
     missing = {"environment", "weights_sha256", "references", "algorithm"} - set(
-        found if isinstance(found, dict) else ()
+        data if isinstance(data, dict) else ()
     )
     if missing:
         raise StabError(f"expert {path}: its card {card} lacks {', '.join(sorted(missing))}")
-    return dict(found)
+    return dict(data)
 
 
 def _beside(path: Any) -> Any:
@@ -125,7 +129,7 @@ def _beside(path: Any) -> Any:
 
 
 def make_actor(weights: dict[str, Tensor], env: gym.Env[Any, Any], what: str) -> Actor:
-    """Return the greedy actor. Raises StabError when the tensors do not fit the environment's spaces."""
+    """Return the greedy actor. Raises StabError if the tensors do not fit the environment."""
     assert isinstance(env.observation_space, gym.spaces.Box)
     assert isinstance(env.action_space, gym.spaces.Box)
     try:
@@ -133,13 +137,13 @@ def make_actor(weights: dict[str, Tensor], env: gym.Env[Any, Any], what: str) ->
         actor = Actor(weights, env.action_space)
     except (KeyError, IndexError, RuntimeError) as e:
         raise StabError(
-            f"{what} has no such network as an expert has: {' '.join(str(e).split())}"
+            f"{what} does not hold an expert's network: {' '.join(str(e).split())}"
         ) from e
-    wanted = (env.observation_space.shape[0], env.action_space.shape[0])
-    if (inputs, outputs) != wanted:
+    sizes = (env.observation_space.shape[0], env.action_space.shape[0])
+    if (inputs, outputs) != sizes:
         raise StabError(
             f"{what} reads {inputs} observations and gives {outputs} actions, its environment has"
-            f" {wanted[0]} and {wanted[1]}: it is an expert of another task"
+            f" {sizes[0]} and {sizes[1]}: it is an expert of another task"
         )
     return actor
 
@@ -153,8 +157,9 @@ def act(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Roll out an actor greedily from each reset seed, on all cores.
 
-    Returns cumulative rewards (episodes, max_episode_steps) and lengths (episodes,). ``record`` sees every step with the
-    number of its episode; the steps of an episode come in order, different episodes from different threads.
+    Returns cumulative rewards (episodes, max_episode_steps) and lengths (episodes,). ``record``
+    sees every step with the number of its episode; the steps of an episode come in order, different
+    episodes from different threads.
     """
     horizon = spec.max_episode_steps or 1000
     stacked = {name: value[None] for name, value in actor.state_dict().items()}
@@ -170,7 +175,8 @@ def act(
             progress(sum(done.values()))
 
         chosen = list(seeds[first : first + ROWS])
-        # The last block is filled up, so that an episode's bits do not depend on how many are asked for.
+        # The last block is filled up, so that an episode's bits do not depend on how many are asked
+        # for.
         filled = chosen + [chosen[-1]] * (ROWS - len(chosen))
         see = record and (lambda n, *step: record(first + n, *step) if n < len(chosen) else None)
         curves, lengths = rollout(
@@ -181,16 +187,16 @@ def act(
     # Threads, because mj_step releases the interpreter's lock.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            found = list(pool.map(block, firsts))
+            blocks = list(pool.map(block, firsts))
         finally:
             stop.set()
-    return np.concatenate([curves for curves, _ in found]), np.concatenate(
-        [lengths for _, lengths in found]
+    return np.concatenate([curves for curves, _ in blocks]), np.concatenate(
+        [lengths for _, lengths in blocks]
     )
 
 
 def measure(record: Record, actor: Actor, progress: Progress = no_progress) -> References:
-    """Measure what a card says: 100 greedy episodes, and 100 of actions drawn from the action space."""
+    """Measure what a card says: 100 greedy episodes, and 100 of random actions."""
     spec = gym.spec(record.environment)
     seeds = range(EXPERT_SEED, EXPERT_SEED + EPISODES)
     expert = act(actor, spec, seeds, portion(progress, 0.0, 0.8))
@@ -209,7 +215,11 @@ def make_card(
     """Return the card of an actor: what it was measured to return, and ``about`` its training."""
     expert = references.expert
     mean = expert.cumulative[-1]
-    short = {} if mean >= record.goal else {"falls_short": f"of a mean return of {record.goal:.0f}"}
+    short = (
+        {}
+        if mean >= record.target_return
+        else {"falls_short": f"of a mean return of {record.target_return:.0f}"}
+    )
     return {
         "task": record.name,
         "environment": record.environment,
@@ -217,7 +227,7 @@ def make_card(
         "return_mean": round(mean, 1),
         "return_std": round(expert.std, 1),
         "length_mean": round(expert.length, 1),
-        "goal": record.goal,
+        "goal": record.target_return,
         **short,
         "evaluation": f"{expert.episodes} greedy episodes, reset seeds {expert.first_seed} to"
         f" {expert.first_seed + expert.episodes - 1}",

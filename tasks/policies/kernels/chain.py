@@ -1,7 +1,7 @@
-"""Linear layers with ReLUs and dropout between them, and the squared error of what they give, as one function.
+"""Linear layers with ReLUs and dropout between, and their squared error, as one function.
 
-Bitwise what the modules give one after the other. Where a network is small, the many small operations between its products,
-and what autograd does for each, take as long as the products.
+The results are bitwise those of the modules. In a small network, the many small operations between
+the products, and autograd's work for each, take as long as the products.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ aten = torch.ops.aten
 
 
 def layers(inputs: Tensor, parameters: Parameters, masks: Sequence[Tensor] = ()) -> Tensor:
-    """Return inputs (rows, features) through linear layers with ReLUs between them, for which ``has_onednn`` holds.
+    """Return inputs (rows, features), if ``has_onednn``, through linear layers and ReLUs.
 
     Args:
         parameters: weight (outputs, inputs) and bias (outputs,), or None, of each layer in turn.
-        masks: (rows, outputs) what the ReLUs of each layer but the last are multiplied with, or nothing.
+        masks: (rows, outputs) what the ReLUs of each layer but the last are multiplied with, or
+            nothing.
     """
     if torch.is_grad_enabled():
         out: Tensor = _Layers.apply(masks, inputs, *parameters)  # type: ignore[no-untyped-call]
@@ -42,8 +43,10 @@ def squared_error(
     parameters: Parameters,
     masks: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Return the mean squared difference of ``layers``, squashed, from targets (rows, outputs); these have no gradient."""
-    error: Tensor = _SquaredError.apply(squash, targets, masks, inputs, *parameters)  # type: ignore[no-untyped-call]
+    """Return the mean squared error of squashed ``layers``; targets get no gradient."""
+    error: Tensor = _SquaredError.apply(  # type: ignore[no-untyped-call]
+        squash, targets, masks, inputs, *parameters
+    )
     return error
 
 
@@ -52,20 +55,20 @@ class _Layers(torch.autograd.Function):
     def forward(
         ctx: Any, masks: Sequence[Tensor], inputs: Tensor, *parameters: Tensor | None
     ) -> Tensor:
-        *kept, out = _forward(inputs, parameters, masks)
+        *saved, out = _forward(inputs, parameters, masks)
         ctx.masks = masks
-        ctx.save_for_backward(*kept, *parameters)
+        ctx.save_for_backward(*saved, *parameters)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        kept, parameters = _split(ctx.saved_tensors)
+        saved, parameters = _split(ctx.saved_tensors)
         needed = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
             return None, *_twice(
-                lambda *all: _plain(ctx.masks, *all), [kept[0], *parameters], needed, grads[0]
+                lambda *all: _plain(ctx.masks, *all), [saved[0], *parameters], needed, grads[0]
             )
-        return None, *_backward(grads[0], kept, parameters, ctx.masks, needed)
+        return None, *_backward(grads[0], saved, parameters, ctx.masks, needed)
 
 
 class _SquaredError(torch.autograd.Function):
@@ -78,30 +81,30 @@ class _SquaredError(torch.autograd.Function):
         inputs: Tensor,
         *parameters: Tensor | None,
     ) -> Tensor:
-        *kept, out = _forward(inputs, parameters, masks)
+        *saved, out = _forward(inputs, parameters, masks)
         ctx.squash, ctx.masks, ctx.targets = squash, masks, targets
         ctx.out = out.tanh_() if squash else out
-        ctx.save_for_backward(*kept, *parameters)
+        ctx.save_for_backward(*saved, *parameters)
         error: Tensor = aten.mse_loss(squash.scale(out) if squash else out, targets)
         return error
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        kept, parameters = _split(ctx.saved_tensors)
+        saved, parameters = _split(ctx.saved_tensors)
         needed, squash, out = ctx.needs_input_grad[3:], ctx.squash, ctx.out
         if torch.is_grad_enabled():
 
             def again(*tensors: Tensor | None) -> Tensor:
-                found = _plain(ctx.masks, *tensors)
-                return torch.nn.functional.mse_loss(squash(found) if squash else found, ctx.targets)
+                out = _plain(ctx.masks, *tensors)
+                return torch.nn.functional.mse_loss(squash(out) if squash else out, ctx.targets)
 
-            return None, None, None, *_twice(again, [kept[0], *parameters], needed, grads[0])
+            return None, None, None, *_twice(again, [saved[0], *parameters], needed, grads[0])
         grad = aten.mse_loss_backward(
             grads[0], squash.scale(out) if squash else out, ctx.targets, 1
         )
         if squash:
             grad = aten.tanh_backward(grad * squash.size / 2, out)
-        return None, None, None, *_backward(grad, kept, parameters, ctx.masks, needed)
+        return None, None, None, *_backward(grad, saved, parameters, ctx.masks, needed)
 
 
 def _split(saved: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -112,55 +115,55 @@ def _split(saved: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor,
 
 def _forward(inputs: Tensor, parameters: Parameters, masks: Sequence[Tensor]) -> list[Tensor]:
     """Return the inputs of each layer, and the outputs of the last."""
-    found = [inputs]
+    values = [inputs]
     for i in range(0, len(parameters), 2):
         weight, bias, last = parameters[i], parameters[i + 1], i == len(parameters) - 2
         assert weight is not None
         if len(inputs) * weight.numel() >= LARGE:
-            out = product(found[-1], weight, bias, "none" if last else "relu")
+            out = product(values[-1], weight, bias, "none" if last else "relu")
         else:
-            out = linear(found[-1], weight, bias)
+            out = linear(values[-1], weight, bias)
             if not last:
                 out.relu_()
-        found.append(out.mul_(masks[i // 2]) if masks and not last else out)
-    return found
+        values.append(out.mul_(masks[i // 2]) if masks and not last else out)
+    return values
 
 
 def _backward(
     grad: Tensor,
-    kept: Sequence[Tensor],
+    saved: Sequence[Tensor],
     parameters: Sequence[Tensor],
     masks: Sequence[Tensor],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """Return the gradients of the inputs and the parameters that need one."""
-    found: list[Tensor | None] = [None] * len(needed)
-    for i in reversed(range(len(kept))):
-        inputs, weight = kept[i], parameters[2 * i]
-        if i < len(kept) - 1:  # a gradient of our own making
+    gradients: list[Tensor | None] = [None] * len(needed)
+    for i in reversed(range(len(saved))):
+        inputs, weight = saved[i], parameters[2 * i]
+        if i < len(saved) - 1:  # a gradient of our own making
             if masks:
                 grad.mul_(masks[i])
-            aten.threshold_backward.grad_input(grad, kept[i + 1], 0, grad_input=grad)
+            aten.threshold_backward.grad_input(grad, saved[i + 1], 0, grad_input=grad)
         large = len(inputs) * weight.numel() >= LARGE
         if needed[1 + 2 * i]:
             if not large:
-                found[1 + 2 * i] = grad.T @ inputs
+                gradients[1 + 2 * i] = grad.T @ inputs
             elif (
                 inputs.shape[1] < grad.shape[1]
             ):  # the first operand is copied into its transpose: the smaller one
-                found[1 + 2 * i] = product(inputs.T, grad.T).T.contiguous()
+                gradients[1 + 2 * i] = product(inputs.T, grad.T).T.contiguous()
             else:
-                found[1 + 2 * i] = product(grad.T, inputs.T)
+                gradients[1 + 2 * i] = product(grad.T, inputs.T)
         if needed[2 + 2 * i]:
-            found[2 + 2 * i] = grad.sum(0)
+            gradients[2 + 2 * i] = grad.sum(0)
         if i or needed[0]:
             grad = product(grad, weight.T) if large else grad @ weight
-    found[0] = grad if needed[0] else None
-    return found
+    gradients[0] = grad if needed[0] else None
+    return gradients
 
 
 def _plain(masks: Sequence[Tensor], inputs: Tensor | None, *parameters: Tensor | None) -> Tensor:
-    """Return what ``layers`` does, by operations that torch can differentiate as often as one likes."""
+    """Return what ``layers`` does, by operations that torch can differentiate repeatedly."""
     assert inputs is not None
     out = inputs
     for i in range(0, len(parameters), 2):
@@ -178,11 +181,12 @@ def _twice(
     needed: Sequence[bool],
     grad: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of a function at these tensors such that they can be differentiated themselves."""
-    # Views: where the inputs were made from the same weights (tied ones), the path through the inputs is not to be counted.
+    """Return a function's gradients at these tensors, themselves differentiable."""
+    # Views: if the inputs were made from the same weights (tied ones), the path through the
+    # inputs is not to be counted.
     tensors = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
-    wanted = [
+    views = [
         tensor for tensor, need in zip(tensors, needed, strict=True) if need and tensor is not None
     ]
-    found = iter(torch.autograd.grad(function(*tensors), wanted, grad, create_graph=True))
-    return tuple(next(found) if need else None for need in needed)
+    gradients = iter(torch.autograd.grad(function(*tensors), views, grad, create_graph=True))
+    return tuple(next(gradients) if need else None for need in needed)

@@ -14,8 +14,9 @@ BITS = 16
 class Dropout(nn.Dropout):
     """``nn.Dropout``; on the CPU a unit's fate takes 16 random bits.
 
-    PyTorch draws 64 of them for each unit, one unit at a time, which takes longer than the layer's product. Here the
-    probability is rounded to a multiple of 2^-16, and kept units are scaled by what it then is.
+    PyTorch draws 64 of them for each unit, one unit at a time, which takes longer than the layer's
+    product. Here the probability is rounded to a multiple of 2^-16, and the other units are scaled
+    by the rounded one.
     """
 
     @property
@@ -26,11 +27,11 @@ class Dropout(nn.Dropout):
 
     @property
     def applies(self) -> bool:
-        """Whether ``mask`` does what is to be done now."""
+        """Whether ``mask`` is to be applied: in training, unless all or no units are dropped."""
         return self.training and 0 < self.dropped < 2**BITS
 
     def mask(self, size: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return factors for units of this size: 0 for those that are dropped, 1 / (1 - p) for the others."""
+        """Return factors of this shape: 0 for dropped units, 1 / (1 - p) for the others."""
         count = math.prod(size)
         words = torch.empty(-(-count * BITS // 64), dtype=torch.int64).random_(-(2**63), None)
         draws = words.view(torch.int16)[:count].view(*size)

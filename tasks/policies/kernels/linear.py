@@ -11,8 +11,8 @@ from stab.tasks.policies.kernels.onednn import LARGE, has_onednn
 class Linear(nn.Linear):
     """``nn.Linear``; on the CPU in float32 its larger products, forward and backward, are oneDNN's.
 
-    Elsewhere, and for small products, it is ``nn.Linear``. The larger products take no part in ``torch.func`` and
-    forward-mode derivatives.
+    Elsewhere, and for small products, it is ``nn.Linear``. The larger products take no part in
+    ``torch.func`` and forward-mode derivatives.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:

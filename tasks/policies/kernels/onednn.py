@@ -1,8 +1,9 @@
-"""oneDNN's float32 product, where torch's own is slower.
+"""oneDNN's float32 product, for machines on which torch's own is slower.
 
-PyTorch gives float32 products to the BLAS it was built with, and oneDNN's to convolutions and compiled models only. MKL, the
-BLAS of the x86 wheels, leaves half of the vector units of AMD's processors idle; oneDNN writes its kernels for the processor
-it finds. ``benchmarks/updates.py`` measures both.
+PyTorch gives float32 products to the BLAS it was built with, and oneDNN's to convolutions and
+compiled models only. MKL, the BLAS of the x86 wheels, leaves half of the vector units of AMD's
+processors idle; oneDNN writes its kernels for the processor it finds. ``benchmarks/updates.py``
+measures both.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def _built_with_onednn() -> bool:
 def product(
     inputs: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none"
 ) -> Tensor:
-    """Return inputs (m, k) times the transpose of weight (n, k), plus bias (n,), by oneDNN; without a derivative."""
+    """Return inputs (m, k) times weight (n, k) transposed, plus bias (n,); no derivative."""
     # What torch.compile calls for a linear layer.
     out: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], "")
     return out

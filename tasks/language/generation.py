@@ -11,13 +11,14 @@ from stab.tasks.language.source import DRAWS, Scorer
 from stab.tasks.policies import GPTStack
 from stab.tasks.references import Progress, no_progress
 
-SIDE_BY_SIDE, SMALL = 8, 500_000  # policies that generate together, of at most so many parameters
+SIDE_BY_SIDE, SMALL = 8, 500_000  # policies that generate together, and their parameters at most
 
 
 def side_by_side(policy: torch.nn.Module) -> int:
-    """Return how many policies generate together: small ones, which share the cost of a step's Python.
+    """Number of policies that generate together; no result depends on it.
 
-    Batched products of larger ones are slower than one after the other (benchmarks/language.py). No number depends on it.
+    Small policies share the cost of a step's Python. Batched products of larger ones are slower
+    than one policy after the other (benchmarks/language.py).
     """
     return SIDE_BY_SIDE if sum(p.numel() for p in policy.parameters()) <= SMALL else 1
 
@@ -32,17 +33,20 @@ def generate(
     horizon: int,
     progress: Progress = no_progress,
 ) -> list[list[list[int]]]:
-    """Let policies go on from prompts, until a text ends or has ``horizon`` new tokens; return these [policy][prompt].
+    """Continue prompts until a text ends or has ``horizon`` new tokens.
 
-    A token is the argmax of logits / temperature + g, where g are draws of a standard Gumbel distribution: a sample of the
-    softmax (Gumbel-max). The draws are functions of the start and the position alone, the same for every policy, so that
-    what differs between two texts comes from the policies. At temperature 0 it is the argmax of the logits.
+    A token is argmax(logits / temperature + g) with g from a standard Gumbel distribution: a sample
+    of the softmax (Gumbel-max). The draws depend on the start and the position alone and are the
+    same for every policy, so two texts differ only if policies do. At temperature 0 a token is the
+    argmax of the logits.
 
     Args:
         stack: the policies.
         prompts: tokens, each beginning with END.
-        starts: what seeds the draws of each prompt.
-        scorers: of each policy; they read what is written, and say where a text ends.
+        starts: seeds of the draws, one per prompt.
+        scorers: one per policy; they read the new tokens and tell when a text ends.
+
+    Returns the new tokens [policy][prompt].
     """
     written: list[list[list[int]]] = [[[] for _ in prompts] for _ in scorers]
     going = np.ones((len(scorers), len(prompts)), dtype=bool)

@@ -1,9 +1,10 @@
-"""Texts, tokens and packs: real files, the real libraries, and repositories laid out as on Hugging Face."""
+"""Texts: real files, the real libraries, and repositories laid out as on Hugging Face."""
 
 import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,24 +17,11 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stab.registry import StabError
-from stab.tasks.language import corpus
-from stab.tasks.language.corpus import (
-    HUBS,
-    Hub,
-    pack,
-    pieces,
-    read_folder,
-    read_hub,
-    tokenizer_from,
-    tokenizer_json,
-    train_tokenizer,
-)
+from stab.tasks.language import readers
+from stab.tasks.language.readers import HUBS, Hub, read_folder, read_hub
 
-tokenizers = pytest.importorskip("tokenizers", reason="needs the extra text: pip install '.[text]'")
 pa = pytest.importorskip("pyarrow", reason="needs the extra text: pip install '.[text]'")
 parquet = pytest.importorskip(
     "pyarrow.parquet", reason="needs the extra text: pip install '.[text]'"
@@ -80,11 +68,6 @@ def articles(tmp_path):
         card += f"- config_name: {config}\n  data_files:\n  - split: train\n    path: {config}/train-*\n"
     (folder / "README.md").write_text(card + "---\n# Dataset Card for Wikimedia Wikipedia\n")
     return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(STORIES, 300)
 
 
 def error(reading):
@@ -194,10 +177,8 @@ def test_copies_of_the_repositories_are_read(stories, articles, no_network, monk
     assert list(read_hub(HUBS["wikipedia"], str(articles))) == [
         f"20231101.en {n}" for n in range(3)
     ]
-    assert next(read_hub(Hub("any/name", split="validation"), str(stories))) == "to validate"
-    assert (
-        next(read_hub(Hub("any/name", config="20231101.ab", column="title"), str(articles))) == "a"
-    )
+    other = Hub("any/name", config="20231101.ab")
+    assert next(read_hub(other, str(articles))) == "20231101.ab 0"
     # A folder whose name is that of a builder of the library, or of a repository.
     stories.rename(stories.parent / "text")
     monkeypatch.chdir(stories.parent)
@@ -207,19 +188,21 @@ def test_copies_of_the_repositories_are_read(stories, articles, no_network, monk
 def test_copies_that_cannot_be_read(stories, articles, tmp_path, no_network):
     about, wikipedia = Hub("some/stories"), HUBS["wikipedia"]
     assert error(read_hub(wikipedia, str(tmp_path / "none"))) == (
-        f"{tmp_path / 'none'} is no folder: expected a copy of wikimedia/wikipedia, made by: hf download wikimedia/wikipedia"
-        " --repo-type dataset --revision b04c8d1ceb2f5cd4588862100d08de323dccfbaa --include README.md"
+        f"{tmp_path / 'none'} is not a folder: expected a copy of wikimedia/wikipedia, made by:"
+        " hf download wikimedia/wikipedia --repo-type dataset"
+        " --revision b04c8d1ceb2f5cd4588862100d08de323dccfbaa --include README.md"
         " --include '20231101.en/*' --local-dir FOLDER"
     )
     (tmp_path / "empty").mkdir()
     assert "empty cannot be read: " in error(read_hub(about, str(tmp_path / "empty")))
-    assert "Available splits: ['train', 'validation']" in error(
-        read_hub(Hub("a/b", split="test"), str(stories))
-    )
+    (tmp_path / "untrained" / "data").mkdir(parents=True)
+    shutil.copy(next((stories / "data").glob("validation-*")), tmp_path / "untrained" / "data")
+    assert "Available splits: ['validation']" in error(read_hub(about, str(tmp_path / "untrained")))
     assert f"{stories} (20231101.en) cannot be read: " in error(read_hub(wikipedia, str(stories)))
     assert "pick one among the available configs" in error(read_hub(about, str(articles)))
-    found = error(read_hub(Hub("a/b", config="20231101.en", column="story"), str(articles)))
-    assert found == f"{articles} has no column 'story', but: id, url, title, text"
+    write(tmp_path / "tales" / "data" / "train-00000-of-00001.parquet", "story", title=["a", "b"])
+    found = error(read_hub(about, str(tmp_path / "tales")))
+    assert found == f"{tmp_path / 'tales'} has no column 'text', but: title, story"
     numbers = write(tmp_path / "numbers" / "data" / "train-00000-of-00001.parquet", values=[1, 2])
     assert error(read_hub(about, str(tmp_path / "numbers"))).endswith(
         "has int in its column 'text': expected text"
@@ -307,7 +290,7 @@ def test_repositories_are_streamed_and_nothing_is_said_or_reported(stories, arti
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         done = python(
-            "import json\nfrom stab.tasks.language.corpus import HUBS, read_hub\n"
+            "import json\nfrom stab.tasks.language.readers import HUBS, read_hub\n"
             "open('found', 'w').write(json.dumps([list(read_hub(HUBS[name])) for name in ('tinystories', 'wikipedia')]))",
             HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
             HF_HOME=str(tmp_path / "home"),
@@ -336,7 +319,7 @@ def test_repositories_are_streamed_and_nothing_is_said_or_reported(stories, arti
 def test_an_unreachable_hub_is_one_line_within_seconds():
     began = time.monotonic()
     code = (
-        "from stab.registry import StabError\nfrom stab.tasks.language.corpus import HUBS, read_hub\n"
+        "from stab.registry import StabError\nfrom stab.tasks.language.readers import HUBS, read_hub\n"
         "try:\n    next(read_hub(HUBS['tinystories']))\nexcept StabError as e:\n    print(e)"
     )
     done = python(code, HF_ENDPOINT="http://127.0.0.1:9")
@@ -357,7 +340,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
         monkeypatch.setattr(
             huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
         )
-        monkeypatch.setattr(corpus, "PATIENCE", 0.2)
+        monkeypatch.setattr(readers, "PATIENCE", 0.2)
         began = time.monotonic()
         assert "is not reachable (ReadTimeout: timed out)" in error(read_hub(HUBS["wikipedia"]))
         assert time.monotonic() - began < 5
@@ -366,215 +349,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
 
 
 def test_what_is_not_installed_is_named(monkeypatch, tmp_path, stories):
-    for name in ("datasets", "tokenizers", "pyarrow"):
+    for name in ("datasets", "pyarrow"):
         monkeypatch.setitem(sys.modules, name, None)
     assert error(read_hub(HUBS["wikipedia"], str(stories))).endswith("pip install 'stab-gva[text]'")
     assert error(read_folder(stories / "data")).endswith("pip install 'stab-gva[text]'")
-    for call in (lambda: train_tokenizer(["x"], 300), lambda: tokenizer_from("{}")):
-        with pytest.raises(StabError, match=r"pip install 'stab-gva\[text\]'"):
-            call()
-
-
-# Tokenizers
-
-
-def test_the_vocabulary_is_the_end_the_bytes_and_the_most_frequent_pairs():
-    found = train_tokenizer(["abab abab cd", "ab"], 260)
-    # a-b occurs 5 times. Then, of the words abab, _abab, _cd and ab: ab-ab twice, and every other pair once.
-    assert found.get_vocab_size() == 259
-    assert [found.id_to_token(n) for n in (0, 257, 258)] == ["<end>", "ab", "abab"]
-    assert found.encode("abab cd").tokens == ["abab", "Ġ", "c", "d"]
-    assert train_tokenizer(["abab abab cd"], 257).get_vocab_size() == 257
-    assert train_tokenizer(STORIES, 300).get_vocab_size() == 300
-
-
-@given(st.text())
-def test_any_text_is_encoded_and_decoded(tokenizer, text):
-    found = tokenizer.encode(text).ids
-    assert 0 not in found
-    assert tokenizer.decode(found) == text
-
-
-def test_a_text_that_says_end_does_not_end_there():
-    found = train_tokenizer(["<end> <end> <end>"] * 3, 400)
-    for tokenizer in (found, tokenizer_from(tokenizer_json(found))):
-        assert 0 not in tokenizer.encode("an <end> of<end><end>").ids
-        assert tokenizer.decode(tokenizer.encode("an <end> of<end>").ids) == "an <end> of<end>"
-
-
-def test_tokenizers_that_cannot_be_trained():
-    for vocabulary in (-1, 0, 256, 10**12):
-        with pytest.raises(StabError, match=f"vocabulary of {vocabulary} entries: expected 257"):
-            train_tokenizer(STORIES, vocabulary)
-    with pytest.raises(StabError, match="no texts to train a tokenizer on"):
-        train_tokenizer([], 300)
-
-    def broken():
-        yield "text"
-        raise StabError("the second cannot be read")
-
-    with pytest.raises(StabError, match="the second cannot be read"):
-        train_tokenizer(broken(), 300)
-
-
-def test_processes_agree():
-    code = (
-        "import hashlib\nfrom stab.tasks.language.corpus import *\n"
-        "modules = [__import__(name) for name in ('argparse', 'inspect', 'json')]\n"
-        "texts = [open(module.__file__, encoding='utf-8').read() for module in modules]\n"
-        "tokenizer = train_tokenizer(texts, 1000)\n"
-        "print(hashlib.sha256(tokenizer_json(tokenizer).encode()).hexdigest())\n"
-        "print(hashlib.sha256(np.stack(pack(texts, tokenizer, 64)).tobytes()).hexdigest())"
-    )
-    settings = [{"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "2", "TOKENIZERS_PARALLELISM": "false"}]
-    first, second = (python(code, **environment) for environment in settings)
-    assert first.stderr == second.stderr == ""
-    assert first.stdout == second.stdout
-    assert len(set(first.stdout.split())) == 2
-
-
-def test_a_tokenizer_is_kept_as_json(tokenizer):
-    written = tokenizer_json(tokenizer)
-    found = tokenizer_from(written)
-    assert tokenizer_json(found) == written
-    assert found.encode(STORIES[0]).ids == tokenizer.encode(STORIES[0]).ids
-    assert (
-        tokenizers.Tokenizer.from_str(written).encode(STORIES[0]).ids
-        == found.encode(STORIES[0]).ids
-    )
-
-
-def edited(tokenizer, **model):
-    described = json.loads(tokenizer_json(tokenizer))
-    described["model"] |= model
-    return described
-
-
-def foreign(tokenizer):
-    words = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({"<end>": 0, "a": 1}, unk_token="<end>")
-    )
-    yield words.to_str()
-    lower = tokenizers.Tokenizer.from_str(tokenizer_json(tokenizer))
-    lower.normalizer = tokenizers.normalizers.Lowercase()
-    yield lower.to_str()
-    special = tokenizers.Tokenizer.from_str(tokenizer_json(tokenizer))
-    special.add_special_tokens(["<end>"])
-    yield special.to_str()
-    vocabulary = edited(tokenizer)["model"]["vocab"]
-    swapped = {**vocabulary, "<end>": vocabulary["a"], "a": 0}
-    for changed in (
-        {"vocab": swapped},
-        {"vocab": {**vocabulary, "far": 10**12}},
-        {"vocab": {**vocabulary, "twice": 1}},
-        {"vocab": {"<end>": 0}, "merges": []},
-        {"merges": [["no", "such"]]},
-        {"continuing_subword_prefix": "##########"},
-        {"dropout": 0.5},
-    ):
-        yield json.dumps(edited(tokenizer, **changed))
-
-
-def test_tokenizers_of_another_kind_are_refused(tokenizer, capfd):
-    for written in foreign(tokenizer):
-        with pytest.raises(StabError, match="a tokenizer of another kind: expected byte-level BPE"):
-            tokenizer_from(written)
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    "written",
-    [
-        "",
-        "{}",
-        "null",
-        "[]",
-        "1",
-        "\0",
-        '{"model": {"vocab": 3, "merges": []}}',
-        "[" * 100_000,
-        "é\ud800",
-        None,
-    ],
-)
-def test_malformed_tokenizers_are_refused(written):
-    with pytest.raises(StabError, match="malformed tokenizer: ") as caught:
-        tokenizer_from(written)
-    assert "\n" not in str(caught.value)
-
-
-def test_damaged_tokenizers_are_refused_in_silence_or_work(tokenizer, capfd):
-    written, rng = tokenizer_json(tokenizer), np.random.default_rng(0)
-    for _ in range(300):
-        damaged = bytearray(written.encode())
-        for place in rng.integers(len(damaged), size=2):
-            damaged[place] = rng.integers(32, 127)
-        with suppress(StabError):
-            found = tokenizer_from(damaged.decode(errors="replace"))
-            assert found.decode(found.encode(STORIES[0]).ids) == STORIES[0]
-    assert capfd.readouterr() == ("", "")
-
-
-# Packs
-
-
-def test_packs_are_the_texts_one_after_the_other(tokenizer):
-    stream = [token for text in STORIES for token in [*tokenizer.encode(text).ids, 0]]
-    for tokens in (1, 7, 64, len(stream)):
-        packs = pack(STORIES, tokenizer, tokens)
-        assert len(packs) == len(stream) // tokens
-        assert all(p.shape == (tokens,) and p.dtype == np.int64 for p in packs)
-        assert np.concatenate(packs).tolist() == stream[: len(packs) * tokens]
-        assert [p.tolist() for p in pack(STORIES, tokenizer, tokens, most=3)] == [
-            p.tolist() for p in packs[:3]
-        ]
-    assert pack(STORIES, tokenizer, len(stream) + 1) == []
-    assert pack([], tokenizer, 5) == []
-    assert [p.tolist() for p in pack(["", ""], tokenizer, 1)] == [[0], [0]]
-
-
-def test_no_text_is_read_that_is_not_needed(tokenizer):
-    lengths = np.cumsum([len(tokenizer.encode(text)) + 1 for text in STORIES])
-    for most, tokens in ((1, 1), (1, 100), (13, 64), (40, 10)):
-        read = []
-        assert len(pack((read.append(t) or t for t in STORIES), tokenizer, tokens, most)) == most
-        assert len(read) == 1 + np.searchsorted(lengths, most * tokens)
-
-
-@given(
-    st.text(
-        st.sampled_from("ab1.'é \n\t\r\x0b\x0c\x1c\x1f\x85\xa0\u2028\u3000\u200b"), max_size=60
-    ),
-    st.integers(1, 9),
-)
-def test_a_text_in_parts_has_the_tokens_of_the_whole(tokenizer, text, size):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "PIECE", size)
-        found = pack([text], tokenizer, 1)
-        assert "".join(corpus._parts(text)) == text
-    assert np.concatenate(found).tolist() == [*tokenizer.encode(text).ids, 0]
-
-
-def test_long_texts_are_parted(monkeypatch):
-    monkeypatch.setattr(corpus, "PIECE", 100)
-    text = "\n".join(STORIES)
-    assert max(map(len, corpus._parts(text))) < 100 + max(map(len, text.split("\n"))) + 1
-    whole = tokenizer_json(train_tokenizer([text], 300))
-    monkeypatch.undo()
-    assert tokenizer_json(train_tokenizer([text], 300)) == whole
-
-
-def test_packs_that_cannot_be(tokenizer):
-    for tokens, most in ((0, None), (-1, 3), (5, 0), (5, -1)):
-        with pytest.raises(StabError, match="expected at least one pack, and one token in each"):
-            pack(STORIES, tokenizer, tokens, most)
-
-
-def test_pieces_are_for_display_and_all_differ(tokenizer):
-    shown = pieces(tokenizer)
-    assert (
-        "".join(shown[token] for token in tokenizer.encode("the cat: é").ids)
-        == r"the cat: \xc3\xa9"
-    )
-    assert shown[0] == "<end>"
-    assert len(set(shown)) == tokenizer.get_vocab_size()
