@@ -17,46 +17,17 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from stab import files
-from stab.reports import inference, sweep, table, texts
+from stab.reports import inference, table, texts
+from stab.reports.columns import shown
 from stab.reports.figures import CAPTIONS
 from stab.reports.results import Results
 
-EXTRA = {
-    "adjacent": "gva_adjacent",
-    "late": "gva_late",
-    "final": "final",
-}  # columns that a terminal has no room for
-COLUMNS = (
-    *(
-        "#",
-        "stabilizer",
-        "GVA",
-        "ranks",
-        "better",
-        "adjacent",
-        "late",
-        "return",
-        "worst",
-        "final",
-        "val loss",
-        "cost",
-    ),
-)
 STATISTICS = (
-    "ranks: those that the seeds leave open (paired t-tests of all pairs, Holm's correction, 5 %). better: probability of"
-    " improvement, the share of pairs of seeds in which its GVA is below that of none."
+    "ranks: those that the seeds leave open (paired t-tests of all pairs, Holm's correction, 5 %)."
+    " better: probability of improvement, the share of pairs of seeds in which its GVA is below that"
+    " of none."
 )
-KEYS = {
-    "#": "rank",
-    "ranks": "rank_low",
-    "better": "improvement",
-    "GVA": "gva",
-    "return": "return",
-    "worst": "worst",
-    "val loss": "val_loss",
-    "cost": "train_seconds",
-}
-LEFT_OUT = ("leaderboard", "texts")  # figures of what is a table or text here
+LEFT_OUT = ("leaderboard",)  # figures of what is a table here
 READ = (1_000, 2_000)  # characters of a text before and after the first token that differs
 TIDY = 1.5  # an SVG, sharp at every size, may be this much longer than the PNG
 # Controls, and characters that change the order in which others are read.
@@ -104,12 +75,11 @@ def _render(results: Results, leaderboard: dict[str, Any], figures: Path) -> str
         ],
         overview=_overview(leaderboard) if len(tasks) > 1 and "shown" not in run else None,
         figures=[figure for figure in drawn if figure.task is None],
-        columns=COLUMNS,
+        columns=[column.heading for column in shown("page")],
         general=[
-            *table.generalbullets(leaderboard, tasks[0] if len(tasks) == 1 else None),
+            *table.column_notes(leaderboard, tasks[0] if len(tasks) == 1 else None),
             STATISTICS,
         ],
-        written=CAPTIONS["texts"],
         settings=list(_settings(run["settings"])),
         versions=versions[tasks[0]] if shared else {},
         command=run.get("command"),
@@ -131,35 +101,23 @@ def _task(
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return what the section of a task shows."""
-    found = table.entries(leaderboard, task)
-    by = sweep.keys(leaderboard["entries"], None)
-    grouped = sweep.groups(leaderboard, task, by) if by else []
-    about, first = leaderboard["run"]["tasks"][task], found[0]
+    own = table.entries(leaderboard, task)
+    about, first = leaderboard["run"]["tasks"][task], own[0]
     seeds = f"{first['seeds']} seed{'s' * (first['seeds'] > 1)}"
     size = f"{seeds} × {first['checkpoints']} checkpoints × {first['starts']} starts"
-    where = (about.get("environment"), about.get("dataset"), size)
     steadiest, sentence = _result(leaderboard, task)
-    names, measures = table.measured(leaderboard, task)
+    bodies = [[e for e in own if e["rank"]], [e for e in own if e["rank"] is None]]
     return {
         "name": task,
-        "subtitle": " · ".join(filter(None, where)),
+        "subtitle": " · ".join(
+            filter(None, (about.get("environment"), about.get("dataset"), size))
+        ),
         "steadiest": steadiest,
         "sentence": sentence,
-        "bodies": [
-            body
-            for body in (
-                [_line(leaderboard, e) for e in found if e["rank"] is not None],
-                [_line(leaderboard, e) for e in found if e["rank"] is None],
-            )
-            if body
-        ],
-        "notes": table.taskbullets(leaderboard, task),
-        "measures": names,
-        "measured": [(line[0], line[1:]) for line in measures],
-        "meanings": table.meanings(names),
-        "heads": sweep.heads(grouped, by) if grouped else [],
-        "groups": [(group.name, sweep.cells(group)[1:]) for group in grouped],
-        "group_notes": sweep.notes(grouped) if grouped else [],
+        "bodies": [[_line(leaderboard, entry) for entry in body] for body in bodies if body],
+        "warnings": about["warnings"],
+        "notes": table.task_notes(leaderboard, task),
+        "sheets": table.task_sheets(leaderboard, task)[1:],
         "figures": [figure for figure in drawn if figure.task == task],
         "example": texts.example(results, leaderboard, task),
         "facts": list(_facts(about, first["seeds"], versions)),
@@ -175,7 +133,7 @@ def _result(leaderboard: dict[str, Any], task: str) -> tuple[str, str]:
     if not about["learned"]:
         return (
             "",
-            f"the raw policy has not learned (return {base['return']:.2f}), so the ranking says nothing.",
+            f"the raw policy has not learned (return {base['return']:.2f}), so the ranking is not meaningful.",
         )
     ranked = [e for e in found if e["rank"] is not None]
     if not ranked:
@@ -205,40 +163,35 @@ def _result(leaderboard: dict[str, Any], task: str) -> tuple[str, str]:
 
 
 def _line(leaderboard: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """Return one line of a leaderboard: name, status where it is not sound, and (text, value to sort by) of the columns."""
-    text = dict(zip(table.COLUMNS, table.cells(leaderboard, entry), strict=True))
-    text |= {
-        name: "–" if entry[key] is None else f"{entry[key]:.{2 if key == 'final' else 3}f}"
-        for name, key in EXTRA.items()
-    }
-    text["ranks"] = (
-        "–" if entry["rank_low"] is None else f"{entry['rank_low']}–{entry['rank_high']}"
-    )
-    text["better"] = "–" if entry["improvement"] is None else f"{entry['improvement']:.2f}"
-    keys = KEYS | EXTRA
+    """Return one line of a leaderboard: name, status, and (text, value to sort by) of columns."""
+    train = leaderboard["run"]["settings"]["train"]
+    rank, _, *columns = shown("page")
     return {
         "name": entry["stabilizer"],
         "status": "" if entry["status"] == "sound" else entry["status"],
-        "rank": text["#"],
-        "cells": [(" ".join(text[name].split()), entry[keys[name]]) for name in COLUMNS[2:]],
+        "rank": rank.show(entry, train),
+        "cells": [
+            (" ".join(column.show(entry, train).split()), entry[column.key]) for column in columns
+        ],
     }
 
 
 def _overview(leaderboard: dict[str, Any]) -> dict[str, Any]:
     """Return the task x stabilizer matrix: heads, lines of (name, cells of (GVA, return, whether it is the lowest))."""
-    heads, body = table.overview(leaderboard)
+    sheet = table.overview(leaderboard)
+    tasks = sheet.headings[1:]
     first = {(e["task"], e["stabilizer"]) for e in leaderboard["entries"] if e["rank"] == 1}
     lines = [
         (
             name,
             [
                 (*cell.strip().partition(" ")[::2], (task, name) in first)
-                for task, cell in zip(heads[1:], cells, strict=True)
+                for task, cell in zip(tasks, cells, strict=True)
             ],
         )
-        for name, *cells in body
+        for name, *cells in sheet.lines
     ]
-    return {"heads": heads[1:], "entries": lines[:-2], "sums": lines[-2:]}
+    return {"heads": tasks, "entries": lines[: sheet.above], "sums": lines[sheet.above :]}
 
 
 @dataclass(frozen=True)

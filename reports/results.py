@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,27 @@ class Series:
     rider: dict[str, Any]
     cells: list[dict[str, Any]]
 
+    @cached_property
+    def scored(self) -> np.ndarray:
+        """(S, M, N) the returns of the window."""
+        return self.returns[:, self.window]
+
+    @property
+    def scored_updates(self) -> list[int]:
+        """(M,) the checkpoints of the window."""
+        updates: list[int] = self.updates[self.window].tolist()
+        return updates
+
+    @cached_property
+    def gva_per_seed(self) -> list[float]:
+        """(S,) the score of each seed."""
+        return [gva.gva(J) for J in self.scored]
+
+    @cached_property
+    def digests(self) -> list[list[str]]:
+        """(S, K) digests of the weights."""
+        return [[p["weights"] for p in cell["checkpoints"][self.stabilizer]] for cell in self.cells]
+
 
 @dataclass(frozen=True)
 class Results:
@@ -64,7 +86,7 @@ class Results:
         about: how the run was made (run.json).
         timings: cell key -> seconds and bytes.
         failures, skipped: (task, stabilizer) -> reason.
-        afterwards: by (task, stabilizer), averages that were read off snapshots, finished on every seed.
+        post_hoc: by (task, stabilizer), averages computed from snapshots, finished on every seed.
     """
 
     run: Path
@@ -74,7 +96,7 @@ class Results:
     timings: dict[str, dict[str, Any]]
     failures: dict[tuple[str, str], str]
     skipped: dict[tuple[str, str], str]
-    afterwards: dict[tuple[str, str], Series] = field(default_factory=dict)
+    post_hoc: dict[tuple[str, str], Series] = field(default_factory=dict)
 
 
 def read(run: Path) -> Results:
@@ -107,7 +129,7 @@ def read(run: Path) -> Results:
         timings=timings,
         failures=failures,
         skipped=skipped,
-        afterwards={
+        post_hoc={
             key: _series(*key, cells)
             for key, cells in averages.items()
             if len(cells) == config.seeds

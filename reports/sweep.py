@@ -11,6 +11,8 @@ import numpy as np
 
 from stab.recipe import Recipe
 from stab.registry import StabError, suggest
+from stab.reports.columns import EMPTY
+from stab.reports.sheets import Sheet
 from stab.stabilizers.base import parse
 from stab.stabilizers.recipe import SETTINGS
 
@@ -210,44 +212,30 @@ def expected_lowest(scores: Sequence[float], tried: int, budget: int, fallback: 
     return float(np.dot(np.sort(scores), weights)) + (missed * fallback if missed else 0.0)
 
 
-def heads(found: Sequence[Group], by: Sequence[str]) -> list[str]:
-    """Return the heads of the table of groups."""
-    return [
-        ", ".join(by),
-        "ranked",
-        f"best of {found[0].budget}",
-        "best of all",
-        "held out",
-        "return",
-        "#",
-    ]
+def sheet(groups: Sequence[Group], by: Sequence[str], title: str) -> Sheet:
+    """Return the table of groups, and how to read it, the tuning budget first."""
+    budget, equal = groups[0].budget, len({group.tried for group in groups}) == 1
+    name = ", ".join(by)
+    return Sheet(
+        title,
+        [name, "ranked", f"best of {budget}", "best of all", "held out", "return", "#"],
+        [_cells(group) for group in groups],
+        [
+            f"Tuning budget: {'every' if equal else 'not every'} line tried as many settings."
+            " ranked: how many of them can be chosen.",
+            f"best of {budget}: the expected lowest GVA of {budget} of a line's settings, drawn at"
+            " random: the same budget for all. If no ranked setting is drawn, `none`'s score counts.",
+            "best of all flatters who tried more; return and # are its own. held out: on each seed,"
+            " the GVA of the setting that is best on the other seeds.",
+        ],
+        name=name,
+        level=3,
+    )
 
 
-def cells(group: Group) -> list[str]:
-    """Return one row of the table of groups, in the order of ``heads``."""
-    expected = "–" if math.isnan(group.expected) else f"{group.expected:.3f}"
-    row = [group.name, f"{group.ranked} of {group.tried}", expected]
-    if group.best is None:
-        return [*row, *"––––"]
-    held = "–" if math.isnan(group.held_out) else f"{group.held_out:.3f}"
-    return [
-        *row,
-        f"{group.best['gva']:.3f}",
-        held,
-        f"{group.best['return']:.2f}",
-        str(group.best["rank"]),
-    ]
-
-
-def notes(found: Sequence[Group]) -> list[str]:
-    """Return how to read the table of groups, the tuning budget first."""
-    equal = len({group.tried for group in found}) == 1
-    budget = found[0].budget
-    return [
-        f"Tuning budget: {'every line tried as many settings' if equal else 'not every line tried as many settings'}."
-        " ranked: how many of them can be chosen.",
-        f"best of {budget}: the expected lowest GVA of {budget} of a line's settings, drawn at random: the same budget for"
-        " all. Who draws none that is ranked is left with none.",
-        "best of all flatters who tried more; return and # are its own. held out: on each seed, the GVA of the setting that"
-        " is best on the other seeds.",
-    ]
+def _cells(group: Group) -> list[str]:
+    best = group.best or {"gva": math.nan, "return": math.nan, "rank": EMPTY}
+    scores = (group.expected, best["gva"], group.held_out)
+    texts = [EMPTY if math.isnan(score) else f"{score:.3f}" for score in scores]
+    mean = EMPTY if group.best is None else f"{best['return']:.2f}"
+    return [group.name, f"{group.ranked} of {group.tried}", *texts, mean, str(best["rank"])]

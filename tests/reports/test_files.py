@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ import pytest
 
 from stab.registry import StabError
 from stab.reports import render, statistics
+from stab.reports.schema import schema
 from stab.run import rows
 
-SCHEMA = json.loads(resources.files("stab.reports").joinpath("leaderboard.schema.json").read_text())
+SCHEMA = schema()
 
 
 def check(leaderboard: dict[str, Any]) -> None:
