@@ -210,7 +210,7 @@ def _merged(
         raise
     except (OmegaConfBaseException, YAMLError, OSError, TypeError, ValueError, RecursionError) as e:
         key, message = getattr(e, "full_key", None), str(e).strip() or type(e).__name__
-        where = f" at {key}" if key else ""
+        where = f" at {key if str(key).isprintable() else repr(key)}" if key else ""
         first = " ".join(message.splitlines()[0].split())
         raise StabError(f"{what} is not valid{where}: {first}") from e
 

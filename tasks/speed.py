@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def seconds(function: Callable[[], None], budget: float) -> float:
 
 
 def speeds(
-    policy: nn.Module, loss: Callable[[nn.Module], Tensor], steps: Callable[[], None], count: int
+    policy: nn.Module, loss: Callable[[Any], Tensor], steps: Callable[[], None], count: int
 ) -> tuple[float, float]:
     """Return seconds of an update of a policy, and of one of the ``count`` steps of a call.
 

@@ -120,7 +120,7 @@ class Control(Task):
                     range(rows * policies), actions.reshape(rows * policies, *actions.shape[2:])
                 )
 
-        return speeds(trained, lambda policy: self.loss(policy, batch), step, rows * policies)
+        return speeds(trained, lambda policy: policy.loss(batch), step, rows * policies)
 
     @functools.cached_property
     def _spec(self) -> gym.envs.registration.EnvSpec:

@@ -195,7 +195,7 @@ def test_several_runs_are_reported_as_one(swept, stab_in):
         (("report", "run", "--by", "rl"), "entries have no 'rl'. Did you mean 'lr'?"),
         (("report", "run", "--where", "lr=7"), "no entry has lr=7"),
         (("report", "run", "--averages", "ema", "--by", "lr"), "--where and --by are for the leaderboard"),
-        (("compare", "--config", "sweep.yaml", "train.lr=[]"), "train.lr=[] is no list of settings"),
+        (("compare", "--config", "sweep.yaml", "train.lr=[]"), "train.lr=[] is not a list of settings"),
         (("compare", "--config", "sweep.yaml", "train.lr=[0.01,-1]"), "train.lr=-1.0 is out of range: expected"),
         (("compare", "--config", "sweep.yaml", "train.updates=[100,200]"), "is not valid at train.updates"),
         (("compare", "-t", "cliff", "-s", "ema:half_life=30|"), "half_life"),
