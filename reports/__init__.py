@@ -1,4 +1,4 @@
-"""Rows on disk are the only source of truth: tables, files, figures and TensorBoard are made of them."""
+"""Renderings of a run folder. Its rows are the only source of truth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stab import files
 
 
 def render(run: Path) -> dict[str, Any]:
-    """Rebuild every rendering of a run folder from its rows; return the content of ``leaderboard.json``.
+    """Rebuild every rendering of a run folder; return the content of ``leaderboard.json``.
 
     Writes ``leaderboard.json``, ``.csv`` and ``.md``, ``report.html``, ``figures/``,
     ``tensorboard/`` and, if there are post-hoc averages, ``averages.json``, ``.csv`` and ``.md``.

@@ -109,8 +109,9 @@ def notes(content: dict[str, Any]) -> list[str]:
     for entry in content["entries"]:
         if entry["distance"] is not None:
             lines.append(
-                f"{entry['task']} {entry['stabilizer']} against the online average: final weights off by"
-                f" {entry['distance']:.2g} of its distance from the raw iterate; GVA {entry['gva']:.3f}, online"
-                f" {entry['online_gva']:.3f}; return {entry['return']:.3f}, online {entry['online_return']:.3f}."
+                f"{entry['task']} {entry['stabilizer']} against the online average: final weights"
+                f" off by {entry['distance']:.2g} of its distance from the raw iterate; GVA"
+                f" {entry['gva']:.3f}, online {entry['online_gva']:.3f}; return"
+                f" {entry['return']:.3f}, online {entry['online_return']:.3f}."
             )
     return lines

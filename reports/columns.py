@@ -1,4 +1,4 @@
-"""The columns of the leaderboard: what each is, how it is computed and shown. One record per column."""
+"""The columns of the leaderboard, one record each: meaning, computation, how tables show it."""
 
 from __future__ import annotations
 
@@ -207,7 +207,8 @@ COLUMNS = [
     Column("reason", "Why it failed or was skipped.", TEXT),
     Column(
         "rank_low",
-        "The lowest rank that the seeds leave open (paired t-tests of all pairs, Holm, 5 %).", COUNT,
+        "The lowest rank that the seeds leave open (paired t-tests of all pairs, Holm, 5 %).",
+        COUNT,
         heading="ranks", places=("page",),
         text=_ranks,
     ),
@@ -289,7 +290,7 @@ COLUMNS = [
     ),
     Column(
         "final", "Return of the last checkpoint.", NUMBER,
-        lambda s: s.series.scored[:, -1].mean(), "unfinished", "final", ("page",),
+        lambda s: s.series.scored[:, -1].mean(1).mean(), "unfinished", "final", ("page",),
         _fixed("final", 2),
     ),
     Column(

@@ -33,7 +33,8 @@ SAME = {
     "horizons": "horizons",
     "starts": "starts",
 }
-CLOSE = 1e-6  # relative: reference returns that were measured on another machine differ in their last bits
+# Relative: reference returns measured on another machine differ in their last bits.
+CLOSE = 1e-6
 NAMED = 8  # entries that a sentence names
 LIBRARIES = ("mujoco", "gymnasium")  # whose versions are the environment's
 
@@ -51,8 +52,9 @@ class Origin:
 def read(runs: Sequence[Path]) -> list[Origin]:
     """Read run folders, which may come from other machines; nothing is written into them.
 
-    Raises StabError for a folder that is no run, one that is named twice, more than 26, and where runs cannot be mixed:
-    protocols, environments or their versions, experts, horizons or starts differ, or some are smoke runs.
+    Raises StabError for a folder that is not a run or is named twice, for more than 26, and if runs
+    cannot be mixed: environments or their versions, experts, horizons or starts differ, or only
+    some are smoke runs.
     """
     if len({run.resolve() for run in runs}) < len(runs):
         raise StabError("the same run folder is named twice")
@@ -128,11 +130,12 @@ def _short(value: Any) -> str:
 
 
 def merge(origins: Sequence[Origin], conditions: Sequence[str] = ()) -> dict[str, Any]:
-    """Return one leaderboard of all runs: schema, protocol, runs, warnings, entries, and of two runs their changes.
+    """Return one leaderboard of all runs, and what changed between two.
 
-    Entries have the keys of ``leaderboard.json`` and ``run``, the letter of their origin. Ranks are over all runs; status,
-    improvement and p-value are those against the ``none`` of the entry's own run, and the ranks that the seeds leave open
-    are left out. ``conditions`` filter as ``sweep.select``.
+    Keys: schema, protocol, runs, warnings, entries, and for two runs changes.
+    Entries have the keys of ``leaderboard.json`` and ``run``, the letter of their origin. Ranks are
+    over all runs. Status, improvement and p-value are against the ``none`` of the entry's own run;
+    the ranks that the seeds leave open are left out. ``conditions`` filter as ``sweep.select``.
     """
     tasks = list(dict.fromkeys(task for origin in origins for task in origin.results.config.tasks))
     entries: list[dict[str, Any]] = []
@@ -206,18 +209,22 @@ def _warnings(origins: Sequence[Origin]) -> list[str]:
 
 
 def _settings(one: Origin, other: Origin) -> list[tuple[str, Any, Any]]:
-    """Return the settings that differ, by dotted name, with both values; lists of tasks and stabilizers aside."""
+    """Return the settings that differ, by dotted name, with both values.
+
+    Lists of tasks and stabilizers do not count.
+    """
     old, new = (flat(origin.results.config.to_dict()) for origin in (one, other))
     keys = [key for key in dict.fromkeys([*old, *new]) if key not in ("tasks", "stabilizers")]
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 
 def changes(one: Origin, other: Origin, kept: Container[tuple[str, str]]) -> dict[str, Any]:
-    """Return what changed from one run to another: settings, versions, machine, entries, and scores with a paired test.
+    """Return what changed between two runs: settings, versions, machine, entries and scores.
 
-    Scores are those of the seeds that both have: means, the mean difference (after - before) with its 95 % interval, and
-    the p-value of a paired t-test over these seeds, adjusted for the number of entries that changed (Holm); null below 3
-    seeds. ``same`` says that every return and length of these seeds is the same to the last bit. Of ``kept`` entries only.
+    Scores are of the seeds that both have: means, the mean difference (after - before) with its
+    95 % interval, and the p-value of a paired t-test over these seeds, adjusted for the number of
+    entries that changed (Holm); null below 3 seeds. ``same``: every return and length of these
+    seeds is equal to the last bit. Only entries in ``kept`` count.
     """
     old, new = _versions(one), _versions(other)
     there = [
@@ -343,8 +350,8 @@ def notes(merged: dict[str, Any]) -> list[str]:
                 )
                 lines.append(f"Only in {label}: {', '.join(changed[which][:NAMED])}{more}.")
         lines.append(
-            "From A to B: seeds that both have; p: paired t-test over these seeds, Holm's correction for the number of"
-            " entries that changed; same rows: equal to the last bit."
+            "From A to B: seeds that both have; p: paired t-test over these seeds, Holm's"
+            " correction for the number of entries that changed; same rows: equal to the last bit."
         )
     return lines
 

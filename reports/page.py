@@ -1,4 +1,4 @@
-"""A run as one HTML file: tables, figures, recipe, provenance. It loads nothing and is readable without scripts."""
+"""A run as one HTML file, which loads nothing and is readable without scripts."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from stab.reports.results import Results
 
 STATISTICS = (
     "ranks: those that the seeds leave open (paired t-tests of all pairs, Holm's correction, 5 %)."
-    " better: probability of improvement, the share of pairs of seeds in which its GVA is below that"
-    " of none."
+    " better: probability of improvement, the share of pairs of seeds in which its GVA is below"
+    " that of none."
 )
 LEFT_OUT = ("leaderboard",)  # figures of what is a table here
 READ = (1_000, 2_000)  # characters of a text before and after the first token that differs
@@ -41,11 +41,12 @@ def write(results: Results, leaderboard: dict[str, Any], figures: Path, path: Pa
     Args:
         results: the run folder, read.
         leaderboard: the content of ``leaderboard.json``.
-        figures: a folder with PNG and SVG figures ``<task>-<name>``, or ``tasks-<name>`` for all; they are inlined. May
-            be missing.
+        figures: a folder with PNG and SVG figures ``<task>-<name>``, or ``tasks-<name>`` for all;
+            they are inlined. May be missing.
         path: of the file.
 
-    Names, reasons, commands and versions are escaped. Raises StabError when the file cannot be written.
+    Names, reasons, commands and versions are escaped. Raises StabError if the file cannot be
+    written.
     """
     files.write_text(path, _render(results, leaderboard, figures))
 
@@ -125,40 +126,37 @@ def _task(
 
 
 def _result(leaderboard: dict[str, Any], task: str) -> tuple[str, str]:
-    """Return the steadiest entry, or nothing where that cannot be said, and a sentence about it."""
-    found, about = table.entries(leaderboard, task), leaderboard["run"]["tasks"][task]
-    base = next((e for e in found if e["stabilizer"] == "none" and e["gva"] is not None), None)
+    """Return the steadiest entry and a sentence about it; no name if it cannot be said."""
+    own, about = table.entries(leaderboard, task), leaderboard["run"]["tasks"][task]
+    base = next((e for e in own if e["stabilizer"] == "none" and e["gva"] is not None), None)
     if base is None:
         return "", "none has not finished, so nothing can be compared."
     if not about["learned"]:
-        return (
-            "",
-            f"the raw policy has not learned (return {base['return']:.2f}), so the ranking is not meaningful.",
-        )
-    ranked = [e for e in found if e["rank"] is not None]
+        returned = f"return {base['return']:.2f}"
+        return "", f"the raw policy has not learned ({returned}): the ranking is not meaningful."
+    ranked = [e for e in own if e["rank"] is not None]
     if not ranked:
         return "", "no entry could be ranked."
     best = min(ranked, key=lambda e: int(e["rank"]))
     if best is base:
-        others = (
-            f" of {len(ranked)} ranked entries" if len(ranked) > 1 else "; nothing else is ranked"
-        )
-        return (
-            "none",
-            f"has the lowest GVA{others}: {base['gva']:.3f}, with a return of {base['return']:.2f}.",
-        )
-    floor = about["noise_floor"]
+        others = "; nothing else is ranked"
+        if len(ranked) > 1:
+            others = f" of {len(ranked)} ranked entries"
+        score = f"{base['gva']:.3f}, with a return of {base['return']:.2f}"
+        return "none", f"has the lowest GVA{others}: {score}."
+    floor, seeds = about["noise_floor"], best["seeds"]
     doubt = ""
     if floor is not None and base["gva"] - best["gva"] < floor:
         doubt = " (within the noise floor)"
     elif best["p_value"] is None:
-        doubt = f" ({best['seeds']} seed{'s' * (best['seeds'] > 1)}: too few to tell)"
+        doubt = f" ({seeds} seed{'s' * (seeds > 1)}: too few to tell)"
     elif best["p_value"] > inference.LEVEL:
-        doubt = f" (which {best['seeds']} seeds do not tell apart)"
+        doubt = f" (which {seeds} seeds cannot distinguish)"
+    loss = "; whether that is a loss is undecided" if best["status"] == "undecided" else ""
     return best["stabilizer"], (
-        f"has the lowest GVA of {len(ranked)} ranked entries, {best['gva']:.3f} against {base['gva']:.3f} for none"
-        f"{doubt}, and returns {best['return']:.2f} against {base['return']:.2f}"
-        f"{'; whether that is a loss is undecided' if best['status'] == 'undecided' else ''}."
+        f"has the lowest GVA of {len(ranked)} ranked entries, {best['gva']:.3f} against"
+        f" {base['gva']:.3f} for none{doubt}, and returns {best['return']:.2f} against"
+        f" {base['return']:.2f}{loss}."
     )
 
 
@@ -177,7 +175,10 @@ def _line(leaderboard: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _overview(leaderboard: dict[str, Any]) -> dict[str, Any]:
-    """Return the task x stabilizer matrix: heads, lines of (name, cells of (GVA, return, whether it is the lowest))."""
+    """Return the matrix of tasks and stabilizers.
+
+    Lines are (name, cells), a cell (GVA, return, whether it is the lowest ranked GVA).
+    """
     sheet = table.overview(leaderboard)
     tasks = sheet.headings[1:]
     first = {(e["task"], e["stabilizer"]) for e in leaderboard["entries"] if e["rank"] == 1}
@@ -221,7 +222,10 @@ def _figures(folder: Path, tasks: Iterable[str]) -> Iterator[Figure]:
 
 
 def _inlined(stem: Path) -> str:
-    """Return the figure as a data URI: the SVG unless the PNG is much smaller. An SVG in an <img> runs and loads nothing."""
+    """Return the figure as a data URI: the SVG unless the PNG is much smaller.
+
+    An SVG in an <img> runs and loads nothing.
+    """
     svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
     found = []
     if svg.exists():
@@ -239,7 +243,7 @@ def _inlined(stem: Path) -> str:
 
 
 def _settings(settings: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the settings by their dotted names. The stabilizers are the lines of the leaderboard."""
+    """Yield the settings by their dotted names; the stabilizers are listed elsewhere."""
     for name, value in settings.items():
         if isinstance(value, dict) and value and not within:
             yield from _settings(value, f"{name}.")
@@ -315,7 +319,7 @@ def _breakable(text: str) -> Markup:
 
 
 def _parts(text: texts.Text) -> tuple[str, str, str]:
-    """Return what is shown of a text: what stands before the first token that differs, that token, and what follows."""
+    """Return what a text shows: before the first token that differs, that token, what follows."""
     return texts.shortened(text, *READ)
 
 

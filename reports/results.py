@@ -31,11 +31,12 @@ class Series:
         horizons: (H,) steps.
         lengths: (S, K, N) episode lengths in steps.
         val_loss: (S, K).
-        measures: (S, K, N) what the task measures of an episode beside its return, by name, NaN where it does not; of
-            generated texts also ``perplexity`` (S, K, 1), exp(val_loss).
+        measures: (S, K, N) the task's metrics of an episode, by name, NaN if an episode has none;
+            of generated texts also ``perplexity`` (S, K, 1), exp(val_loss).
         static: (S,) whether the read-out does not change in the window.
         recipe: the trajectory's recipe.
-        rider: what the cell says of the stabilizer: ``average`` (whether it is one), ``half_life``, ``notes``.
+        rider: what the cell says of the stabilizer: ``average`` (whether it is one),
+            ``half_life``, ``notes``.
         cells: the cells behind it, one a seed.
     """
 
@@ -192,7 +193,9 @@ def _failures(
     for key in itertools.product(config.tasks, config.stabilizers):
         finished = len(grouped.get(key, []))
         if finished < config.seeds and key not in failures and key not in skipped:
-            failures[key] = f"{finished} of {config.seeds} seeds have finished; go on with --resume"
+            failures[key] = (
+                f"{finished} of {config.seeds} seeds finished; resume with --resume"
+            )
     return failures
 
 
@@ -218,7 +221,8 @@ def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
     for cell in cells:
         if _shape(cell, string) != _shape(first, string):
             raise StabError(
-                f"cells {rows.cell_key(first)} and {rows.cell_key(cell)} do not belong to one run: move one away"
+                f"cells {rows.cell_key(first)} and {rows.cell_key(cell)} do not belong to one run:"
+                " move one away"
             )
     points = [p["update"] for p in first["checkpoints"][string]]
     column = {update: k for k, update in enumerate(points)}

@@ -163,10 +163,8 @@ def escape(text: str) -> str:
 
 
 def readable(text: str) -> str:
-    """Return text for one line: its line breaks as ↵, other white space as a space, controls as �."""
-    marks = {
-        c: "↵" if c == "\n" else " " if c.isspace() else "�" for c in {*text} if not c.isprintable()
-    }
+    """Return text for one line: line breaks as ↵, other white space as a space, controls as �."""
+    marks = {c: " " if c.isspace() else "�" for c in {*text} if not c.isprintable()} | {"\n": "↵"}
     return "".join(marks.get(c, c) for c in text)
 
 

@@ -160,7 +160,7 @@ def title(leaderboard: dict[str, Any], task: str) -> str:
 
 
 def task_notes(leaderboard: dict[str, Any], task: str) -> list[str]:
-    """Return what is to be said of one task beside its warnings: what failed and why, the verdict."""
+    """Return what is to be said of one task beside warnings: what failed and why, the verdict."""
     run, own = leaderboard["run"], entries(leaderboard, task)
     about, train = run["tasks"][task], run["settings"]["train"]
     lines = [run["shown"]] if "shown" in run else []

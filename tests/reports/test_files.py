@@ -134,7 +134,7 @@ def test_unfinished_seeds_say_how_to_go_on(run: Path) -> None:
     (run / "failures" / "toy-dropout-seed1.json").unlink()
     leaderboard = render(run)
     (dropout,) = (entry for entry in leaderboard["entries"] if entry["stabilizer"] == "dropout")
-    assert dropout["reason"] == "0 of 3 seeds have finished; go on with --resume"
+    assert dropout["reason"] == "0 of 3 seeds finished; resume with --resume"
 
 
 def test_without_none_nothing_is_called_sound(run: Path) -> None:

@@ -154,8 +154,8 @@ def test_filters(leaderboard: dict[str, Any], conditions: list[str], wanted: set
     ("conditions", "said"),
     [
         (["rl=0.1"], "entries have no 'rl'. Did you mean 'lr'?"),
-        (["lr"], "'lr' is no condition: expected key=value"),
-        (["lr="], "'lr=' is no condition"),
+        (["lr"], "'lr' is not a condition: expected key=value"),
+        (["lr="], "'lr=' is not a condition"),
         (["lr=7"], "no entry has lr=7"),
         (["lr=fast"], "no entry has lr=fast"),
         (["method=none", "ema.half_life=30"], "no entry has method=none and ema.half_life=30"),
