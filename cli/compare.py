@@ -326,11 +326,12 @@ def _show_results(console: Console, run: Path) -> None:
     from rich.console import Console
 
     from stab.reports import render
-    from stab.reports.table import board
+    from stab.reports.sheets import terminal
+    from stab.reports.table import sheets
 
     with console.status("Writing tables, figures and TensorBoard"):
         leaderboard = render(run)
-    Console().print(board(leaderboard))
+    Console().print(terminal(sheets(leaderboard)))
     console.print(
         f"Written to {run}; all of it on one page: {run / 'report.html'}",
         markup=False,

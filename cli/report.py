@@ -78,7 +78,7 @@ def report(
 
     from stab.registry import StabError
     from stab.reports import averages as chosen
-    from stab.reports import render, statistics, sweep, table
+    from stab.reports import render, sheets, statistics, sweep, table
 
     if len(runs) > 1:
         if averages is not None or by:
@@ -99,17 +99,18 @@ def report(
     if averages is None and format is not Format.table:
         texts: dict[Format, Callable[[], str]] = {
             Format.json: lambda: json.dumps(leaderboard, indent=1) + "\n",
-            Format.markdown: lambda: table.markdown(leaderboard, keys),
-            Format.csv: lambda: table.csv_text(leaderboard),
+            Format.markdown: lambda: sheets.markdown(table.sheets(leaderboard, keys)),
+            Format.csv: lambda: table.to_csv(leaderboard),
         }
         typer.echo(texts[format](), nl=False)
     elif format is not Format.table:
         suffix = {Format.json: "json", Format.markdown: "md", Format.csv: "csv"}[format]
         typer.echo((run / f"averages.{suffix}").read_text(), nl=False)
     elif averages is None:
-        Console().print(table.board(leaderboard, keys))
+        Console().print(sheets.terminal(table.sheets(leaderboard, keys)))
     elif (run / "averages.json").exists():
-        Console().print(chosen.table(files.read_json(run / "averages.json")))
+        content = files.read_json(run / "averages.json")
+        Console().print(sheets.terminal(chosen.sheets(content)))
     else:
         raise StabError("no average was read off on every seed")
 
@@ -118,17 +119,18 @@ def _merged(runs: list[Path], format: Format, conditions: Sequence[str]) -> None
     """Print several runs as one."""
     from rich.console import Console
 
-    from stab.reports import merge
+    from stab.reports import merge, sheets
 
     merged = merge.merge(merge.read(runs), conditions)
     if format is Format.table:
-        Console().print(merge.table(merged))
+        Console().print(sheets.terminal(merge.sheets(merged)))
     elif format is Format.json:
         typer.echo(json.dumps(merged, indent=1))
     else:
-        typer.echo(
-            (merge.markdown if format is Format.markdown else merge.csv_text)(merged), nl=False
-        )
+        text = merge.to_csv(merged)
+        if format is Format.markdown:
+            text = sheets.markdown(merge.sheets(merged))
+        typer.echo(text, nl=False)
 
 
 def _read_off(

@@ -1,4 +1,4 @@
-"""What seeds allow one to say: paired tests, probability of improvement, correction for many comparisons, rank intervals."""
+"""What seeds allow one to say: paired tests, corrected for their number, and rank intervals."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MOST = 200  # entries of which all pairs are tested
 def paired_p(first: ArrayLike, second: ArrayLike) -> float:
     """Return the two-sided p-value of a paired t-test over seeds; NaN below 3 seeds.
 
-    t = mean(d) / (std(d) / sqrt(S)) with d = first - second and S - 1 degrees of freedom. Where all d are equal it is 1 for
-    0 and 0 otherwise.
+    t = mean(d) / (std(d) / sqrt(S)) with d = first - second and S - 1 degrees of freedom. Where all
+    d are equal it is 1 for 0 and 0 otherwise.
     """
     from scipy.special import stdtr  # scipy.stats takes a second to import
 
@@ -32,20 +32,23 @@ def paired_p(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> float:
-    """Return the share of pairs of seeds, one of each, in which ``first`` is lower; ties count half.
+    """Return the share of pairs of seeds in which ``first`` is lower; ties count half.
 
-    The Mann-Whitney statistic over its maximum; as in Agarwal et al., arXiv 2108.13264, section 4.3, for one task, and for
-    a score of which less is better.
+    The Mann-Whitney statistic over its maximum; as in Agarwal et al., arXiv 2108.13264, section
+    4.3, for one task, and for a score of which less is better.
     """
     a, b = np.asarray(first, dtype=np.float64)[:, None], np.asarray(second, dtype=np.float64)[None]
     return float(((a < b) + 0.5 * (a == b)).mean())
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for their number (Holm, Scand. J. Statist. 6, 1979); NaN stays and does not count.
+    """Return p-values adjusted for their number (Holm, Scand. J. Statist. 6, 1979).
 
-    With p_(1) <= ... <= p_(n) the adjusted p_(i) is the largest of min(1, (n - j + 1) p_(j)) over j <= i: the chance of any
-    false finding below a level is at most that level, however the tests depend on each other.
+    NaN stays and does not count.
+
+    With p_(1) <= ... <= p_(n) the adjusted p_(i) is the largest of min(1, (n - j + 1) p_(j)) over j
+    <= i: the chance of any false finding below a level is at most that level, however the tests
+    depend on each other.
     """
     order = sorted((i for i in range(len(p)) if not math.isnan(p[i])), key=lambda i: p[i])
     adjusted, reached = [math.nan] * len(p), 0.0
@@ -56,12 +59,12 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def rank_intervals(scores: ArrayLike) -> list[tuple[int, int]]:
-    """Return for each of (entries, seeds) scores, lower being better, the ranks that the seeds leave open.
+    """Return the ranks that the seeds leave open, for (entries, seeds) scores, lower is better.
 
-    From 1 + the entries that are significantly better to n - those that are significantly worse, by paired t-tests of all
-    pairs with Holm's correction: all true ranks lie in their intervals with 95 % confidence (Mogstad et al., Rev. Econ.
-    Stud. 91, 2024, section 3, who bootstrap the differences instead). Below 3 seeds, and of more than ``MOST``
-    entries, every rank is open.
+    From 1 + the entries that are significantly better to n - those that are significantly worse, by
+    paired t-tests of all pairs with Holm's correction: all true ranks lie in their intervals with
+    95 % confidence (Mogstad et al., Rev. Econ. Stud. 91, 2024, section 3, who bootstrap the
+    differences instead). Below 3 seeds, and of more than ``MOST`` entries, every rank is open.
     """
     scores = np.asarray(scores, dtype=np.float64)
     n, mean = len(scores), scores.mean(1)
@@ -86,14 +89,18 @@ def verdict(
     p: Sequence[float],
     of: int,
 ) -> str:
-    """Return in a sentence what can be said of entries against ``none``; ``p`` are adjusted for ``of`` comparisons."""
+    """Return in a sentence what can be said of entries against ``none``.
+
+    ``p`` are adjusted for ``of`` comparisons.
+    """
     seeds = len(none)
     if seeds < 3:
         return (
-            f"{seeds} seed{'s' * (seeds > 1)}: too few to say whether any difference is more than chance; 3 are the least,"
-            " 5 or more are better."
+            f"{seeds} seed{'s' * (seeds > 1)}: too few to say whether any difference is more than"
+            " chance; 3 are the least, 5 or more are better."
         )
-    how = f"paired t-test over {seeds} seeds, Holm's correction for {of} comparison{'s' * (of > 1)}, 5 %"
+    comparisons = f"{of} comparison{'s' * (of > 1)}"
+    how = f"paired t-test over {seeds} seeds, Holm's correction for {comparisons}, 5 %"
     found, told = [], 0
     for word, sign in (("Steadier", 1), ("Less steady", -1)):
         kept = [
@@ -108,4 +115,7 @@ def verdict(
     if found:
         rest = f" Of the other ranked ones {seeds} seeds do not tell." if told < len(names) else ""
         return f"{'; '.join(found)} ({how}).{rest}"
-    return f"{seeds} seeds do not tell any ranked entry from none ({how}): add seeds where the order matters."
+    return (
+        f"{seeds} seeds are too few to distinguish any ranked entry from none ({how}): add seeds if"
+        " the order matters."
+    )

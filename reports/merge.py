@@ -1,29 +1,29 @@
-"""Several run folders on one leaderboard, each entry with its origin; and what changed between two."""
+"""Several run folders on one leaderboard, each entry with its origin; what changed between two."""
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import math
 import string
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from stab import gva
 from stab.config import flat
 from stab.registry import StabError
-from stab.reports import inference, statistics, sweep
-from stab.reports.table import NESTED, bullets, escape, markdown_line, ruled
+from stab.reports import inference, sweep
+from stab.reports.columns import COLUMNS, EMPTY, Column, shown
+from stab.reports.leaderboard import leaderboard, plain
+from stab.reports.results import Results, Series
+from stab.reports.results import read as read_run
+from stab.reports.sheets import Sheet, csv_text
 from stab.run import rows
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-COLUMNS = ("#", "stabilizer", "run", "GVA", "return", "worst", "val loss")
+RUN = Column("run", "The letter of the run.", {"type": "string"}, heading="run")
 CHANGES = ("stabilizer", "GVA before", "after", "difference, 95 %", "p", "return")
 # What must be the same for entries of one task to stand on one leaderboard, and what it is called.
 SAME = {
@@ -33,7 +33,8 @@ SAME = {
     "horizons": "horizons",
     "starts": "starts",
 }
-CLOSE = 1e-6  # relative: reference returns that were measured on another machine differ in their last bits
+# Relative: reference returns measured on another machine differ in their last bits.
+CLOSE = 1e-6
 NAMED = 8  # entries that a sentence names
 LIBRARIES = ("mujoco", "gymnasium")  # whose versions are the environment's
 
@@ -44,73 +45,67 @@ class Origin:
 
     label: str
     run: Path
-    results: statistics.Results
+    results: Results
     leaderboard: dict[str, Any]
 
 
 def read(runs: Sequence[Path]) -> list[Origin]:
     """Read run folders, which may come from other machines; nothing is written into them.
 
-    Raises StabError for a folder that is no run, one that is named twice, more than 26, and where runs cannot be mixed:
-    protocols, environments or their versions, experts, horizons or starts differ, or some are smoke runs.
+    Raises StabError for a folder that is not a run or is named twice, for more than 26, and if runs
+    cannot be mixed: environments or their versions, experts, horizons or starts differ, or only
+    some are smoke runs.
     """
     if len({run.resolve() for run in runs}) < len(runs):
         raise StabError("the same run folder is named twice")
     if len(runs) > len(string.ascii_uppercase):
         raise StabError(f"{len(runs)} run folders: expected at most {len(string.ascii_uppercase)}")
-    found = []
+    origins = []
     for label, run in zip(string.ascii_uppercase, runs, strict=False):
-        results = statistics.read(run)
-        found.append(Origin(label, run, results, statistics.leaderboard(results)))
-    if len({origin.results.config.smoke for origin in found}) > 1:
-        smoke = next(origin.run for origin in found if origin.results.config.smoke)
+        results = read_run(run)
+        origins.append(Origin(label, run, results, leaderboard(results)))
+    smoke = [origin.run for origin in origins if origin.results.config.smoke]
+    if smoke and len(smoke) < len(origins):
         raise StabError(
-            f"cannot mix runs: {smoke} is a smoke run (--quick), whose numbers say nothing"
+            f"cannot mix runs: {smoke[0]} is a smoke run (--quick), whose numbers are not"
+            " meaningful"
         )
-    for origin in found[1:]:
-        for other in found[: found.index(origin)]:
-            _check(other, origin)
-    return found
+    for one, other in itertools.combinations(origins, 2):
+        _check(one, other)
+    return origins
 
 
 def _check(one: Origin, other: Origin) -> None:
+    mixing = f"cannot mix {one.run} and {other.run}"
     for task in _shared(one, other):
         cells = [
-            [
-                cell
-                for (name, _), series in origin.results.series.items()
-                if name == task
-                for cell in series.cells
-            ]
+            cell
             for origin in (one, other)
+            for (name, _), series in origin.results.series.items()
+            if name == task
+            for cell in series.cells
         ]
-        every = cells[0] + cells[1]
         for key, name in SAME.items():
-            values = {str(cell.get(key)): None for cell in every}
+            values = dict.fromkeys(str(cell.get(key)) for cell in cells)
             if len(values) > 1:
-                raise StabError(
-                    f"cannot mix {one.run} and {other.run}: {task} has other {name} ({' and '.join(map(_short, values))})"
-                )
-        for library in _libraries(every):
-            versions = {
-                version: None for cell in every if (version := cell["versions"].get(library))
-            }
+                both = " and ".join(map(_short, values))
+                raise StabError(f"{mixing}: {task} has other {name} ({both})")
+        for library in _libraries(cells):
+            versions = dict.fromkeys(cell["versions"].get(library) for cell in cells)
+            versions.pop(None, None)
             if len(versions) > 1:
-                raise StabError(
-                    f"cannot mix {one.run} and {other.run}: {task} ran on {library} {' and '.join(versions)}"
-                )
+                raise StabError(f"{mixing}: {task} ran on {library} {' and '.join(versions)}")
         for which in ("random", "expert"):
-            returns = np.array([cell["references"][which] for cell in every])
-            apart = (
-                np.ptp(returns, axis=0) > CLOSE * np.abs(returns).max(axis=0)
-                if len(returns)
-                else np.array([])
+            returns = np.array([cell["references"][which] for cell in cells]).reshape(
+                len(cells), -1
             )
-            if apart.any():
-                at = int(np.argmax(apart))
+            apart = [np.ptp(column) > CLOSE * np.abs(column).max() for column in returns.T if cells]
+            if any(apart):
+                at = apart.index(True)
+                low, high = returns[:, at].min(), returns[:, at].max()
                 raise StabError(
-                    f"cannot mix {one.run} and {other.run}: the {which}'s reference return on {task} over"
-                    f" {every[0]['horizons'][at]} steps is {returns[:, at].min():.6g} and {returns[:, at].max():.6g}"
+                    f"{mixing}: the {which}'s reference return on {task} over"
+                    f" {cells[0]['horizons'][at]} steps is {low:.6g} and {high:.6g}"
                 )
 
 
@@ -119,11 +114,8 @@ def _libraries(cells: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     import gymnasium as gym
 
     try:
-        return (
-            LIBRARIES
-            if "mujoco" in str(gym.spec(cells[0]["environment"]).entry_point)
-            else LIBRARIES[1:]
-        )
+        entry_point = str(gym.spec(cells[0]["environment"]).entry_point)
+        return LIBRARIES if "mujoco" in entry_point else LIBRARIES[1:]
     except (gym.error.Error, IndexError):  # of a plug-in that is not here, or nothing has finished
         return LIBRARIES
 
@@ -138,11 +130,12 @@ def _short(value: Any) -> str:
 
 
 def merge(origins: Sequence[Origin], conditions: Sequence[str] = ()) -> dict[str, Any]:
-    """Return one leaderboard of all runs: schema, protocol, runs, warnings, entries, and of two runs their changes.
+    """Return one leaderboard of all runs, and what changed between two.
 
-    Entries have the keys of ``leaderboard.json`` and ``run``, the letter of their origin. Ranks are over all runs; status,
-    improvement and p-value are those against the ``none`` of the entry's own run, and the ranks that the seeds leave open
-    are left out. ``conditions`` filter as ``sweep.select``.
+    Keys: schema, protocol, runs, warnings, entries, and for two runs changes.
+    Entries have the keys of ``leaderboard.json`` and ``run``, the letter of their origin. Ranks are
+    over all runs. Status, improvement and p-value are against the ``none`` of the entry's own run;
+    the ranks that the seeds leave open are left out. ``conditions`` filter as ``sweep.select``.
     """
     tasks = list(dict.fromkeys(task for origin in origins for task in origin.results.config.tasks))
     entries: list[dict[str, Any]] = []
@@ -216,18 +209,22 @@ def _warnings(origins: Sequence[Origin]) -> list[str]:
 
 
 def _settings(one: Origin, other: Origin) -> list[tuple[str, Any, Any]]:
-    """Return the settings that differ, by dotted name, with both values; lists of tasks and stabilizers aside."""
+    """Return the settings that differ, by dotted name, with both values.
+
+    Lists of tasks and stabilizers do not count.
+    """
     old, new = (flat(origin.results.config.to_dict()) for origin in (one, other))
     keys = [key for key in dict.fromkeys([*old, *new]) if key not in ("tasks", "stabilizers")]
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 
 def changes(one: Origin, other: Origin, kept: Container[tuple[str, str]]) -> dict[str, Any]:
-    """Return what changed from one run to another: settings, versions, machine, entries, and scores with a paired test.
+    """Return what changed between two runs: settings, versions, machine, entries and scores.
 
-    Scores are those of the seeds that both have: means, the mean difference (after - before) with its 95 % interval, and
-    the p-value of a paired t-test over these seeds, adjusted for the number of entries that changed (Holm); null below 3
-    seeds. ``same`` says that every return and length of these seeds is the same to the last bit. Of ``kept`` entries only.
+    Scores are of the seeds that both have: means, the mean difference (after - before) with its
+    95 % interval, and the p-value of a paired t-test over these seeds, adjusted for the number of
+    entries that changed (Holm); null below 3 seeds. ``same``: every return and length of these
+    seeds is equal to the last bit. Only entries in ``kept`` count.
     """
     old, new = _versions(one), _versions(other)
     there = [
@@ -257,8 +254,8 @@ def changes(one: Origin, other: Origin, kept: Container[tuple[str, str]]) -> dic
         "only_after": _only(*there[::-1]),
         "scores": scores,
     }
-    plain: dict[str, Any] = statistics.plain(found)
-    return plain
+    changed: dict[str, Any] = plain(found)
+    return changed
 
 
 def _only(here: set[tuple[str, str]], there: set[tuple[str, str]]) -> list[str]:
@@ -267,11 +264,9 @@ def _only(here: set[tuple[str, str]], there: set[tuple[str, str]]) -> list[str]:
     return sorted({f"{task} {name}" if task in tasks else task for task, name in here - there})
 
 
-def _score(before: statistics.Series, after: statistics.Series) -> dict[str, Any]:
+def _score(before: Series, after: Series) -> dict[str, Any]:
     count = min(len(before.seeds), len(after.seeds))  # seeds are 0, 1, ...
-    old, new = (
-        [gva.gva(J) for J in series.returns[:count, series.window]] for series in (before, after)
-    )
+    old, new = (series.gva_per_seed[:count] for series in (before, after))
     difference = gva.interval(np.subtract(new, old))
     same = [
         np.array_equal(getattr(before, key)[:count], getattr(after, key)[:count])
@@ -286,60 +281,41 @@ def _score(before: statistics.Series, after: statistics.Series) -> dict[str, Any
         "difference": difference.mean,
         "difference_low": difference.low,
         "difference_high": difference.high,
-        "return_before": before.returns[:count, before.window].mean(),
-        "return_after": after.returns[:count, after.window].mean(),
+        "return_before": before.scored[:count].mean(),
+        "return_after": after.scored[:count].mean(),
         "p_value": inference.paired_p(new, old),
         "same": all(same) and np.array_equal(before.updates, after.updates),
     }
 
 
-def _cells(entry: dict[str, Any]) -> list[str]:
-    mark = "" if entry["status"] == "sound" else f" ({entry['status']})"
-    name = [str(entry["rank"] or "–"), entry["stabilizer"] + mark, entry["run"]]
-    if entry["gva"] is None:
-        return [*name, *"––––"]
-    half = "–" if entry["gva_high"] is None else f"{entry['gva_high'] - entry['gva']:.3f}"
-    figures = (f"{entry['gva']:.3f} ±{half}", f"{entry['return']:.2f}", f"{entry['worst']:.2f}")
-    return [*name, *figures, f"{entry['val_loss']:#.3g}"]
-
-
-def _change(score: dict[str, Any]) -> list[str]:
-    if score["same"]:
-        return [
-            score["stabilizer"],
-            f"{score['gva_before']:.3f}",
-            f"{score['gva_after']:.3f}",
-            "same rows",
-            "–",
-            "same",
-        ]
-    interval = "–"
-    if score["difference_low"] is not None:
-        interval = f"{score['difference']:+.3f} [{score['difference_low']:+.3f}, {score['difference_high']:+.3f}]"
-    p = "–" if score["p_value"] is None else f"{score['p_value']:.2g}"
-    returns = f"{score['return_before']:.2f} {score['return_after']:.2f}"
-    return [
-        score["stabilizer"],
-        f"{score['gva_before']:.3f}",
-        f"{score['gva_after']:.3f}",
-        interval,
-        p,
-        returns,
-    ]
-
-
-def _sections(merged: dict[str, Any]) -> list[tuple[str, Sequence[str], list[list[str]]]]:
-    """Return every table: title, heads, lines."""
-    found: list[tuple[str, Sequence[str], list[list[str]]]] = []
+def sheets(merged: dict[str, Any]) -> list[Sheet]:
+    """Return the merged leaderboard of every task, and of two runs what changed."""
+    number, name, *rest = shown("runs")
+    columns = [number, name, RUN, *rest]
+    tables = []
     for task in dict.fromkeys(entry["task"] for entry in merged["entries"]):
-        lines = [_cells(entry) for entry in merged["entries"] if entry["task"] == task]
-        labels = sorted({entry["run"] for entry in merged["entries"] if entry["task"] == task})
-        found.append((f"{task}: run{'s' * (len(labels) > 1)} {', '.join(labels)}", COLUMNS, lines))
+        own = [entry for entry in merged["entries"] if entry["task"] == task]
+        labels = sorted({entry["run"] for entry in own})
+        title = f"{task}: run{'s' * (len(labels) > 1)} {', '.join(labels)}"
+        lines = [[column.show(entry, {}) for column in columns] for entry in own]
+        tables.append(Sheet(title, [column.heading for column in columns], lines))
     scores = merged.get("changes", {}).get("scores", [])
     for task in dict.fromkeys(score["task"] for score in scores):
         lines = [_change(score) for score in scores if score["task"] == task]
-        found.append((f"{task}: from A to B", CHANGES, lines))
-    return found
+        tables.append(Sheet(f"{task}: from A to B", CHANGES, lines))
+    return [*tables, Sheet("Runs", (), (), notes(merged))]
+
+
+def _change(score: dict[str, Any]) -> list[str]:
+    before, after = f"{score['gva_before']:.3f}", f"{score['gva_after']:.3f}"
+    if score["same"]:
+        return [score["stabilizer"], before, after, "same rows", EMPTY, "same"]
+    low, high, interval = score["difference_low"], score["difference_high"], EMPTY
+    if low is not None:
+        interval = f"{score['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    p = EMPTY if score["p_value"] is None else f"{score['p_value']:.2g}"
+    returns = f"{score['return_before']:.2f} {score['return_after']:.2f}"
+    return [score["stabilizer"], before, after, interval, p, returns]
 
 
 def notes(merged: dict[str, Any]) -> list[str]:
@@ -374,46 +350,16 @@ def notes(merged: dict[str, Any]) -> list[str]:
                 )
                 lines.append(f"Only in {label}: {', '.join(changed[which][:NAMED])}{more}.")
         lines.append(
-            "From A to B: seeds that both have; p: paired t-test over these seeds, Holm's correction for the number of"
-            " entries that changed; same rows: equal to the last bit."
+            "From A to B: seeds that both have; p: paired t-test over these seeds, Holm's"
+            " correction for the number of entries that changed; same rows: equal to the last bit."
         )
     return lines
 
 
-def table(merged: dict[str, Any]) -> RenderableType:
-    """Return the merged leaderboard for a terminal; fits 80 columns."""
-    from rich.console import Group
-    from rich.text import Text
-
-    parts: list[RenderableType] = []
-    for title, heads, lines in _sections(merged):
-        parts += [ruled(title, heads, lines), Text()]
-    return Group(*parts, bullets(notes(merged)))
-
-
-def markdown(merged: dict[str, Any]) -> str:
-    """Return the same as GitHub Markdown."""
-    lines: list[str] = []
-    for title, heads, body in _sections(merged):
-        aligned = [":--" if head == "stabilizer" else "--:" for head in heads]
-        lines += [
-            f"## {title}",
-            "",
-            markdown_line(heads),
-            markdown_line(aligned),
-            *map(markdown_line, body),
-            "",
-        ]
-    return "\n".join([*lines, *(f"- {escape(note)}" for note in notes(merged)), ""])
-
-
-def csv_text(merged: dict[str, Any]) -> str:
+def to_csv(merged: dict[str, Any]) -> str:
     """Return the entries as CSV, with the letter and the folder of their run."""
-    keys = [key for key in next(iter(merged["entries"]), {}) if key not in NESTED]
-    own = dict.fromkeys(name for entry in merged["entries"] for name in entry["settings"])
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*keys, "path", *own], extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for entry in merged["entries"]:
-        writer.writerow(entry | entry["settings"] | {"path": merged["runs"][entry["run"]]["path"]})
-    return text.getvalue()
+    entries = merged["entries"]
+    settings = dict.fromkeys(name for entry in entries for name in entry["settings"])
+    names = [*(column.key for column in COLUMNS if column.scalar), "run", "path", *settings]
+    paths = {label: about["path"] for label, about in merged["runs"].items()}
+    return csv_text(names, (e | e["settings"] | {"path": paths[e["run"]]} for e in entries))

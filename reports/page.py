@@ -1,4 +1,4 @@
-"""A run as one HTML file: tables, figures, recipe, provenance. It loads nothing and is readable without scripts."""
+"""A run as one HTML file, which loads nothing and is readable without scripts."""
 
 from __future__ import annotations
 
@@ -17,46 +17,17 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from stab import files
-from stab.reports import inference, sweep, table, texts
+from stab.reports import inference, table, texts
+from stab.reports.columns import shown
 from stab.reports.figures import CAPTIONS
 from stab.reports.results import Results
 
-EXTRA = {
-    "adjacent": "gva_adjacent",
-    "late": "gva_late",
-    "final": "final",
-}  # columns that a terminal has no room for
-COLUMNS = (
-    *(
-        "#",
-        "stabilizer",
-        "GVA",
-        "ranks",
-        "better",
-        "adjacent",
-        "late",
-        "return",
-        "worst",
-        "final",
-        "val loss",
-        "cost",
-    ),
-)
 STATISTICS = (
-    "ranks: those that the seeds leave open (paired t-tests of all pairs, Holm's correction, 5 %). better: probability of"
-    " improvement, the share of pairs of seeds in which its GVA is below that of none."
+    "ranks: those that the seeds leave open (paired t-tests of all pairs, Holm's correction, 5 %)."
+    " better: probability of improvement, the share of pairs of seeds in which its GVA is below"
+    " that of none."
 )
-KEYS = {
-    "#": "rank",
-    "ranks": "rank_low",
-    "better": "improvement",
-    "GVA": "gva",
-    "return": "return",
-    "worst": "worst",
-    "val loss": "val_loss",
-    "cost": "train_seconds",
-}
-LEFT_OUT = ("leaderboard", "texts")  # figures of what is a table or text here
+LEFT_OUT = ("leaderboard",)  # figures of what is a table here
 READ = (1_000, 2_000)  # characters of a text before and after the first token that differs
 TIDY = 1.5  # an SVG, sharp at every size, may be this much longer than the PNG
 # Controls, and characters that change the order in which others are read.
@@ -70,11 +41,12 @@ def write(results: Results, leaderboard: dict[str, Any], figures: Path, path: Pa
     Args:
         results: the run folder, read.
         leaderboard: the content of ``leaderboard.json``.
-        figures: a folder with PNG and SVG figures ``<task>-<name>``, or ``tasks-<name>`` for all; they are inlined. May
-            be missing.
+        figures: a folder with PNG and SVG figures ``<task>-<name>``, or ``tasks-<name>`` for all;
+            they are inlined. May be missing.
         path: of the file.
 
-    Names, reasons, commands and versions are escaped. Raises StabError when the file cannot be written.
+    Names, reasons, commands and versions are escaped. Raises StabError if the file cannot be
+    written.
     """
     files.write_text(path, _render(results, leaderboard, figures))
 
@@ -104,12 +76,11 @@ def _render(results: Results, leaderboard: dict[str, Any], figures: Path) -> str
         ],
         overview=_overview(leaderboard) if len(tasks) > 1 and "shown" not in run else None,
         figures=[figure for figure in drawn if figure.task is None],
-        columns=COLUMNS,
+        columns=[column.heading for column in shown("page")],
         general=[
-            *table.generalbullets(leaderboard, tasks[0] if len(tasks) == 1 else None),
+            *table.column_notes(leaderboard, tasks[0] if len(tasks) == 1 else None),
             STATISTICS,
         ],
-        written=CAPTIONS["texts"],
         settings=list(_settings(run["settings"])),
         versions=versions[tasks[0]] if shared else {},
         command=run.get("command"),
@@ -131,35 +102,23 @@ def _task(
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return what the section of a task shows."""
-    found = table.entries(leaderboard, task)
-    by = sweep.keys(leaderboard["entries"], None)
-    grouped = sweep.groups(leaderboard, task, by) if by else []
-    about, first = leaderboard["run"]["tasks"][task], found[0]
+    own = table.entries(leaderboard, task)
+    about, first = leaderboard["run"]["tasks"][task], own[0]
     seeds = f"{first['seeds']} seed{'s' * (first['seeds'] > 1)}"
     size = f"{seeds} × {first['checkpoints']} checkpoints × {first['starts']} starts"
-    where = (about.get("environment"), about.get("dataset"), size)
     steadiest, sentence = _result(leaderboard, task)
-    names, measures = table.measured(leaderboard, task)
+    bodies = [[e for e in own if e["rank"]], [e for e in own if e["rank"] is None]]
     return {
         "name": task,
-        "subtitle": " · ".join(filter(None, where)),
+        "subtitle": " · ".join(
+            filter(None, (about.get("environment"), about.get("dataset"), size))
+        ),
         "steadiest": steadiest,
         "sentence": sentence,
-        "bodies": [
-            body
-            for body in (
-                [_line(leaderboard, e) for e in found if e["rank"] is not None],
-                [_line(leaderboard, e) for e in found if e["rank"] is None],
-            )
-            if body
-        ],
-        "notes": table.taskbullets(leaderboard, task),
-        "measures": names,
-        "measured": [(line[0], line[1:]) for line in measures],
-        "meanings": table.meanings(names),
-        "heads": sweep.heads(grouped, by) if grouped else [],
-        "groups": [(group.name, sweep.cells(group)[1:]) for group in grouped],
-        "group_notes": sweep.notes(grouped) if grouped else [],
+        "bodies": [[_line(leaderboard, entry) for entry in body] for body in bodies if body],
+        "warnings": about["warnings"],
+        "notes": table.task_notes(leaderboard, task),
+        "sheets": table.task_sheets(leaderboard, task)[1:],
         "figures": [figure for figure in drawn if figure.task == task],
         "example": texts.example(results, leaderboard, task),
         "facts": list(_facts(about, first["seeds"], versions)),
@@ -167,78 +126,73 @@ def _task(
 
 
 def _result(leaderboard: dict[str, Any], task: str) -> tuple[str, str]:
-    """Return the steadiest entry, or nothing where that cannot be said, and a sentence about it."""
-    found, about = table.entries(leaderboard, task), leaderboard["run"]["tasks"][task]
-    base = next((e for e in found if e["stabilizer"] == "none" and e["gva"] is not None), None)
+    """Return the steadiest entry and a sentence about it; no name if it cannot be said."""
+    own, about = table.entries(leaderboard, task), leaderboard["run"]["tasks"][task]
+    base = next((e for e in own if e["stabilizer"] == "none" and e["gva"] is not None), None)
     if base is None:
         return "", "none has not finished, so nothing can be compared."
     if not about["learned"]:
-        return (
-            "",
-            f"the raw policy has not learned (return {base['return']:.2f}), so the ranking says nothing.",
-        )
-    ranked = [e for e in found if e["rank"] is not None]
+        returned = f"return {base['return']:.2f}"
+        return "", f"the raw policy has not learned ({returned}): the ranking is not meaningful."
+    ranked = [e for e in own if e["rank"] is not None]
     if not ranked:
         return "", "no entry could be ranked."
     best = min(ranked, key=lambda e: int(e["rank"]))
     if best is base:
-        others = (
-            f" of {len(ranked)} ranked entries" if len(ranked) > 1 else "; nothing else is ranked"
-        )
-        return (
-            "none",
-            f"has the lowest GVA{others}: {base['gva']:.3f}, with a return of {base['return']:.2f}.",
-        )
-    floor = about["noise_floor"]
+        others = "; nothing else is ranked"
+        if len(ranked) > 1:
+            others = f" of {len(ranked)} ranked entries"
+        score = f"{base['gva']:.3f}, with a return of {base['return']:.2f}"
+        return "none", f"has the lowest GVA{others}: {score}."
+    floor, seeds = about["noise_floor"], best["seeds"]
     doubt = ""
     if floor is not None and base["gva"] - best["gva"] < floor:
         doubt = " (within the noise floor)"
     elif best["p_value"] is None:
-        doubt = f" ({best['seeds']} seed{'s' * (best['seeds'] > 1)}: too few to tell)"
+        doubt = f" ({seeds} seed{'s' * (seeds > 1)}: too few to tell)"
     elif best["p_value"] > inference.LEVEL:
-        doubt = f" (which {best['seeds']} seeds do not tell apart)"
+        doubt = f" (which {seeds} seeds cannot distinguish)"
+    loss = "; whether that is a loss is undecided" if best["status"] == "undecided" else ""
     return best["stabilizer"], (
-        f"has the lowest GVA of {len(ranked)} ranked entries, {best['gva']:.3f} against {base['gva']:.3f} for none"
-        f"{doubt}, and returns {best['return']:.2f} against {base['return']:.2f}"
-        f"{'; whether that is a loss is undecided' if best['status'] == 'undecided' else ''}."
+        f"has the lowest GVA of {len(ranked)} ranked entries, {best['gva']:.3f} against"
+        f" {base['gva']:.3f} for none{doubt}, and returns {best['return']:.2f} against"
+        f" {base['return']:.2f}{loss}."
     )
 
 
 def _line(leaderboard: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """Return one line of a leaderboard: name, status where it is not sound, and (text, value to sort by) of the columns."""
-    text = dict(zip(table.COLUMNS, table.cells(leaderboard, entry), strict=True))
-    text |= {
-        name: "–" if entry[key] is None else f"{entry[key]:.{2 if key == 'final' else 3}f}"
-        for name, key in EXTRA.items()
-    }
-    text["ranks"] = (
-        "–" if entry["rank_low"] is None else f"{entry['rank_low']}–{entry['rank_high']}"
-    )
-    text["better"] = "–" if entry["improvement"] is None else f"{entry['improvement']:.2f}"
-    keys = KEYS | EXTRA
+    """Return one line of a leaderboard: name, status, and (text, value to sort by) of columns."""
+    train = leaderboard["run"]["settings"]["train"]
+    rank, _, *columns = shown("page")
     return {
         "name": entry["stabilizer"],
         "status": "" if entry["status"] == "sound" else entry["status"],
-        "rank": text["#"],
-        "cells": [(" ".join(text[name].split()), entry[keys[name]]) for name in COLUMNS[2:]],
+        "rank": rank.show(entry, train),
+        "cells": [
+            (" ".join(column.show(entry, train).split()), entry[column.key]) for column in columns
+        ],
     }
 
 
 def _overview(leaderboard: dict[str, Any]) -> dict[str, Any]:
-    """Return the task x stabilizer matrix: heads, lines of (name, cells of (GVA, return, whether it is the lowest))."""
-    heads, body = table.overview(leaderboard)
+    """Return the matrix of tasks and stabilizers.
+
+    Lines are (name, cells), a cell (GVA, return, whether it is the lowest ranked GVA).
+    """
+    sheet = table.overview(leaderboard)
+    tasks = sheet.headings[1:]
     first = {(e["task"], e["stabilizer"]) for e in leaderboard["entries"] if e["rank"] == 1}
     lines = [
         (
             name,
             [
                 (*cell.strip().partition(" ")[::2], (task, name) in first)
-                for task, cell in zip(heads[1:], cells, strict=True)
+                for task, cell in zip(tasks, cells, strict=True)
             ],
         )
-        for name, *cells in body
+        for name, *cells in sheet.lines
     ]
-    return {"heads": heads[1:], "entries": lines[:-2], "sums": lines[-2:]}
+    return {"heads": tasks, "entries": lines[: sheet.above], "sums": lines[sheet.above :]}
 
 
 @dataclass(frozen=True)
@@ -268,7 +222,10 @@ def _figures(folder: Path, tasks: Iterable[str]) -> Iterator[Figure]:
 
 
 def _inlined(stem: Path) -> str:
-    """Return the figure as a data URI: the SVG unless the PNG is much smaller. An SVG in an <img> runs and loads nothing."""
+    """Return the figure as a data URI: the SVG unless the PNG is much smaller.
+
+    An SVG in an <img> runs and loads nothing.
+    """
     svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
     found = []
     if svg.exists():
@@ -286,7 +243,7 @@ def _inlined(stem: Path) -> str:
 
 
 def _settings(settings: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the settings by their dotted names. The stabilizers are the lines of the leaderboard."""
+    """Yield the settings by their dotted names; the stabilizers are listed elsewhere."""
     for name, value in settings.items():
         if isinstance(value, dict) and value and not within:
             yield from _settings(value, f"{name}.")
@@ -362,7 +319,7 @@ def _breakable(text: str) -> Markup:
 
 
 def _parts(text: texts.Text) -> tuple[str, str, str]:
-    """Return what is shown of a text: what stands before the first token that differs, that token, and what follows."""
+    """Return what a text shows: before the first token that differs, that token, what follows."""
     return texts.shortened(text, *READ)
 
 

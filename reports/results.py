@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ class Series:
         horizons: (H,) steps.
         lengths: (S, K, N) episode lengths in steps.
         val_loss: (S, K).
-        measures: (S, K, N) what the task measures of an episode beside its return, by name, NaN where it does not; of
-            generated texts also ``perplexity`` (S, K, 1), exp(val_loss).
+        measures: (S, K, N) the task's metrics of an episode, by name, NaN if an episode has none;
+            of generated texts also ``perplexity`` (S, K, 1), exp(val_loss).
         static: (S,) whether the read-out does not change in the window.
         recipe: the trajectory's recipe.
-        rider: what the cell says of the stabilizer: ``average`` (whether it is one), ``half_life``, ``notes``.
+        rider: what the cell says of the stabilizer: ``average`` (whether it is one),
+            ``half_life``, ``notes``.
         cells: the cells behind it, one a seed.
     """
 
@@ -54,6 +56,27 @@ class Series:
     rider: dict[str, Any]
     cells: list[dict[str, Any]]
 
+    @cached_property
+    def scored(self) -> np.ndarray:
+        """(S, M, N) the returns of the window."""
+        return self.returns[:, self.window]
+
+    @property
+    def scored_updates(self) -> list[int]:
+        """(M,) the checkpoints of the window."""
+        updates: list[int] = self.updates[self.window].tolist()
+        return updates
+
+    @cached_property
+    def gva_per_seed(self) -> list[float]:
+        """(S,) the score of each seed."""
+        return [gva.gva(J) for J in self.scored]
+
+    @cached_property
+    def digests(self) -> list[list[str]]:
+        """(S, K) digests of the weights."""
+        return [[p["weights"] for p in cell["checkpoints"][self.stabilizer]] for cell in self.cells]
+
 
 @dataclass(frozen=True)
 class Results:
@@ -64,7 +87,7 @@ class Results:
         about: how the run was made (run.json).
         timings: cell key -> seconds and bytes.
         failures, skipped: (task, stabilizer) -> reason.
-        afterwards: by (task, stabilizer), averages that were read off snapshots, finished on every seed.
+        post_hoc: by (task, stabilizer), averages computed from snapshots, finished on every seed.
     """
 
     run: Path
@@ -74,7 +97,7 @@ class Results:
     timings: dict[str, dict[str, Any]]
     failures: dict[tuple[str, str], str]
     skipped: dict[tuple[str, str], str]
-    afterwards: dict[tuple[str, str], Series] = field(default_factory=dict)
+    post_hoc: dict[tuple[str, str], Series] = field(default_factory=dict)
 
 
 def read(run: Path) -> Results:
@@ -107,7 +130,7 @@ def read(run: Path) -> Results:
         timings=timings,
         failures=failures,
         skipped=skipped,
-        afterwards={
+        post_hoc={
             key: _series(*key, cells)
             for key, cells in averages.items()
             if len(cells) == config.seeds
@@ -170,7 +193,9 @@ def _failures(
     for key in itertools.product(config.tasks, config.stabilizers):
         finished = len(grouped.get(key, []))
         if finished < config.seeds and key not in failures and key not in skipped:
-            failures[key] = f"{finished} of {config.seeds} seeds have finished; go on with --resume"
+            failures[key] = (
+                f"{finished} of {config.seeds} seeds finished; resume with --resume"
+            )
     return failures
 
 
@@ -196,7 +221,8 @@ def _series(task: str, string: str, cells: list[dict[str, Any]]) -> Series:
     for cell in cells:
         if _shape(cell, string) != _shape(first, string):
             raise StabError(
-                f"cells {rows.cell_key(first)} and {rows.cell_key(cell)} do not belong to one run: move one away"
+                f"cells {rows.cell_key(first)} and {rows.cell_key(cell)} do not belong to one run:"
+                " move one away"
             )
     points = [p["update"] for p in first["checkpoints"][string]]
     column = {update: k for k, update in enumerate(points)}

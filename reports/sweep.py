@@ -1,4 +1,4 @@
-"""Many settings on one leaderboard: which entries have what, filters, and what tuning buys at an equal budget."""
+"""Many settings on one leaderboard: filters, groups, and what tuning buys at an equal budget."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from stab.recipe import Recipe
 from stab.registry import StabError, suggest
+from stab.reports.columns import EMPTY
+from stab.reports.sheets import Sheet
 from stab.stabilizers.base import parse
 from stab.stabilizers.recipe import SETTINGS
 
@@ -23,7 +25,7 @@ OWN = (
 
 
 def settings(string: str, recipe: Recipe) -> dict[str, Any]:
-    """Return what an entry is made of: settings of its recipe, as edited, and arguments as ``ema.half_life``; for JSON."""
+    """Return the settings of an entry's recipe, as edited, and arguments as ``ema.half_life``."""
     found = {name: getattr(recipe, name) for name in SETTINGS}
     found["optimizer"] = found["optimizer"].removeprefix("torch.optim:")
     try:
@@ -52,16 +54,16 @@ def several(entries: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def keys(entries: Iterable[Mapping[str, Any]], by: Sequence[str] | None) -> Sequence[str]:
-    """Return what to group entries by where nobody said it: by method where one has several settings, or not at all."""
+    """Return what to group entries by; the default is the method if one has several settings."""
     return by if by is not None else ("method",) if several(entries) else ()
 
 
 def select(leaderboard: dict[str, Any], conditions: Sequence[str]) -> dict[str, Any]:
     """Return the leaderboard with the entries that meet every condition, at their ranks.
 
-    A condition is ``key=value`` or ``key=value|value``; keys are task, stabilizer, method, status and every setting, as in
-    an entry's ``settings`` (lr, policy, ema.half_life). An entry without the setting does not meet it. Raises StabError for
-    an unknown key, and where no entry is left.
+    A condition is ``key=value`` or ``key=value|value``; keys are task, stabilizer, method, status
+    and every setting, as in an entry's ``settings`` (lr, policy, ema.half_life). An entry without
+    the setting does not meet it. Raises StabError for an unknown key, and if no entry is left.
     """
     found = matching(leaderboard["entries"], conditions)
     tasks = {
@@ -69,7 +71,8 @@ def select(leaderboard: dict[str, Any], conditions: Sequence[str]) -> dict[str, 
         for name, about in leaderboard["run"]["tasks"].items()
         if name in {e["task"] for e in found}
     }
-    shown = f"Shown: {len(found)} of {len(leaderboard['entries'])} entries, those with {' and '.join(conditions)}."
+    count = f"{len(found)} of {len(leaderboard['entries'])} entries"
+    shown = f"Shown: {count}, those with {' and '.join(conditions)}."
     return leaderboard | {
         "run": leaderboard["run"] | {"tasks": tasks, "shown": shown},
         "entries": found,
@@ -83,7 +86,8 @@ def matching(entries: Sequence[dict[str, Any]], conditions: Sequence[str]) -> li
         key, equals, values = (part.strip() for part in condition.partition("="))
         if not equals or not values:
             raise StabError(
-                f"{condition!r} is no condition: expected key=value, such as lr=0.001 or method=none|ema"
+                f"{condition!r} is not a condition: expected key=value, such as lr=0.001 or"
+                " method=none|ema"
             )
         _check(key, entries)
         wanted = [value.strip() for value in values.split("|")]
@@ -120,16 +124,17 @@ def _same(value: Any, text: str) -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """Entries that share something, and what choosing among them gives. Only ranked ones can be chosen.
+    """Entries that share something, and what choosing among them gives.
 
     Attributes:
         name: what they share.
         tried: how many there are, failed and unsound ones included, skipped ones not.
-        ranked: how many can be chosen; with none, ``best`` is None and ``held_out`` NaN.
+        ranked: how many can be chosen; if it is 0, ``best`` is None and ``held_out`` NaN.
         best: the entry of lowest GVA.
-        held_out: mean over seeds of the GVA, on that seed, of the entry whose mean GVA on the others is lowest: what the
-            choice is worth on a seed that it has not seen. NaN with one seed.
-        expected: the expected GVA of the best of ``budget`` of those tried, drawn at random; see ``expected_lowest``.
+        held_out: mean over seeds of the GVA, on that seed, of the entry whose mean GVA on the
+            others is lowest: what the choice is worth on an unseen seed. NaN with one seed.
+        expected: the expected GVA of the best of ``budget`` of those tried, drawn at random; see
+            ``expected_lowest``.
         budget: the fewest that any of the groups tried; the same for all.
     """
 
@@ -186,9 +191,9 @@ def groups(leaderboard: dict[str, Any], task: str, by: Sequence[str] = ("method"
 
 
 def held_out(scores: np.ndarray) -> float:
-    """Return the mean over seeds of the score, on that seed, of the setting that is best on the others.
+    """Return the mean over seeds of the score, on that seed, of the best setting on the others.
 
-    ``scores`` is (settings, seeds), lower is better; of equally good settings the first. NaN with one seed.
+    ``scores`` is (settings, seeds), lower is better; of equals the first. NaN with one seed.
     """
     count = scores.shape[1]
     if count < 2:
@@ -198,11 +203,12 @@ def held_out(scores: np.ndarray) -> float:
 
 
 def expected_lowest(scores: Sequence[float], tried: int, budget: int, fallback: float) -> float:
-    """Return the expected lowest score of ``budget`` settings drawn without replacement from the ``tried``.
+    """Return the expected lowest score of ``budget`` of the ``tried``, drawn without replacement.
 
-    Only those with ``scores`` can be chosen; who draws none of them is left with ``fallback``. With n tried, k drawn and
-    s_1 <= ... <= s_r it is the sum of s_i C(n - i, k - 1) / C(n, k), and C(n - r, k) / C(n, k) of the fallback: the unbiased
-    estimator of Tang et al., arXiv 2004.13705, section 3.
+    Only those with ``scores`` can be chosen; if none of them is drawn, ``fallback`` counts. With n
+    tried, k drawn and s_1 <= ... <= s_r it is the sum of s_i C(n - i, k - 1) / C(n, k), and
+    C(n - r, k) / C(n, k) of the fallback: the unbiased estimator of Tang et al., arXiv 2004.13705,
+    section 3.
     """
     total = math.comb(tried, budget)
     weights = [math.comb(tried - i, budget - 1) / total for i in range(1, len(scores) + 1)]
@@ -210,44 +216,30 @@ def expected_lowest(scores: Sequence[float], tried: int, budget: int, fallback: 
     return float(np.dot(np.sort(scores), weights)) + (missed * fallback if missed else 0.0)
 
 
-def heads(found: Sequence[Group], by: Sequence[str]) -> list[str]:
-    """Return the heads of the table of groups."""
-    return [
-        ", ".join(by),
-        "ranked",
-        f"best of {found[0].budget}",
-        "best of all",
-        "held out",
-        "return",
-        "#",
-    ]
+def sheet(groups: Sequence[Group], by: Sequence[str], title: str) -> Sheet:
+    """Return the table of groups, and how to read it, the tuning budget first."""
+    budget, equal = groups[0].budget, len({group.tried for group in groups}) == 1
+    name = ", ".join(by)
+    return Sheet(
+        title,
+        [name, "ranked", f"best of {budget}", "best of all", "held out", "return", "#"],
+        [_cells(group) for group in groups],
+        [
+            f"Tuning budget: {'every' if equal else 'not every'} line tried as many settings."
+            " ranked: how many of them can be chosen.",
+            f"best of {budget}: the expected lowest GVA of {budget} of a line's settings, drawn at"
+            " random: the same budget for all. If no ranked setting is drawn, none's score counts.",
+            "best of all flatters who tried more; return and # are its own. held out: on each seed,"
+            " the GVA of the setting that is best on the other seeds.",
+        ],
+        name=name,
+        level=3,
+    )
 
 
-def cells(group: Group) -> list[str]:
-    """Return one row of the table of groups, in the order of ``heads``."""
-    expected = "–" if math.isnan(group.expected) else f"{group.expected:.3f}"
-    row = [group.name, f"{group.ranked} of {group.tried}", expected]
-    if group.best is None:
-        return [*row, *"––––"]
-    held = "–" if math.isnan(group.held_out) else f"{group.held_out:.3f}"
-    return [
-        *row,
-        f"{group.best['gva']:.3f}",
-        held,
-        f"{group.best['return']:.2f}",
-        str(group.best["rank"]),
-    ]
-
-
-def notes(found: Sequence[Group]) -> list[str]:
-    """Return how to read the table of groups, the tuning budget first."""
-    equal = len({group.tried for group in found}) == 1
-    budget = found[0].budget
-    return [
-        f"Tuning budget: {'every line tried as many settings' if equal else 'not every line tried as many settings'}."
-        " ranked: how many of them can be chosen.",
-        f"best of {budget}: the expected lowest GVA of {budget} of a line's settings, drawn at random: the same budget for"
-        " all. Who draws none that is ranked is left with none.",
-        "best of all flatters who tried more; return and # are its own. held out: on each seed, the GVA of the setting that"
-        " is best on the other seeds.",
-    ]
+def _cells(group: Group) -> list[str]:
+    best = group.best or {"gva": math.nan, "return": math.nan, "rank": EMPTY}
+    scores = (group.expected, best["gva"], group.held_out)
+    texts = [EMPTY if math.isnan(score) else f"{score:.3f}" for score in scores]
+    mean = EMPTY if group.best is None else f"{best['return']:.2f}"
+    return [group.name, f"{group.ranked} of {group.tried}", *texts, mean, str(best["rank"])]

@@ -10,7 +10,8 @@ import numpy as np
 
 from stab import gva
 from stab.reports.results import Results, Series
-from stab.reports.table import markdown_task
+from stab.reports.sheets import markdown
+from stab.reports.table import task_sheets
 from stab.stabilizers.base import slug
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: 
     with SummaryWriter(str(folder / LEADERBOARD)) as writer:
         writer.add_custom_scalars(charts(results.config.tasks))
         for task in results.config.tasks:
-            writer.add_text(f"{FIRST}/{task}", markdown_task(leaderboard, task))
+            writer.add_text(f"{FIRST}/{task}", markdown(task_sheets(leaderboard, task)))
         for path in sorted(figures.glob("*.png")):
             task, _, kind = path.stem.rpartition("-")
             tag = f"{FIRST}/{task}" if kind == "leaderboard" else f"{task}/{kind}"

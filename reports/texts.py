@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from stab.reports.results import Results, Series
-from stab.reports.table import entries, readable
+from stab.reports.sheets import readable
+from stab.reports.table import entries
 from stab.stabilizers.base import method
 
 END = "<end>"  # spelling of the token that ends a text
@@ -223,15 +224,3 @@ def beginning(text: str, most: int) -> str:
 def ending(text: str, most: int) -> str:
     """Return at most ``most`` characters of the end, cut like the beginning."""
     return beginning(text[::-1], most)[::-1]
-
-
-def wrapped(text: str, width: int) -> list[tuple[int, int]]:
-    """Return begin and end of lines of at most ``width`` characters, broken at spaces."""
-    lines, begin = [], 0
-    while begin < len(text):
-        end = min(begin + width, len(text))
-        if end < len(text) and (space := text.rfind(" ", begin + 1, end + 1)) > begin:
-            end = space
-        lines.append((begin, end))
-        begin = end + (text[end : end + 1] == " ")
-    return lines

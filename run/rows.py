@@ -70,6 +70,7 @@ def cells(run: Path, folder: str = "cells") -> Iterator[dict[str, Any]]:
             not isinstance(cell, dict)
             or cell.get("schema") != SCHEMA
             or not fits(cell, CELL)
+            or not fits(cell.get("metrics", {}), {str: str})
             or not _whole(cell)
         ):
             raise StabError(

@@ -118,7 +118,7 @@ def test_it_agrees_with_the_average_online(runs):
 def test_the_table_fits_and_says_the_error(runs):
     said = (runs / "stdout").read_text()
     assert max(map(len, said.splitlines())) <= 80
-    assert "cliff: averages read off snapshots of 5 updates" in said
+    assert "cliff: post-hoc averages, from snapshots of 5 updates" in said
     assert "ema:half_life=40 against the online average: final weights off by" in " ".join(
         said.split()
     )

@@ -23,14 +23,13 @@ from stab.reports.figures import (
     recipes,
     scores,
     style,
-    texts,
     tradeoff,
 )
 from stab.reports.results import Results
 
 # In the order of the report. A figure with nothing to show draws None.
 FIGURES = [
-    scores, tradeoff, curves, recipes, heat, divergence, texts, horizons, half_life, leaderboard,
+    scores, tradeoff, curves, recipes, heat, divergence, horizons, half_life, leaderboard,
 ]  # fmt: skip
 WITHOUT_NONE = [scores, leaderboard]  # those of a task whose raw iterates have not finished
 CAPTIONS = {figure.NAME: figure.CAPTION for figure in [matrix, *FIGURES, averages]}

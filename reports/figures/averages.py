@@ -1,4 +1,4 @@
-"""GVA and return of averages that were chosen after training."""
+"""GVA and return of post-hoc averages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stab.reports.figures import half_life, style
 from stab.reports.figures.style import COLOURS, GREY, MARKERS, SIZE
 
 NAME = "averages"
-CAPTION = "Averages that were chosen after training"
+CAPTION = "Post-hoc averages"
 
 
 def draw(averages: dict[str, Any], leaderboard: dict[str, Any], task: str) -> Figure:
@@ -47,10 +47,6 @@ def draw(averages: dict[str, Any], leaderboard: dict[str, Any], task: str) -> Fi
     left, right = figure.axes
     left.set_ylim(bottom=-0.02 * left.get_ylim()[1])  # intervals may reach below 0, a GVA cannot
     right.legend(fontsize=SIZE - 0.5, frameon=False)
-    below = (
-        "filled: read off afterwards, with 95 % interval; hollow square: the same average online"
-    )
-    style.titles(
-        figure, leaderboard["run"]["smoke"], f"{task}: averages chosen after training", below
-    )
+    below = "filled: post-hoc, with 95 % interval; hollow square: the same average online"
+    style.titles(figure, leaderboard["run"]["smoke"], f"{task}: post-hoc averages", below)
     return figure

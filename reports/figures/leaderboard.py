@@ -23,13 +23,13 @@ def draw(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
 
     Of more than ``ROWS`` entries the first are shown, and ``none``.
     """
-    entries = table.entries(leaderboard, task)
-    first, last = entries[: ROWS - 1], entries[ROWS - 1 :]
-    shown = first + sorted(last, key=lambda entry: entry["stabilizer"] != "none")[:1]
-    cells = [
-        [" ".join(cell.split()) for cell in table.cells(leaderboard, entry)] for entry in shown
-    ]
-    lines = [list(table.COLUMNS), *cells]
+    entries, sheet = table.entries(leaderboard, task), table.table(leaderboard, task)
+    order = list(range(len(entries)))
+    first, last = order[: ROWS - 1], order[ROWS - 1 :]
+    first += sorted(last, key=lambda n: entries[n]["stabilizer"] != "none")[:1]
+    shown = [entries[n] for n in first]
+    cells = [[" ".join(cell.split()) for cell in sheet.lines[n]] for n in first]
+    lines = [[*sheet.headings], *cells]
     for line in lines:
         line[1] = style.name(line[1], 48, most=4)
     wide = [
@@ -60,8 +60,7 @@ def draw(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
     below = [f"GVA: lower is steadier, ± 95 % interval over seeds{unranked}"]
     if len(shown) < len(entries):
         below.insert(0, f"... and {len(entries) - len(shown)} more")
-    for warning in leaderboard["run"]["tasks"][task]["warnings"]:
+    for warning in sheet.warnings:
         below += textwrap.wrap(f"Warning: {warning}", 110)
-    title = table.title(leaderboard, task)
-    style.titles(figure, leaderboard["run"]["smoke"], title, "\n".join(below))
+    style.titles(figure, leaderboard["run"]["smoke"], sheet.title, "\n".join(below))
     return figure

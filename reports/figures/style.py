@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stab.reports import table
+from stab.reports.sheets import wrap_name
 
 # Okabe and Ito's colours, for colour-blind readers; position, shape or label tell apart as well.
 BLUE, VERMILION, GREY, SHADE = "#0072B2", "#D55E00", "#8c8c8c", "#efefef"
@@ -57,7 +58,7 @@ def titles(figure: Figure, smoke: bool, above: str, below: str = "") -> None:
 def name(string: str, width: int, most: int = 8) -> str:
     """Break a stabilizer string into ``most`` lines of about ``width`` characters; $ stays $."""
     # A name without punctuation is broken as well, so that the axes have room.
-    lines = re.findall(".{1,48}", table.fold(string, width))
+    lines = re.findall(".{1,48}", wrap_name(string, width))
     return "\n".join([*lines[:most], *(["..."] if len(lines) > most else [])]).replace("$", r"\$")
 
 

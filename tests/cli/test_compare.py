@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from importlib import resources
 from pathlib import Path
 
 import jsonschema
 import pytest
 
 from stab.cli.main import main
+from stab.reports.schema import schema
 
 TINY = ("train.updates=40", "eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=60")
 BUILT_INS = {"none", "ema", "polyak", "swa", "accumulation", "lr_decay", "weight_decay", "dropout"}
@@ -42,8 +42,7 @@ def test_run_folder_holds_what_the_design_says(tiny_run):
 
 def test_leaderboard_validates_and_covers_all(tiny_run):
     leaderboard = json.loads((tiny_run / "leaderboard.json").read_text())
-    schema = json.loads((resources.files("stab.reports") / "leaderboard.schema.json").read_text())
-    jsonschema.validate(leaderboard, schema)
+    jsonschema.validate(leaderboard, schema())
     assert {entry["stabilizer"] for entry in leaderboard["entries"]} >= BUILT_INS
     by_name = {entry["stabilizer"]: entry for entry in leaderboard["entries"]}
     assert by_name["accumulation"]["samples"] == 4 * by_name["none"]["samples"] == 4 * 40 * 256

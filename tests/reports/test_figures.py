@@ -14,11 +14,15 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from stab.reports import figures, statistics, table
+from stab.reports.columns import shown
 
 
 @pytest.fixture
 def results(run: Path) -> statistics.Results:
     return statistics.read(run)
+
+
+HEADINGS = [column.heading for column in shown("terminal")]
 
 
 def lines(axes: Any) -> list[np.ndarray]:
@@ -223,13 +227,11 @@ def test_the_leaderboard_is_an_image_of_the_table(run: Path) -> None:
     _, leaderboard, found = drawn(run)
     (axes,) = found["toy-leaderboard"].axes
     said = [text.get_text() for text in axes.texts]
-    lines = [said[n : n + len(table.COLUMNS)] for n in range(0, len(said), len(table.COLUMNS))]
-    assert lines[0] == list(table.COLUMNS)
-    for line, entry in zip(lines[1:], leaderboard["entries"], strict=True):
-        assert [cell.split() for cell in line] == [
-            cell.split() for cell in table.cells(leaderboard, entry)
-        ]
-    tops = [text.get_position()[1] for text in axes.texts[:: len(table.COLUMNS)]]
+    lines = [said[n : n + len(HEADINGS)] for n in range(0, len(said), len(HEADINGS))]
+    sheet = table.table(leaderboard, "toy")
+    for line, expected in zip(lines, [sheet.headings, *sheet.lines], strict=True):
+        assert [cell.split() for cell in line] == [cell.split() for cell in expected]
+    tops = [text.get_position()[1] for text in axes.texts[:: len(HEADINGS)]]
     rule = axes.get_lines()[-1].get_ydata()[0]
     assert sum(top < rule for top in tops) == 1 + 3, (
         "the head and the ranked ones stand above the line"
@@ -239,9 +241,7 @@ def test_the_leaderboard_is_an_image_of_the_table(run: Path) -> None:
 def test_of_a_long_leaderboard_the_first_and_none_are_shown(results: statistics.Results) -> None:
     leaderboard = many(statistics.leaderboard(results), 60)
     figure = figures.leaderboard.draw(results, leaderboard, "toy")
-    names = [
-        text.get_text().replace("\n", "") for text in figure.axes[0].texts[1 :: len(table.COLUMNS)]
-    ]
+    names = [text.get_text().replace("\n", "") for text in figure.axes[0].texts[1 :: len(HEADINGS)]]
     assert names[1:] == [*(entry["stabilizer"] for entry in leaderboard["entries"][:19]), "none"]
     assert f"... and {len(leaderboard['entries']) - 20} more" in figure.get_supxlabel()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ import pytest
 
 from stab.registry import StabError
 from stab.reports import render, statistics
+from stab.reports.schema import schema
 from stab.run import rows
 
-SCHEMA = json.loads(resources.files("stab.reports").joinpath("leaderboard.schema.json").read_text())
+SCHEMA = schema()
 
 
 def check(leaderboard: dict[str, Any]) -> None:
@@ -134,7 +134,7 @@ def test_unfinished_seeds_say_how_to_go_on(run: Path) -> None:
     (run / "failures" / "toy-dropout-seed1.json").unlink()
     leaderboard = render(run)
     (dropout,) = (entry for entry in leaderboard["entries"] if entry["stabilizer"] == "dropout")
-    assert dropout["reason"] == "0 of 3 seeds have finished; go on with --resume"
+    assert dropout["reason"] == "0 of 3 seeds finished; resume with --resume"
 
 
 def test_without_none_nothing_is_called_sound(run: Path) -> None:

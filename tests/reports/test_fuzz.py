@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stab import StabError
 from stab.config import Config, load
 from stab.recipe import Recipe
-from stab.reports import statistics, sweep, table
+from stab.reports import sheets, statistics, sweep, table
 from stab.run.plan import make_config
 from stab.stabilizers import parse
 
@@ -115,8 +115,8 @@ def test_a_run_folder_with_anything_in_it(run, value, seed, which):
             leaderboard = clean(statistics.leaderboard, results)
             if leaderboard is not None:
                 json.dumps(leaderboard, allow_nan=False)
-                table.csv_text(leaderboard)
-                table.markdown(leaderboard)
+                table.to_csv(leaderboard)
+                sheets.markdown(table.sheets(leaderboard))
     finally:
         path.write_text(whole)
 

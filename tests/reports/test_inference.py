@@ -90,7 +90,7 @@ def test_the_verdict_is_plain() -> None:
         "ema (p = 0.012) (paired t-test over 5 seeds, Holm's correction for 9 comparisons, 5 %)."
     )
     said = inference.verdict(["dropout"], [near], none, [0.8], 1)
-    assert said.startswith("5 seeds do not tell any ranked entry from none")
+    assert said.startswith("5 seeds are too few to distinguish any ranked entry from none")
     assert "Less steady than none: ema" in inference.verdict(["ema"], [none], far, [0.001], 1)
     for seeds, said in ((1, "1 seed: too few"), (2, "2 seeds: too few")):
         assert inference.verdict(

@@ -17,7 +17,7 @@ from scipy import stats
 
 from stab import files
 from stab.registry import StabError
-from stab.reports import inference, merge, statistics
+from stab.reports import inference, merge, sheets, statistics
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def merged(*runs: Path, where: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def shown(found: dict[str, Any]) -> str:
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(merge.table(found))
+    console.print(sheets.terminal(merge.sheets(found)))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     return " ".join(text.split())
@@ -227,7 +227,7 @@ def test_what_changed_is_said_with_a_paired_test(pair: tuple[Path, Path]) -> Non
     assert "A, toy dropout (failed): seed 1: ValueError: boom" in said
     (only,) = merged(first, second, where=("method=ema",))["changes"]["scores"]
     assert only["stabilizer"] == "ema"
-    assert "toy: from A to B" in merge.markdown(found)
+    assert "toy: from A to B" in sheets.markdown(merge.sheets(found))
 
 
 def test_what_is_the_same_is_no_comparison_that_counts(pair: tuple[Path, Path]) -> None:
@@ -271,7 +271,7 @@ def test_three_runs_filters_and_formats(pair: tuple[Path, Path], tmp_path: Path)
     assert {e["stabilizer"] for e in found["entries"]} == {"ema", "none"}
     assert "toy: A and C have different datasets." in found["warnings"]
     assert any(w.startswith("Settings of A and C differ: data") for w in found["warnings"])
-    lines = list(csv.DictReader(io.StringIO(merge.csv_text(found))))
+    lines = list(csv.DictReader(io.StringIO(merge.to_csv(found))))
     assert {(line["run"], line["path"]) for line in lines} == {
         (label, about["path"]) for label, about in found["runs"].items()
     }

@@ -83,7 +83,7 @@ def test_it_holds_every_entry_and_says_who_is_steadiest(run: Path) -> None:
                 assert any(cell.startswith(f"{entry[key]:.3f}") for cell in parsed.cells)
         if entry["reason"]:
             assert entry["reason"] in parsed.text
-    for note in [*table.taskbullets(leaderboard, "toy"), *table.generalbullets(leaderboard, "toy")]:
+    for note in table.table(leaderboard, "toy").notes:
         assert note in parsed.text
     assert re.search(
         r"ema has the lowest GVA of \d ranked entries, 0\.\d+ against 0\.\d+ for none", parsed.text
@@ -275,11 +275,12 @@ def test_a_sweep(run: Path) -> None:
     parsed = Parsed(written(run))
     groups = sweep.groups(statistics.leaderboard(statistics.read(run)), "toy")
     assert len(groups) > 1
+    sheet = sweep.sheet(groups, ["method"], "")
     assert {
-        *sweep.heads(groups, ["method"]),
-        *(cell for group in groups for cell in sweep.cells(group)),
+        *sheet.headings,
+        *(cell for line in sheet.lines for cell in line),
     } <= {*parsed.cells}
-    for expected in ("toy, tuned", *sweep.notes(groups), "Where recipe: does not say otherwise"):
+    for expected in ("toy, tuned", *sheet.notes, "If recipe: does not say otherwise"):
         assert expected in parsed.text
     assert any(cell.startswith("recipe:lr=0.1+ema:half_life=3 ") for cell in parsed.cells)
 

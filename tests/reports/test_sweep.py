@@ -16,7 +16,7 @@ from rich.console import Console
 
 from stab.recipe import Recipe
 from stab.registry import StabError
-from stab.reports import sweep, table
+from stab.reports import sheets, sweep, table
 from stab.stabilizers import Intervention, stabilizers
 from stab.stabilizers.base import method
 
@@ -40,6 +40,7 @@ def entry(string: str, scores: list[float], **more: Any) -> dict[str, Any]:
             "gva": float(np.mean(scores)),
             "gva_high": None,
             "gva_per_seed": scores,
+            "measures": {},
             "return": 0.9,
             "worst": 0.8,
         },
@@ -146,15 +147,15 @@ def test_filters(leaderboard: dict[str, Any], conditions: list[str], wanted: set
     assert len(leaderboard["entries"]) == 9, "the leaderboard itself is left alone"
     ranks = {e["stabilizer"]: e["rank"] for e in leaderboard["entries"]}
     assert all(e["rank"] == ranks[e["stabilizer"]] for e in found["entries"])
-    assert f"Shown: {len(wanted)} of 9 entries" in table.markdown(found)
+    assert f"Shown: {len(wanted)} of 9 entries" in sheets.markdown(table.sheets(found))
 
 
 @pytest.mark.parametrize(
     ("conditions", "said"),
     [
         (["rl=0.1"], "entries have no 'rl'. Did you mean 'lr'?"),
-        (["lr"], "'lr' is no condition: expected key=value"),
-        (["lr="], "'lr=' is no condition"),
+        (["lr"], "'lr' is not a condition: expected key=value"),
+        (["lr="], "'lr=' is not a condition"),
         (["lr=7"], "no entry has lr=7"),
         (["lr=fast"], "no entry has lr=fast"),
         (["method=none", "ema.half_life=30"], "no entry has method=none and ema.half_life=30"),
@@ -205,22 +206,31 @@ def test_a_group_with_nothing_to_choose_has_no_figures_and_comes_last(
             one["rank"], one["status"] = None, "unsound"
     first, last = sweep.groups(leaderboard, "toy")
     assert (first.name, last.name, last.best) == ("none", "ema", None)
-    assert sweep.cells(last) == ["ema", "0 of 6", "0.700", "–", "–", "–", "–"]
+    assert sweep.sheet([last], ["method"], "").lines[0] == [
+        "ema",
+        "0 of 6",
+        "0.700",
+        "–",
+        "–",
+        "–",
+        "–",
+    ]
     leaderboard["run"]["tasks"]["toy"]["none"] = None
-    assert sweep.cells(sweep.groups(leaderboard, "toy")[1])[2] == "–"
+    _, last = sweep.groups(leaderboard, "toy")
+    assert sweep.sheet([last], ["method"], "").lines[0][2] == "–"
 
 
 def test_the_table_says_the_budget_and_fits(leaderboard: dict[str, Any]) -> None:
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(table.board(leaderboard))
+    console.print(sheets.terminal(table.sheets(leaderboard)))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     said = " ".join(text.split())
     assert "toy, tuned" in said
     assert "best of 3" in said
     assert "Tuning budget: not every line tried as many settings." in said
-    assert "Where recipe: does not say otherwise, lr is 0.001." in said
-    assert "| ema | 5 of 6 |" in table.markdown(leaderboard)
+    assert "If recipe: does not say otherwise, lr is 0.001." in said
+    assert "| ema | 5 of 6 |" in sheets.markdown(table.sheets(leaderboard))
 
 
 def test_settings_are_plain_data() -> None:
@@ -249,11 +259,11 @@ def test_an_argument_that_json_cannot_hold_is_text(
 def test_one_setting_a_method_is_no_sweep(leaderboard: dict[str, Any]) -> None:
     found = sweep.select(leaderboard, ["lr=0.001", "stabilizer=none|ema:half_life=30"])
     assert not sweep.several(found["entries"])
-    assert "tuned" not in table.markdown(found)
+    assert "tuned" not in sheets.markdown(table.sheets(found))
 
 
 def test_settings_are_columns_of_the_csv(leaderboard: dict[str, Any]) -> None:
-    lines = list(csv.DictReader(io.StringIO(table.csv_text(leaderboard))))
+    lines = list(csv.DictReader(io.StringIO(table.to_csv(leaderboard))))
     assert {(line["method"], line["lr"], line["ema.half_life"]) for line in lines} == {
         *(("none", str(lr), "") for lr in LRS),
         *(("ema", str(lr), str(life)) for lr in LRS for life in LIVES),

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from stab.reports import statistics, table
+from stab.reports import sheets, statistics, table
+from stab.reports.columns import COLUMNS
+from stab.reports.columns import shown as shown_columns
 
 LONG = "lr_decay:power=2.0,shape=polynomial+ema:alpha=0.67,burn_in=0.25,half_life=500"
 
@@ -21,11 +23,15 @@ def board(run: Path) -> dict[str, Any]:
     return statistics.leaderboard(statistics.read(run))
 
 
+def markdown(leaderboard: dict[str, Any]) -> str:
+    return sheets.markdown(table.sheets(leaderboard))
+
+
 def shown(leaderboard: dict[str, Any], width: int = 80) -> str:
     console = Console(
         width=width, record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
-    console.print(table.table(leaderboard, "toy"))
+    console.print(sheets.terminal(table.task_sheets(leaderboard, "toy")))
     return console.export_text()
 
 
@@ -109,7 +115,7 @@ def test_long_names_fold(run: Path) -> None:
     leaderboard["entries"][0]["stabilizer"] = LONG
     text = shown(leaderboard)
     assert max(map(len, text.splitlines())) <= 80
-    column = slice(5, 24)
+    column = slice(4, 29)
     folded = "".join(row[column].strip() for row in text.splitlines()[3:])
     assert LONG in folded
     assert f"{leaderboard['entries'][0]['gva']:.3f}" in text
@@ -118,12 +124,12 @@ def test_long_names_fold(run: Path) -> None:
 def test_a_smoke_run_says_so_everywhere(make_run: Callable[..., Path]) -> None:
     leaderboard = board(make_run(smoke=True))
     assert table.SMOKE in shown(leaderboard)
-    assert table.SMOKE in table.markdown(leaderboard)
+    assert table.SMOKE in markdown(leaderboard)
 
 
 def test_a_run_that_counts_has_no_smoke_label(run: Path) -> None:
     leaderboard = board(run)
-    assert table.SMOKE not in shown(leaderboard) + table.markdown(leaderboard)
+    assert table.SMOKE not in shown(leaderboard) + markdown(leaderboard)
 
 
 def test_warnings_are_shown(make_run: Callable[..., Path]) -> None:
@@ -131,7 +137,7 @@ def test_warnings_are_shown(make_run: Callable[..., Path]) -> None:
     (warning,) = leaderboard["run"]["tasks"]["toy"]["warnings"]
     assert "has not learned" in warning
     assert warning in " ".join(shown(leaderboard).split())
-    assert warning in table.markdown(leaderboard)
+    assert warning in markdown(leaderboard)
 
 
 def test_without_an_interval_there_is_a_dash(run: Path) -> None:
@@ -142,22 +148,24 @@ def test_without_an_interval_there_is_a_dash(run: Path) -> None:
 
 def test_markdown_is_a_table_with_the_same_columns(run: Path) -> None:
     leaderboard = board(run)
-    lines = [row for row in table.markdown(leaderboard).splitlines() if row.startswith("|")]
-    assert lines[0] == f"| {' | '.join(table.COLUMNS)} |"
+    lines = [row for row in markdown(leaderboard).splitlines() if row.startswith("|")]
+    headings = [column.heading for column in shown_columns("terminal")]
+    assert lines[0] == f"| {' | '.join(headings)} |"
     assert len(lines) == 2 + len(leaderboard["entries"])
-    assert all(row.count("|") == len(table.COLUMNS) + 1 for row in lines)
-    assert "odd batch \\[see \\| docs\\]" in table.markdown(leaderboard)
+    assert all(row.count("|") == len(headings) + 1 for row in lines)
+    assert "odd batch \\[see \\| docs\\]" in markdown(leaderboard)
 
 
 def test_csv_has_one_line_an_entry_and_only_scalars(run: Path) -> None:
     leaderboard = board(run)
-    read = list(csv.DictReader(io.StringIO(table.csv_text(leaderboard))))
+    read = list(csv.DictReader(io.StringIO(table.to_csv(leaderboard))))
     assert [row["stabilizer"] for row in read] == [
         entry["stabilizer"] for entry in leaderboard["entries"]
     ]
     for row, entry in zip(read, leaderboard["entries"], strict=True):
-        assert not set(row) & set(table.NESTED)
-        assert set(entry) - set(table.NESTED) < set(row)
+        nested = {column.key for column in COLUMNS if not column.scalar}
+        assert not set(row) & nested
+        assert set(entry) - nested < set(row)
         for key, text in row.items():
             value = entry[key] if key in entry else entry["settings"].get(key)
             assert text == ("" if value is None else str(value))
@@ -184,4 +192,4 @@ def test_what_had_no_effect_is_said(run: Path) -> None:
     assert "lr_decay: it had no effect: its weights are those of none, bit for bit." in said
     assert "ema: it had no effect" not in said
     assert "none: it had no effect" not in said
-    assert "lr_decay: it had no effect" in table.markdown(leaderboard)
+    assert "lr_decay: it had no effect" in markdown(leaderboard)

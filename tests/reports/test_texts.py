@@ -7,7 +7,6 @@ import io
 import json
 import math
 import re
-import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -22,11 +21,17 @@ from rich.cells import cell_len
 from rich.console import Console
 
 import stab.reports
-from stab.reports import figures, page, statistics, table, texts
+from stab.reports import figures, page, sheets, statistics, table, texts
+from stab.reports.schema import schema
 
 tokens = st.lists(st.sampled_from(["a", "b", " a", ""]), max_size=6)
 TEXT = "there was a girl named lily who had a red ball and her dog ran until mother called"
 WORDS = TEXT.split()
+METRICS = {  # as a task declares them
+    "perplexity": "exp of the validation loss.",
+    "sentences": "share of sentences that parse.",
+    "until": "tokens before the first that is impossible.",
+}
 HOSTILE = [
     "<script>alert(1)</script>",
     "<!--",
@@ -68,6 +73,7 @@ def add_texts(
                 "tokens": [*change(written), "<end>"],
             }
             row["measures"] = {"sentences": own.random(), "until": 40.0, **also}
+        cell["metrics"] = METRICS
         path.write_text(json.dumps(cell))
     return run
 
@@ -95,7 +101,7 @@ def pairs(series: statistics.Series) -> list[tuple[list[str], list[str]]]:
 
 def shown(leaderboard: dict[str, Any]) -> str:
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(table.board(leaderboard))
+    console.print(sheets.terminal(table.sheets(leaderboard)))
     return console.export_text()
 
 
@@ -148,17 +154,6 @@ def test_times_are_of_neighbours_in_the_window(run: Path) -> None:
         ]
         assert times.ravel().tolist() == expected
         assert texts.longest(series) == 41
-
-
-@given(text=st.text(alphabet="ab  ", max_size=60), width=st.integers(1, 12))
-def test_lines_hold_everything_but_a_space_where_they_break(text: str, width: int) -> None:
-    lines = texts.wrapped(text, width)
-    assert all(0 < end - begin <= width for begin, end in lines)
-    at = 0
-    for begin, end in lines:
-        assert text[at:begin] in ("", " ")
-        at = end
-    assert text[at:] in ("", " ")
 
 
 @given(text=st.text(alphabet="ab  ", max_size=60), most=st.integers(2, 40))
@@ -260,13 +255,9 @@ def test_curves_hold_the_shares_raw_and_average_first(run: Path) -> None:
 
 def test_a_run_with_texts_is_rendered_whole(run: Path) -> None:
     leaderboard = stab.reports.render(add_texts(run))
-    schema = Path(stab.reports.__file__).with_name("leaderboard.schema.json")
-    jsonschema.validate(
-        json.loads((run / "leaderboard.json").read_text()), json.loads(schema.read_text())
-    )
-    for kind in ("texts", "divergence"):
-        assert (run / "figures" / f"toy-{kind}.png").read_bytes().startswith(b"\x89PNG")
-        assert (run / "figures" / f"toy-{kind}.svg").exists()
+    jsonschema.validate(json.loads((run / "leaderboard.json").read_text()), schema())
+    assert (run / "figures" / "toy-divergence.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "figures" / "toy-divergence.svg").exists()
     text = shown(leaderboard)
     assert max(map(cell_len, text.splitlines())) <= 80
     below = text[text.index("toy, beside the score") :]
@@ -274,7 +265,7 @@ def test_a_run_with_texts_is_rendered_whole(run: Path) -> None:
     ranked = [entry for entry in leaderboard["entries"] if entry["gva"] is not None]
     for entry, line in zip(ranked, below.splitlines()[3:]):
         means = entry["measures"]
-        expected = [f"{means['perplexity']:#.3g}", f"{means['sentences']:.3f}", "40.0"]
+        expected = [table._metric(means["perplexity"]), f"{means['sentences']:.3f}", "40.0"]
         assert line.split() == [entry["stabilizer"], *expected]
         assert (
             f"| {' | '.join([entry['stabilizer'], *expected])} |"
@@ -282,11 +273,10 @@ def test_a_run_with_texts_is_rendered_whole(run: Path) -> None:
         )
     html = (run / "report.html").read_text()
     for name in ("perplexity", "sentences", "until"):
-        assert f"{name}: {table.MEASURES[name]}" in " ".join(text.split())
-        assert f"- {name}: {table.MEASURES[name]}" in (run / "leaderboard.md").read_text()
-        assert f"<li>{name}: {table.MEASURES[name]}</li>" in html
+        assert f"{name}: {METRICS[name]}" in " ".join(text.split())
+        assert f"- {name}: {METRICS[name]}" in (run / "leaderboard.md").read_text()
+        assert f"<li>{name}: {METRICS[name]}</li>" in html
     assert html.count("<mark>") == 4
-    assert "toy: What two neighbouring checkpoints write" not in html, "the picture stays outside"
     assert "How long neighbouring checkpoints write the same text" in html
     (read_back, *_) = csv.DictReader(io.StringIO((run / "leaderboard.csv").read_text()))
     assert float(read_back["perplexity"]) == leaderboard["entries"][0]["measures"]["perplexity"]
@@ -295,17 +285,15 @@ def test_a_run_with_texts_is_rendered_whole(run: Path) -> None:
 def test_without_texts_there_is_nothing_new(run: Path) -> None:
     results, leaderboard = read(run)
     assert texts.example(results, leaderboard, "toy") is None
-    assert not {"toy-texts", "toy-divergence"} & {*figures.draw(results, leaderboard)}
+    assert "toy-divergence" not in figures.draw(results, leaderboard)
     page.write(results, leaderboard, run / "figures", run / "report.html")
     html = (run / "report.html").read_text()
-    for text in (shown(leaderboard), table.markdown(leaderboard), html):
+    for text in (shown(leaderboard), sheets.markdown(table.sheets(leaderboard)), html):
         assert "beside the score</h3>" not in text
         assert "toy, beside" not in text
     assert "<mark>" not in html
-    assert "perplexity" not in table.csv_text(leaderboard)
-    del leaderboard["entries"][0]["measures"]  # of a leaderboard that an older stab wrote
-    table.csv_text(leaderboard)
-    assert table.measured(leaderboard, "toy") == ([], [])
+    assert "perplexity" not in table.to_csv(leaderboard)
+    assert not table.metrics(leaderboard, "toy").lines
 
 
 def test_texts_of_some_rows_only(run: Path, tmp_path: Path) -> None:
@@ -367,64 +355,34 @@ def test_nothing_that_a_text_holds_breaks_a_rendering(run: Path, spaced: bool) -
     ]
 
 
-def test_no_line_reaches_beyond_its_place(run: Path) -> None:
-    results, leaderboard = read(add_texts(run, lambda text: [*HOSTILE[:6], *text, *HOSTILE[6:]]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # of characters without a picture
-        figure = figures.draw(results, leaderboard)["toy-texts"]
-        figure.canvas.draw()
-    (axes,) = figure.axes
-    across = axes.get_xlim()[1]
-    middle = axes.transData.transform((across / 2, 0))[0]
-    for text in axes.texts:
-        box = text.get_window_extent()
-        if (
-            text.get_position()[0] < across / 2
-            and text.get_weight() != "bold"
-            and text.get_style() != "italic"
-        ):
-            assert box.x1 < middle, text.get_text()
-        assert box.x0 >= 0
-        assert box.x1 <= figure.bbox.width
-        assert box.y0 >= 0
-        assert box.y1 <= figure.bbox.height
-    assert len(axes.texts) < 200
-    assert not any(text.get_parse_math() for text in axes.texts)
-
-
 def test_the_same_texts_are_the_same_files(run: Path, tmp_path: Path) -> None:
     add_texts(run)
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         drawn = figures.draw(*read(run))
-        figures.save(
-            {name: drawn[name] for name in ("toy-texts", "toy-divergence")}, tmp_path / folder
-        )
+        figures.save({"toy-divergence": drawn["toy-divergence"]}, tmp_path / folder)
     for path in sorted((tmp_path / "one").iterdir()):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "expected"),
+    ("value", "expected"),
     [
-        ("perplexity", 3.14159, "3.14"),
-        ("perplexity", 20.0, "20.0"),
-        ("perplexity", 412.3, "412"),
-        ("perplexity", 99.96, "100"),
-        ("perplexity", 1e30, "1e+30"),
-        ("sentences", 0.93456, "0.935"),
-        ("sentences", 1.0, "1.000"),
-        ("until", 41.04, "41.0"),
-        ("until", 9.9999, "10.0"),
-        ("until", -12.0, "-12.0"),
-        ("until", None, "–"),
+        (3.14159, "3.142"),
+        (20.0, "20.0"),
+        (412.3, "412"),
+        (99.96, "100"),
+        (1e30, "1e+30"),
+        (0.93456, "0.935"),
+        (1.0, "1.000"),
+        (9.9999, "10.0"),
+        (-12.0, "-12.0"),
+        (None, "–"),
     ],
 )
-def test_numbers_have_the_digits_that_can_be_read(
-    name: str, value: float | None, expected: str
-) -> None:
-    assert table._measure(name, value) == expected
+def test_numbers_have_the_digits_that_can_be_read(value: float | None, expected: str) -> None:
+    assert table._metric(value) == expected
 
 
 def test_text_is_of_one_line() -> None:
-    assert table.readable("a\nb\t\u2028c\x00\ud800\u202e é–") == "a↵b  c��� é–"
+    assert sheets.readable("a\nb\t\u2028c\x00\ud800\u202e é–") == "a↵b  c��� é–"
