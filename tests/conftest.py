@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forked
 import pytest
 import torch
+
+from stab.engines import local
 
 # Sizes at which a whole comparison takes seconds.
 TINY = (
@@ -29,6 +31,18 @@ def minari_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ["MINARI_DATASETS_PATH"] = str(root)
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks(minari_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Socket of the process from which commands and workers are forked."""
+    path, process = forked.start(tmp_path_factory.mktemp("forks"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "subprocess", forked.Popen(path))
+        patch.setitem(os.environ, "STAB_FORKS", path)
+        yield path
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,18 +69,12 @@ def run_stab(
     one = arguments[:1] == ("compare",) and not {"--workers", "--engine", "--dry-run"} & {
         *arguments
     }
-    return subprocess.run(
-        [
-            str(Path(sys.executable).parent / "stab"),
-            *map(str, arguments),
-            *(("--workers", "1") if one else ()),
-        ],
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "80", **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
+    return forked.run(
+        os.environ["STAB_FORKS"],
+        [*map(str, arguments), *(("--workers", "1") if one else ())],
+        {**os.environ, "COLUMNS": "80", **(env or {})},
+        str(cwd or Path.cwd()),
+        timeout,
     )
 
 
