@@ -1,8 +1,8 @@
-"""stab: which training stabilizer keeps a network in a feedback loop steady from one checkpoint to the next?
+"""stab: which training stabilizer keeps a network in a feedback loop steady?
 
-Public names: :func:`compare`, :class:`Recipe`, :func:`attach`, :class:`StabError`, ``stab.stabilizers.Average``,
-``stab.stabilizers.Intervention``, ``stab.tasks.Task``, ``stab.checks.yield_checks``. Importing ``stab`` imports neither
-torch nor MuJoCo.
+Public names: :func:`compare`, :class:`Recipe`, :func:`attach`, :class:`StabError`,
+``stab.stabilizers.Average``, ``stab.stabilizers.Intervention``, ``stab.tasks.Task``,
+``stab.checks.yield_checks``. Importing ``stab`` imports neither torch nor MuJoCo.
 """
 
 from importlib import import_module

@@ -9,19 +9,63 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from stab.registry import StabError, suggest
 
 
-def hyper(default: Any, doc: str, valid: Callable[[Any], bool], expected: str) -> Any:
-    """Declare a hyper-parameter: its default, one line of documentation, its range as a predicate and in words."""
-    return field(default=default, metadata={"doc": doc, "valid": valid, "expected": expected})
+@dataclass(frozen=True)
+class Range:
+    """The values that an argument may have: a predicate, and the same in words."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+    def __call__(self, value: Any) -> bool:
+        return self.holds(value)
+
+
+def integer(low: int) -> Range:
+    """The integers from ``low`` on."""
+    return Range(lambda v: isinstance(v, int) and v >= low, f"an integer >= {low}")
+
+
+def number(interval: str) -> Range:
+    """The finite numbers in an interval, such as ``"[0, 1)"`` or ``"(0, inf)"``."""
+    low, high = map(float, interval[1:-1].split(","))
+
+    def holds(v: Any) -> bool:
+        above = v >= low if interval[0] == "[" else v > low
+        return is_number(v) and above and (v <= high if interval[-1] == "]" else v < high)
+
+    if high < math.inf:
+        return Range(holds, f"a number in {interval}")
+    return Range(holds, f"a number {'>=' if interval[0] == '[' else '>'} {low:g}")
+
+
+def choice(*names: str) -> Range:
+    """One of these names."""
+    return Range(lambda v: v in names, f"{', '.join(names[:-1])} or {names[-1]}")
+
+
+def hyper(default: Any, doc: str, valid: Callable[[Any], bool], expected: str = "") -> Any:
+    """Declare a hyper-parameter.
+
+    Args:
+        default: its default.
+        doc: one line of documentation.
+        valid: its range: ``integer(1)``, ``number("[0, 1)")``, ``choice(...)`` or any predicate.
+        expected: the range in words; a ``Range`` brings its own.
+    """
+    words = expected or getattr(valid, "words", "")
+    return field(default=default, metadata={"doc": doc, "valid": valid, "expected": words})
 
 
 @dataclass(frozen=True)
 class Declared:
-    """Hyper-parameters checked against the ranges they declare. Raises StabError on construction when one is outside."""
+    """Arguments that are checked against their ranges; StabError on construction."""
+
+    prefix: ClassVar[str] = ""  # of names in messages
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -33,11 +77,12 @@ class Declared:
             except (TypeError, OverflowError):
                 ok = False
             if not ok:
-                raise StabError(f"{f.name}={value!r} is out of range: expected {meta['expected']}")
+                name = f"{self.prefix}{f.name}"
+                raise StabError(f"{name}={value!r} is out of range: expected {meta['expected']}")
 
 
 def parse_arguments(text: str, cls: type, what: str) -> dict[str, Any]:
-    """Parse ``key=value,key=value`` against the fields of a dataclass; used for stabilizers and for policies.
+    """Parse ``key=value,key=value`` against the fields of a dataclass.
 
     Raises StabError naming the valid keys and their ranges.
     """
@@ -68,6 +113,6 @@ def _value(text: str, kind: Any, what: str, expected: str) -> Any:
     raise StabError(f"{what} is not valid: expected {expected}")
 
 
-def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
-    """A finite number in [low, high]."""
-    return isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
+def is_number(value: object) -> bool:
+    """A finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -28,7 +28,7 @@ class CannotWrite(StabError):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``, for the block to write; renamed at its end, removed when it raises.
+    """Yield a temporary name beside ``path``: renamed at the end, removed if the block raises.
 
     Raises StabError when the disk does not take it.
     """
@@ -48,13 +48,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it. Raises StabError when the disk does not take it."""
+    """Write a file under a temporary name and rename it. Raises StabError if that fails."""
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
 def write_json(path: Path, data: Any, indent: int | None = None) -> None:
-    """Write JSON (no NaN: null stands for a figure that does not exist) under a temporary name and rename it."""
+    """Write JSON (null for NaN) under a temporary name and rename it."""
     write_text(path, json.dumps(data, indent=indent, allow_nan=False) + "\n")
 
 
@@ -72,9 +72,10 @@ def _refuse(constant: str) -> None:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``folder``, for the block to fill; it takes the place of ``folder`` at its end.
+    """Yield a temporary folder beside ``folder``; at the end it takes the place of ``folder``.
 
-    Nothing stale stays, nothing half-written shows. Raises StabError when the disk does not take it.
+    Nothing stale stays, nothing half-written shows. Raises StabError when the disk does not take
+    it.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def fits(value: Any, form: Any) -> bool:
-    """Whether data have a form: a type, (form, form) for either, [form] for a list, {key: form} or {str: form} for a dict.
+    """Whether data have a form: a type, (form, form), [form], {key: form} or {str: form}.
 
     Numbers must be finite, and no larger than the integers that a float can tell apart.
     """
@@ -124,9 +125,9 @@ def read_as(path: Path, form: Any, what: str) -> Any:
 def save_tree(path: Path, tree: Any) -> None:
     """Write a tree under a temporary name and rename it.
 
-    A tree is a tensor, an array, a number, a string, a boolean, None, or a dict (keys: strings and integers), list or tuple
-    of trees. Floats keep every bit, tensors their strides. Raises TypeError for anything else, StabError when the disk does
-    not take it.
+    A tree is a tensor, an array, a number, a string, a boolean, None, or a dict (keys: strings and
+    integers), list or tuple of trees. Floats keep every bit, tensors their strides. Raises
+    TypeError for anything else, StabError when the disk does not take it.
     """
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(_take_apart(tree, tensors))
@@ -134,7 +135,7 @@ def save_tree(path: Path, tree: Any) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Write safetensors under a temporary name and rename it. Raises StabError when the disk does not take it."""
+    """Write safetensors under a temporary name and rename it. Raises StabError if that fails."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -148,13 +149,14 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) 
 
 
 def load_tree(path: Path) -> Any:
-    """Read what ``save_tree`` wrote. Raises StabError when the file is missing, damaged, or something else."""
+    """Read what ``save_tree`` wrote. Raises StabError if the file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             structure = json.loads(file.metadata()["tree"])
-            return _put_together(structure, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return _put_together(structure, tensors)
     except (
         OSError,
         SafetensorError,
@@ -178,7 +180,8 @@ def _take_apart(value: Any, tensors: dict[str, Tensor]) -> Any:
         if isinstance(value, np.ndarray):
             tensors[name] = torch.from_numpy(np.array(value, order="C"))
             return {"array": name}
-        # Where elements lie in memory is kept, too: fused optimizers walk through a parameter and its state side by side.
+        # The layout in memory is kept, too: fused optimizers walk through a parameter and its state
+        # side by side.
         order = sorted(range(value.dim()), key=value.stride, reverse=True)
         tensors[name] = (
             value.detach().cpu().permute(order).clone(memory_format=torch.contiguous_format)
@@ -208,12 +211,12 @@ def _put_together(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be measured again: ``$XDG_CACHE_HOME/stab``, by default ``~/.cache/stab``."""
+    """Folder of what can be measured again: ``$XDG_CACHE_HOME/stab``, or ``~/.cache/stab``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stab"
 
 
 def write_cache(path: Path, text: str) -> None:
-    """Write a file of the cache. If the disk does not take it, nothing happens: a lost cache costs time, never a result."""
+    """Write a file of the cache; if that fails nothing happens, as it can be measured again."""
     with contextlib.suppress(StabError):
         write_text(path, text)
 

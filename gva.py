@@ -1,8 +1,8 @@
 """The GVA score, protocol 1: arrays in, numbers out.
 
-Throughout, ``J`` is an array of normalised returns (checkpoints, starts) of one training seed's window, checkpoints in
-the order of training; J = (return - random) / (expert - random), D4RL's normalisation (arXiv 2004.07219, section 4) on a
-0-1 scale.
+Throughout, ``J`` is an array of normalised returns (checkpoints, starts) of one training seed's
+window, checkpoints in the order of training; J = (return - random) / (expert - random), D4RL's
+normalisation (arXiv 2004.07219, section 4) on a 0-1 scale.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ NOT_LEARNED = 0.2
 
 
 def window(updates: int, every: int) -> list[int]:
-    """Return the scored checkpoints: every ``every`` updates back from the last, within the second half of training."""
+    """Return the scored checkpoints, every ``every`` updates back from the last to the half."""
     return [t for t in range(updates, 0, -every) if 2 * t >= updates][::-1]
 
 
 def curve_only(updates: int, every: int) -> list[int]:
-    """Return the few earlier checkpoints that are rolled out for the curve but not scored: at about 10 and 30 %."""
+    """Return the few checkpoints before the window, for the curve: at about 10 and 30 %."""
     grid = np.arange(updates % every or every, updates, every)
     grid = grid[2 * grid < updates]
     if not len(grid):
@@ -44,18 +44,19 @@ def horizon_grid(horizon: int) -> list[int]:
 def gva(J: ArrayLike) -> float:
     """Return sqrt(mean over starts of the sample variance over checkpoints), divisor M - 1.
 
-    Pick two checkpoints of the window and one start: the standard deviation of the return between them. ``J`` is
-    (checkpoints, starts); with (checkpoints, starts, horizons) use ``gva_by_horizon``. Raises ValueError below two
-    checkpoints.
+    Pick two checkpoints of the window and one start: the standard deviation of the return between
+    them. ``J`` is (checkpoints, starts); with (checkpoints, starts, horizons) use
+    ``gva_by_horizon``. Raises ValueError below two checkpoints.
     """
     return float(np.sqrt(_window(J).var(axis=0, ddof=1).mean()))
 
 
 def gva_by_lag(J: ArrayLike, lags: Sequence[int] = LAGS) -> dict[int, float]:
-    """Return sqrt(half the mean squared difference of checkpoints ``lag`` apart), for each lag below their number.
+    """Return sqrt(half the mean squared difference of checkpoints ``lag`` apart), by lag.
 
-    Equals ``gva`` in expectation where checkpoints are exchangeable; is smaller at small lags where the read-out has a
-    long memory. Lag 1 is the Allan deviation of the checkpoint returns (Allan, Proc. IEEE 54, 1966).
+    Equals ``gva`` in expectation where checkpoints are exchangeable; is smaller at small lags where
+    the read-out has a long memory. Lag 1 is the Allan deviation of the checkpoint returns (Allan,
+    Proc. IEEE 54, 1966).
     """
     J = _window(J)
     return {
@@ -71,15 +72,15 @@ def gva_adjacent(J: ArrayLike) -> float:
 
 
 def gva_mean(J: ArrayLike) -> float:
-    """Return the standard deviation over checkpoints (divisor M - 1) of the mean over starts: what the paper plots."""
+    """Return the deviation over checkpoints (divisor M - 1) of the mean over starts."""
     return float(_window(J).mean(axis=1).std(ddof=1))
 
 
 def checkpoint_variance(J: ArrayLike) -> float:
-    """Return gva_mean^2 minus (start-specific part) / N: what all starts share. An unbiased estimate: may be negative.
+    """Return gva_mean^2 minus (start-specific part) / N: what all starts share; unbiased.
 
-    The two-way decomposition J[m, n] = start n + checkpoint m + rest: the rest's variance is the residual mean square
-    with (M - 1)(N - 1) degrees of freedom. NaN with one start.
+    The two-way decomposition J[m, n] = start n + checkpoint m + rest: the rest's variance is the
+    residual mean square with (M - 1)(N - 1) degrees of freedom. NaN with one start.
     """
     J = _window(J)
     M, N = J.shape
@@ -91,7 +92,7 @@ def checkpoint_variance(J: ArrayLike) -> float:
 
 
 def gva_by_horizon(J: ArrayLike) -> list[float]:
-    """Return gva at each horizon of J (checkpoints, starts, horizons), normalised at each; NaN where J is not finite."""
+    """Return gva at each horizon of J (checkpoints, starts, horizons); NaN if J is not finite."""
     J = np.asarray(J, dtype=np.float64)
     return [
         gva(J[:, :, h]) if np.isfinite(J[:, :, h]).all() else math.nan for h in range(J.shape[2])
@@ -99,13 +100,13 @@ def gva_by_horizon(J: ArrayLike) -> list[float]:
 
 
 def gva_late(J: ArrayLike, updates: Sequence[int], total: int) -> float:
-    """Return gva of the checkpoints in the last quarter of training; NaN where fewer than two lie there."""
+    """Return gva of the last quarter of training; NaN if fewer than two checkpoints lie there."""
     late = np.asarray(J)[4 * np.asarray(updates) >= 3 * total]
     return gva(late) if len(late) > 1 else math.nan
 
 
 def jumps(J: ArrayLike) -> np.ndarray:
-    """Return (checkpoints - 1,): root mean square over starts of the change from the checkpoint before."""
+    """Return (checkpoints - 1,): root mean square over starts of the change between checkpoints."""
     J = np.asarray(J, dtype=np.float64)
     return np.asarray(np.sqrt(np.square(np.diff(J, axis=0)).mean(axis=1)))
 
@@ -113,9 +114,9 @@ def jumps(J: ArrayLike) -> np.ndarray:
 def amplification(J: ArrayLike, val_loss: ArrayLike) -> float:
     """Return (gva_mean / mean return) / (std of val_loss / mean val_loss) over the window.
 
-    How many times larger the relative swing of the reward is than the relative swing of the loss. NaN where the mean
-    return or the loss's swing is 0, and where the mean loss is not positive (a log-likelihood can be), for then there is no
-    relative swing.
+    How many times larger the relative swing of the reward is than the relative swing of the loss.
+    NaN where the mean return or the loss's swing is 0, and where the mean loss is not positive (a
+    log-likelihood can be), for then there is no relative swing.
     """
     losses = np.asarray(val_loss, dtype=np.float64)
     mean, swing = float(_window(J).mean()), float(losses.std(ddof=1))
@@ -125,7 +126,7 @@ def amplification(J: ArrayLike, val_loss: ArrayLike) -> float:
 
 
 def correlation(J: ArrayLike, val_loss: ArrayLike) -> float:
-    """Return Pearson's correlation over checkpoints of val_loss and mean return; NaN where either is constant."""
+    """Return Pearson's correlation over checkpoints of val_loss and mean return, or NaN."""
     returns, losses = _window(J).mean(axis=1), np.asarray(val_loss, dtype=np.float64)
     if len(returns) < 3 or np.ptp(returns) == 0 or np.ptp(losses) == 0:
         return math.nan
@@ -133,9 +134,10 @@ def correlation(J: ArrayLike, val_loss: ArrayLike) -> float:
 
 
 def noise_floor(J: ArrayLike) -> float:
-    """Return ``|gva of the even starts - gva of the odd starts|``: the A/A control of one seed; NaN with one start.
+    """Return ``|gva of the even starts - gva of the odd starts|``; NaN with one start.
 
-    Both halves score the same policies, so the difference is what the choice of starts alone does to the score.
+    Both halves score the same policies, so the difference is what the choice of starts alone does
+    to the score.
     """
     J = _window(J)
     return abs(gva(J[:, ::2]) - gva(J[:, 1::2])) if J.shape[1] > 1 else math.nan
@@ -143,7 +145,7 @@ def noise_floor(J: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds with its Student-t 95 % interval; ``low`` and ``high`` are NaN below 3 seeds."""
+    """A mean over seeds with its Student-t 95 % interval, which is NaN below 3 seeds."""
 
     mean: float
     low: float
@@ -165,10 +167,11 @@ def interval(values: ArrayLike) -> Interval:
 
 
 def status(difference: Interval, is_static: bool) -> str:
-    """Return the standing of an entry from its mean paired return difference to ``none`` over seeds.
+    """Return the status of an entry from its mean paired return difference to ``none``.
 
-    ``static`` when the read-out does not change in the window; ``unsound`` when the mean difference is below -0.05;
-    ``undecided`` when its interval straddles -0.05; else ``sound``. Below 3 seeds there is no interval and the mean decides.
+    ``static`` when the read-out does not change in the window; ``unsound`` when the mean difference
+    is below -0.05; ``undecided`` when its interval straddles -0.05; else ``sound``. Below 3 seeds
+    there is no interval and the mean decides.
     """
     if is_static:
         return "static"

@@ -1,7 +1,7 @@
 """Named, pluggable objects: stabilizers and tasks, built in or found through entry points.
 
-One :class:`Registry` per family. Listing imports no plug-in; a plug-in is loaded when its name is used, and a broken one
-is reported with its reason and stops nobody else.
+One :class:`Registry` per family. Listing imports no plug-in; a plug-in is loaded when its name is
+used, and a broken one is reported with its reason and stops nobody else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class StabError(ValueError):
-    """What the user asked for cannot be done. The message is one clear line; the command line exits with code 2."""
+    """What the user asked for cannot be done: one clear line; the command line exits with 2."""
 
 
 def reason(error: BaseException) -> str:
@@ -31,7 +31,7 @@ def reason(error: BaseException) -> str:
 
 
 class Incompatible(Exception):
-    """Raised by a stabilizer that cannot serve a recipe or task: the pair is reported as skipped, with this reason."""
+    """Raised by a stabilizer that cannot serve a recipe or task: the pair is skipped."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -52,9 +52,9 @@ class Listing:
 class Registry(Generic[T]):
     """The objects of one family by name.
 
-    Built-ins register with the decorator; other distributions with an entry point of ``group`` whose value is
-    ``module:Object``. A name registered twice is an error naming both origins, never an override: overriding would
-    silently swap the method being measured.
+    Built-ins register with the decorator; other distributions with an entry point of ``group``
+    whose value is ``module:Object``. A name registered twice is an error naming both origins, never
+    an override: overriding would silently swap the method being measured.
 
     Args:
         noun: what an object is called in messages ("stabilizer").
@@ -70,17 +70,19 @@ class Registry(Generic[T]):
         self._failures: dict[str, str] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Class or function decorator. Raises StabError if the name is malformed or taken, with both origins."""
+        """Class or function decorator. Raises StabError if the name is malformed or taken."""
 
         def add(obj: T) -> T:
             origin = _origin(obj)
             if not NAME.fullmatch(name):
                 raise StabError(
-                    f"{name!r} is no {self.noun} name: expected lower-case letters, digits and _ ({origin})"
+                    f"{name!r} is not a {self.noun} name: expected lower-case letters, digits and _"
+                    f" ({origin})"
                 )
             if name in self._registered:
                 raise StabError(
-                    f"{self.noun} {name!r} is registered twice: {self._registered[name][1]} and {origin}"
+                    f"{self.noun} {name!r} is registered twice: {self._registered[name][1]} and"
+                    f" {origin}"
                 )
             self._registered[name] = (obj, origin)
             return obj
@@ -88,11 +90,11 @@ class Registry(Generic[T]):
         return add
 
     def names(self) -> list[str]:
-        """Every known name, built-ins first in the order of registration, then plug-ins alphabetically."""
+        """Every known name: built-ins in the order of registration, then plug-ins by name."""
         return [*self._registered, *sorted(set(self._entry_points()) - set(self._registered))]
 
     def listing(self, load: bool = False) -> list[Listing]:
-        """One record a name. Plug-ins are imported only with ``load=True`` (which finds the broken ones)."""
+        """One record per name. Plug-ins are imported only with ``load=True``."""
         rows = []
         for name in self.names():
             if load:
@@ -108,17 +110,20 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Return the object registered as ``name``, importing its plug-in if need be.
 
-        Raises StabError if the name is unknown (with a suggestion), registered twice, or its plug-in is broken.
+        Raises StabError if the name is unknown (with a suggestion), registered twice, or its
+        plug-in is broken.
         """
         origins = self._origins(name)
         if not origins:
             broken = "".join(f" ({n} is broken: {why})" for n, why in self._failures.items())
             raise StabError(
-                f"Unknown {self.noun} {name!r}.{suggest(name, self.names())} Known: {', '.join(self.names())}.{broken}"
+                f"Unknown {self.noun} {name!r}.{suggest(name, self.names())} Known:"
+                f" {', '.join(self.names())}.{broken}"
             )
         if len(origins) > 1:
             raise StabError(
-                f"{self.noun} {name!r} is registered twice: {' and '.join(origins)}; uninstall one of them"
+                f"{self.noun} {name!r} is registered twice: {' and '.join(origins)}; uninstall one"
+                " of them"
             )
         if name in self._registered:
             return self._registered[name][0]
@@ -149,7 +154,7 @@ class Registry(Generic[T]):
             self._plugins = {}
             for point in importlib.metadata.entry_points(group=self.group):
                 found = self._plugins.setdefault(point.name, [])
-                # The same distribution can be seen twice on sys.path (an editable install and its source folder).
+                # sys.path can hold a distribution twice (an editable install and its source).
                 if all(_plugin_origin(point) != _plugin_origin(other) for other in found):
                     found.append(point)
         return self._plugins

@@ -1,7 +1,9 @@
-"""Conformance kit: small named checks that every stabilizer and every task must pass, plug-ins included.
+"""Conformance kit: small named checks that every stabilizer and task must pass, plug-ins too.
 
-``yield_checks`` gives them, ``stab check NAME...`` and ``parametrize_with_checks`` (pytest) run them. Nothing here needs
-data or a network: averages see synthetic iterates, interventions train a toy task, tasks are rolled out for a few steps.
+``yield_checks`` gives them, ``stab check NAME...`` and ``parametrize_with_checks`` (pytest) run
+them. Nothing here needs
+data or a network: averages see synthetic iterates, interventions train a toy task, tasks are rolled
+out for a few steps.
 """
 
 from __future__ import annotations
@@ -30,12 +32,13 @@ __all__ = ["Check", "CheckFailed", "Toy", "parametrize_with_checks", "yield_chec
 
 
 def yield_checks(obj: object) -> Iterator[Check]:
-    """Yield the checks of a stabilizer or task, in order. Running one does not depend on the others.
+    """Yield the checks of a stabilizer or task, in order. None depends on another.
 
     Args:
-        obj: a registered name (``ema``, ``hopper``), a stabilizer string (``lr_decay+ema:half_life=500``), a
-            Minari dataset id, ``module:Object``, or such an object itself: an Average, Intervention or Task, its class,
-            or a factory of tasks. Classes are made without arguments (tasks and factories with ``name``).
+        obj: a registered name (``ema``, ``hopper``), a stabilizer string
+            (``lr_decay+ema:half_life=500``), a Minari dataset id, ``module:Object``, or such an
+            object itself: an Average, Intervention or Task, its class, or a factory of tasks.
+            Classes are made without arguments (tasks and factories with ``name``).
 
     Raises StabError when there is no such object or it cannot be made.
 
@@ -66,11 +69,12 @@ def yield_checks(obj: object) -> Iterator[Check]:
 def parametrize_with_checks(
     objects: Iterable[object], expected_failures: Mapping[str, str] | None = None
 ) -> pytest.MarkDecorator:
-    """Decorate a pytest function of one argument ``check``: one test for every (object, check), ``ema-read_never_aliases``.
+    """Decorate a pytest function of one argument ``check``: one test per (object, check).
 
     Args:
         objects: each as for ``yield_checks``.
-        expected_failures: check name, or test id, -> the reason why it fails. Strict: one that passes is an error.
+        expected_failures: check name, or test id, -> the reason why it fails. Strict: one that
+        passes is an error.
 
     Raises StabError when a reason is empty or its check does not exist.
 
@@ -97,7 +101,7 @@ def parametrize_with_checks(
 
 
 def _resolve(obj: object) -> tuple[str, Stabilizer | Task]:
-    """Return the object's name for messages, and the object. Raises StabError when it cannot be had."""
+    """Return the object's name for messages, and the object. Raises StabError if it is unknown."""
     if isinstance(obj, str):
         return _named(obj)
     if isinstance(obj, Average | Intervention):
@@ -129,7 +133,8 @@ def _named(text: str) -> tuple[str, Stabilizer | Task]:
     known = [*stabilizers.names(), *tasks.names()]
     if re.fullmatch(r"\w+", text) and text not in known:
         raise StabError(
-            f"Unknown stabilizer or task {text!r}.{suggest(text, known)} Known: {', '.join(known)}; or module:Object"
+            f"Unknown stabilizer or task {text!r}.{suggest(text, known)} Known: {', '.join(known)};"
+            " or module:Object"
         )
     return text, parse(text)
 
@@ -153,7 +158,8 @@ def _make(obj: object, label: str) -> Stabilizer | Task:
             _ = made.demonstrations_id
         except StabError as e:
             raise StabError(
-                f"task {label!r} has no dataset of its own: name the dataset instead, see: stab data list"
+                f"task {label!r} has no dataset of its own: name the dataset instead, see:"
+                " stab data list"
             ) from e
         return made
     raise StabError(

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from stab.stabilizers.base import Params
 
 
-# Updates of a synthetic run: an average of every 100th iterate averages two or three. Longer if settings need it.
+# Updates of a synthetic run: an average of every 100th iterate averages two or three. It is longer
+# if settings need it.
 TOTALS = (300, 600, 3_000, 30_000)
 F64 = torch.float64
 # Of sums in another order or of moved iterates; a wrong rule is off by much more.
@@ -51,7 +52,7 @@ def _total(average: Average) -> int:
 def _iterates(
     total: int, seed: int = 0, shape: Sequence[int] = (3,), dtype: torch.dtype = F64
 ) -> Tensor:
-    """Iterates 0..total (iterate 0: the initial parameters), independent normal ones, one exactly zero."""
+    """Iterates 0..total (0: the initial parameters), independent and normal, one exactly zero."""
     drawn = torch.from_numpy(np.random.default_rng(seed).standard_normal((total + 1, *shape))).to(
         dtype
     )
@@ -65,7 +66,7 @@ def _params(value: Tensor) -> Params:
 
 
 def _states(average: Average, iterates: Tensor) -> Iterator[tuple[int, Any]]:
-    """Feed iterates (total + 1, ...) as the training loop does; yield (step, state) for step 0..total."""
+    """Feed iterates (total + 1, ...) as the training loop does; yield (step, state)."""
     total = len(iterates) - 1
     state = average.init(_params(iterates[0]), total)
     yield 0, state
@@ -80,7 +81,7 @@ def _apart(a: Params, b: Params) -> float:
 
 
 def reads_from_the_start(average: Average) -> None:
-    """A read-out has the parameters' names, shapes and dtypes at any time, at update 0 their values too."""
+    """A read-out has the parameters' names, shapes, dtypes; at update 0 their values, too."""
     iterates = _iterates(_total(average), dtype=torch.float32)
     for step, state in _states(average, iterates):
         found, params = average.read(state), _params(iterates[step])
@@ -123,7 +124,7 @@ def update_leaves_parameters(average: Average) -> None:
 
 
 def read_never_aliases(average: Average) -> None:
-    """Read-outs are new tensors: they share memory with neither the parameters nor the average nor one another."""
+    """Read-outs are new tensors: they share no memory with parameters, average or each other."""
     iterates = _iterates(_total(average), dtype=torch.float32)
     params = _params(iterates[0])
     state = average.init(params, len(iterates) - 1)
@@ -137,18 +138,20 @@ def read_never_aliases(average: Average) -> None:
             value.fill_(torch.nan)
         require(
             same(average.read(state), kept),
-            f"update {step}: the average changes with the live parameters: it keeps them instead of a copy; clone them",
+            f"update {step}: the average changes with the live parameters: it keeps them instead of"
+            " a copy; clone them",
         )
         for value in average.read(state).values():
             value.fill_(torch.nan)
         require(
             same(average.read(state), kept),
-            f"update {step}: writing into a read-out changes the average: read returns its own tensors; clone them",
+            f"update {step}: writing into a read-out changes the average: read returns its own"
+            " tensors; clone them",
         )
 
 
 def constant_iterates_give_that_constant(average: Average) -> None:
-    """Iterates that never change are their own average, exact zeros included (to an ulp an update, zeros exactly)."""
+    """Iterates that never change are their own average (to an ulp per update, zeros exactly)."""
     constant, total = torch.tensor([0.1, -1 / 3, 0.0], dtype=F64), _total(average)
     expected = _params(constant)
     for step, state in _states(average, constant.expand(total + 1, 3)):
@@ -157,13 +160,14 @@ def constant_iterates_give_that_constant(average: Average) -> None:
             slack = max(step, 1) * torch.finfo(F64).eps * expected[name].abs()
             require(
                 bool(((value - expected[name]).abs() <= slack).all()),
-                f"update {step}: iterates are always {expected[name].tolist()}, the average is {value.tolist()}:"
+                f"update {step}: iterates are always {expected[name].tolist()}, the average is"
+                f" {value.tolist()}:"
                 " its weights do not add up to 1 (started from zero without correction?)",
             )
 
 
 def stays_in_the_hull(average: Average) -> None:
-    """Where ``convex`` is declared, each element lies between the least and the greatest it has had (to an ulp)."""
+    """If ``convex`` is declared, elements lie between their least and greatest (to an ulp)."""
     total = _total(average)
     ramp = torch.linspace(1, 2, total + 1, dtype=F64)[:, None].expand(-1, 3) * torch.tensor(
         [1, -1, 3]
@@ -181,14 +185,16 @@ def stays_in_the_hull(average: Average) -> None:
                 inside = (value >= low[name] - slack) & (value <= high[name] + slack)
                 require(
                     bool(inside.all()),
-                    f"update {step}: {value.tolist()} lies outside the iterates so far, {low[name].tolist()} to"
-                    f" {high[name].tolist()} ({kind} iterates): a weight is negative, or they do not add up to 1, so"
+                    f"update {step}: {value.tolist()} lies outside the iterates so far,"
+                    f" {low[name].tolist()} to"
+                    f" {high[name].tolist()} ({kind} iterates): a weight is negative, or they do"
+                    " not add up to 1, so"
                     " convex=True is wrong",
                 )
 
 
 def commutes_with_affine_maps(average: Average) -> None:
-    """Where ``convex`` is declared, the average of 3 - 2 theta is 3 - 2 times that of theta (to 1e-10)."""
+    """If ``convex`` is declared, the average of 3 - 2 theta is 3 - 2 that of theta (to 1e-10)."""
     iterates = _iterates(_total(average), seed=1)
     for (step, state), (_, moved) in zip(
         _states(average, iterates), _states(average, 3 - 2 * iterates), strict=True
@@ -201,7 +207,8 @@ def commutes_with_affine_maps(average: Average) -> None:
         apart = _apart(average.read(moved), expected)
         require(
             apart <= TOLERANCE,
-            f"update {step}: the average of 3 - 2 theta differs by {apart:.2g} from 3 - 2 average(theta): its weights"
+            f"update {step}: the average of 3 - 2 theta differs by {apart:.2g} from"
+            " 3 - 2 average(theta): its weights"
             " depend on the iterates' values, so convex=True is wrong",
         )
 
@@ -217,7 +224,8 @@ def leading_axis_is_separate_runs(average: Average) -> None:
             apart = _apart({name: value[i] for name, value in found.items()}, average.read(one))
             require(
                 apart <= TOLERANCE,
-                f"update {step}: run {i} of 3 stacked along a leading axis differs by {apart:.2g} from the same run alone:"
+                f"update {step}: run {i} of 3 stacked along a leading axis differs by {apart:.2g}"
+                " from the same run alone:"
                 " runs are mixed (a norm or mean over the whole tensor?)",
             )
 
@@ -232,7 +240,7 @@ def leaves_the_random_state(average: Average) -> None:
 
 
 def state_resumes_bit_for_bit(average: Average) -> None:
-    """Saved in the middle of training, loaded into a fresh state, the average goes on bit for bit."""
+    """Saved in the middle of training and loaded again, the average continues bit for bit."""
     iterates = _iterates(_total(average), dtype=torch.float32)
     total = len(iterates) - 1
     saved, reads, final = {}, {}, {}
@@ -276,14 +284,15 @@ def one_object_serves_many_runs(average: Average) -> None:
         for (_, state), value in zip(states, expected, strict=True):
             require(
                 same(average.read(state), value),
-                f"update {step}: two runs with one object disturb each other: something is kept on the average or its"
+                f"update {step}: two runs with one object disturb each other: something is kept on"
+                " the average or its"
                 " class; keep it in the state that init returns",
             )
     require(average == before, f"after a run the average is {average!r}, was {before!r}")
 
 
 def counts_optimizer_steps(average: Average) -> None:
-    """In a run of 3 micro-batches a step, the average is that of the iterates after each optimizer step."""
+    """With 3 micro-batches per step, the average is of the iterates after each optimizer step."""
     total = _total(average)
     recipe = replace(TOY, updates=total, accumulation=3)
     points = thirds(total)
@@ -301,7 +310,8 @@ def counts_optimizer_steps(average: Average) -> None:
         if step in in_run:
             require(
                 same(average.read(state), {name: in_run[step][name] for name in seen}),
-                f"update {step} of a run with 3 micro-batches a step: the average is not that of the iterates after each"
+                f"update {step} of a run with 3 micro-batches per step: the average is not that of"
+                " the iterates after each"
                 " optimizer step: it counts something else (micro-batches?); use the argument step",
             )
 
@@ -317,14 +327,15 @@ def leaves_the_raw_trajectory(average: Average) -> None:
     ):
         require(
             same(plain, point.raw),
-            f"update {point.update}: the run's raw iterate is another with the average attached: update or read changed"
+            f"update {point.update}: the run's raw iterate is another with the average attached:"
+            " update or read changed"
             " the live parameters, or the order of training",
         )
 
 
 @dataclass(frozen=True)
 class Iterates(Average):
-    """Every iterate: reads (update + 1, ...), from the initial parameters on. Shows a check what an average saw."""
+    """Every iterate: reads (update + 1, ...), from the initial parameters on."""
 
     averages_buffers: ClassVar[bool] = True
 

@@ -27,20 +27,21 @@ if TYPE_CHECKING:
 
 
 def neutral_is_the_identity(stabilizer: Stabilizer) -> None:
-    """With the arguments that ``neutral`` names (and with those alone), ``apply`` gives an equal recipe."""
+    """With the arguments that ``neutral`` names, and only them, ``apply`` gives an equal recipe."""
     for method in stabilizer.interventions:
         cls = type(method)
         for base in copy.deepcopy(BASES):  # an impure apply must not spoil the next check
             found = cls(**cls.neutral).apply(base)
             require(
                 found == base,
-                f"{cls.__name__} declares {cls.neutral} neutral, but apply changes {_changed(base, found)}:"
+                f"{cls.__name__} declares {cls.neutral} neutral, but apply changes"
+                f" {_changed(base, found)}:"
                 " declare other arguments, or return the recipe as it is",
             )
 
 
 def apply_is_pure(stabilizer: Stabilizer) -> None:
-    """``apply`` gives a recipe, the same each time, that survives JSON; it changes neither its argument nor itself."""
+    """``apply`` gives the same recipe each time, which survives JSON, and changes nothing else."""
     for base in copy.deepcopy(BASES):  # an impure apply must not spoil the next check
         before, itself, generators = (
             copy.deepcopy(base),
@@ -71,7 +72,8 @@ def apply_is_pure(stabilizer: Stabilizer) -> None:
             again = Recipe.from_dict(json.loads(json.dumps(first.to_dict())))
         except TypeError as e:
             raise CheckFailed(
-                f"the recipe holds what JSON cannot ({e}): code by name (module:Object), data by value"
+                f"the recipe holds what JSON cannot ({e}): code by name (module:Object), data by"
+                " value"
             ) from e
         require(
             again.key == first.key,
@@ -79,7 +81,8 @@ def apply_is_pure(stabilizer: Stabilizer) -> None:
         )
         require(
             first.updates == base.updates,
-            f"apply changes updates from {base.updates} to {first.updates}: every recipe takes the same number of steps",
+            f"apply changes updates from {base.updates} to {first.updates}: every recipe takes the"
+            " same number of steps",
         )
 
 
@@ -99,22 +102,24 @@ def training_stays_finite(stabilizer: Stabilizer) -> None:
 
 
 def has_an_effect(stabilizer: Stabilizer) -> None:
-    """``apply`` changes the recipe, and a short run of it ends elsewhere (a new ``policy`` is taken on trust)."""
+    """``apply`` changes the recipe, and a short run of it ends elsewhere (except a policy's)."""
     found = stabilizer.apply(copy.deepcopy(TOY))
     require(
         found != TOY,
-        f"{stabilizer.string} had no effect: apply gives an equal recipe, so it would be compared with itself",
+        f"{stabilizer.string} had no effect: apply gives an equal recipe, so it would be compared"
+        " with itself",
     )
     if found.policy == TOY.policy:
         require(
             not same(run_toy(found), run_toy(TOY)),
-            f"{stabilizer.string} had no effect: it changes {_changed(TOY, found)}, but {TOY.updates} updates end at the"
+            f"{stabilizer.string} had no effect: it changes {_changed(TOY, found)}, but"
+            f" {TOY.updates} updates end at the"
             " same parameters bitwise",
         )
 
 
 def intervention_checks(stabilizer: Stabilizer) -> list[Callable[[Any], None]]:
-    """Return those that apply: one that declares no ``neutral`` has none; one set to it has no effect."""
+    """Return the checks that apply: one without ``neutral``, or set to it, lacks some."""
     declared = [m for m in stabilizer.interventions if m.neutral or isinstance(m, NoStabilizer)]
     at_rest = all(
         isinstance(m, NoStabilizer)

@@ -26,7 +26,8 @@ def is_a_frozen_dataclass(stabilizer: Stabilizer) -> None:
         name = type(method).__name__
         require(
             "__dataclass_fields__" in vars(type(method)),
-            f"{name} is no dataclass of its own, so the hyper-parameters it adds are not seen: add @dataclass(frozen=True)",
+            f"{name} is not a dataclass of its own, so the hyper-parameters it adds are not seen:"
+            " add @dataclass(frozen=True)",
         )
         for f in dataclasses.fields(method):
             missing = f.default is dataclasses.MISSING
@@ -37,12 +38,13 @@ def is_a_frozen_dataclass(stabilizer: Stabilizer) -> None:
 
 
 def has_a_card(stabilizer: Stabilizer) -> None:
-    """The docstring has a first line, a formula, and paragraphs Suggested:, Cost: and Source: (``stabilizers.cards``)."""
+    """The docstring has a first line, a formula, and the paragraphs of ``stabilizers.cards``."""
     for method in methods_of(stabilizer):
         missing = card(type(method)).missing
         require(
             not missing,
-            f"the docstring of {type(method).__name__}, which stab list -v and the docs show, lacks {', '.join(missing)}",
+            f"the docstring of {type(method).__name__}, which stab list -v and the docs show, lacks"
+            f" {', '.join(missing)}",
         )
 
 
@@ -57,7 +59,8 @@ def copies_and_pickles(stabilizer: Stabilizer) -> None:
             found = pickle.loads(pickle.dumps(method))
         except Exception as e:
             raise CheckFailed(
-                f"{name} cannot be pickled ({e}): define the class at the top of a module, keep no functions in it"
+                f"{name} cannot be pickled ({e}): define the class at the top of a module, keep no"
+                " functions in it"
             ) from e
         require(
             found == method, f"{name} comes back from a pickle as {found!r}, expected {method!r}"

@@ -50,7 +50,7 @@ def _first_batch(task: Task) -> Any:
 
 
 def shapes_and_dtypes(task: Task) -> None:
-    """Splits are not empty, the loss is a finite scalar, ``rollout`` gives float64 sums and int64 lengths."""
+    """Splits are not empty, the loss is a finite scalar, ``rollout`` has its shapes and dtypes."""
     data = task.dataset()
     for name, split in (("training", data.train), ("validation", data.validation)):
         require(len(split) > 0, f"the {name} split is empty")
@@ -68,7 +68,8 @@ def shapes_and_dtypes(task: Task) -> None:
     ):
         require(
             array.shape == expected and array.dtype == dtype,
-            f"rollout's {name} have shape {array.shape} and {array.dtype}, expected {expected} and {np.dtype(dtype)}",
+            f"rollout's {name} have shape {array.shape} and {array.dtype}, expected {expected} and"
+            f" {np.dtype(dtype)}",
         )
     require(bool(np.isfinite(returns).all()), "rollout's returns are not finite")
     for said in itertools.chain(*(more[0] if more else ())):
@@ -76,11 +77,13 @@ def shapes_and_dtypes(task: Task) -> None:
         require(
             set(said) <= {"measures", "text"}
             and all(is_number(value) for value in measures.values()),
-            f"rollout's remarks hold {said!r:.200}: expected measures, finite numbers by name, and text alone",
+            f"rollout's infos hold {said!r:.200}: expected measures, finite numbers by name, and"
+            " text alone",
         )
     require(
         bool(((lengths >= 1) & (lengths <= HORIZONS[-1])).all()),
-        f"rollout's lengths lie in {lengths.min()} to {lengths.max()}, expected 1 to the last horizon {HORIZONS[-1]}",
+        f"rollout's lengths lie in {lengths.min()} to {lengths.max()}, expected 1 to the last"
+        f" horizon {HORIZONS[-1]}",
     )
 
 
@@ -110,7 +113,8 @@ def dataset_is_the_same_on_each_call(task: Task) -> None:
             )
             require(
                 same,
-                f"{name} of {who} of dataset() holds other transitions: seed what draws or orders them",
+                f"{name} of {who} of dataset() holds other transitions: seed what draws or orders"
+                " them",
             )
 
 
@@ -140,7 +144,8 @@ def policies_together_equal_each_alone(task: Task) -> None:
         for name, many, one in zip(PARTS, together, alone, strict=False):
             require(
                 np.array_equal(many[i], one[0]),
-                f"{name} of policy {i} of 3 differ from the same policy's alone: policies share something (a generator,"
+                f"{name} of policy {i} of 3 differ from the same policy's alone: policies share"
+                " something (a generator,"
                 " a batched product whose last bits depend on its size)",
             )
 
@@ -168,7 +173,8 @@ def loss_falls_on_one_batch(task: Task) -> None:
             optimizer.step()
     require(
         losses[-1] < losses[0],
-        f"thirty steps on one batch took the loss from {losses[0]:.4g} to {losses[-1]:.4g}: expected it to fall"
+        f"thirty steps on one batch took the loss from {losses[0]:.4g} to {losses[-1]:.4g}:"
+        " expected it to fall"
         " (its sign? fresh noise in it?)",
     )
 

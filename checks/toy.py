@@ -47,7 +47,7 @@ class Rows:
 
 
 class ToyPolicy(nn.Module):
-    """Two linear layers with dropout between; ``seen`` is a running mean of the observations (it changes in training)."""
+    """Two linear layers, dropout between; ``seen`` is a running mean of the observations."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class ToyPolicy(nn.Module):
 
 @dataclass(frozen=True)
 class Toy(Task):
-    """Linear regression of actions on observations, 64 training rows; the closed loop is x' = 0.9 x + 0.1 (u, 0)."""
+    """Linear regression, 64 training rows; the closed loop is x' = 0.9 x + 0.1 (u, 0)."""
 
     def dataset(self, progress: Progress = no_progress) -> Demonstrations:
         def rows(seed: int, n: int) -> Rows:

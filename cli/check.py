@@ -10,7 +10,10 @@ from typing import Annotated
 
 import typer
 
-EXAMPLES = "Examples:\n\nstab check ema\n\nstab check lr_decay+ema:half_life=500 hopper\n\nstab check my_pkg:Lookahead -v"
+EXAMPLES = (
+    "Examples:\n\nstab check ema\n\nstab check lr_decay+ema:half_life=500 hopper\n\n"
+    "stab check my_pkg:Lookahead -v"
+)
 
 
 def check(
@@ -18,7 +21,8 @@ def check(
         list[str],
         typer.Argument(
             metavar="NAME",
-            help="Stabilizers, tasks, Minari datasets, stabilizer strings, or module:Object (found in the current folder,"
+            help="Stabilizers, tasks, Minari datasets, stabilizer strings, or module:Object"
+            " (found in the current folder,"
             " too).",
             show_default=False,
         ),

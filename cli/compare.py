@@ -206,7 +206,7 @@ def _show_plan(
     from stab.reports import sweep
     from stab.run import estimate
     from stab.run.cells import make_task, task_errors
-    from stab.stabilizers.base import fold, method
+    from stab.stabilizers.strings import fold, method
 
     config = plan.config
     cells, entries = len(plan.cells), plan.entries

@@ -162,7 +162,8 @@ def list_() -> None:
         except Exception:  # a broken plug-in (see stab list -v), or no dataset of its own
             continue
         if own not in local:
-            table.add_row(own, getattr(instance, "environment", "–"), "–", "–", "–", entry.name)
+            environment = getattr(instance, "environment", "–")
+            table.add_row(own, environment, "–", "–", "–", entry.name)
             table.caption = Text(
                 "–: collected on first use, or by stab data prepare TASK (texts by that alone)"
             )

@@ -40,7 +40,8 @@ def list_(
         typer.Option(
             "--verbose",
             "-v",
-            help="Arguments with their ranges; of stabilizers the whole card, with costs measured once on this machine"
+            help="Arguments with their ranges; of stabilizers the whole card, with costs measured"
+            " once on this machine"
             " (seconds each). Loads plug-ins and says which are broken.",
         ),
     ] = False,
@@ -88,7 +89,7 @@ def list_(
 
 
 def _about(obj: Any, origin: str, verbose: bool) -> str:
-    """Return what the object says of itself, and with ``verbose`` its arguments: default, range, meaning."""
+    """Return what the object says of itself; ``verbose`` adds its arguments."""
     if obj is None:
         return f"plug-in, not loaded ({origin}); -v loads it"
     lines = [
@@ -174,7 +175,8 @@ def _page(entries: list[tuple[str, type, Cost | str]]) -> str:
     head = [
         "# Stabilizers",
         "",
-        "Made by `stab list stabilizers --markdown`; what a card says is the docstring of its class. Costs are measured"
+        "Made by `stab list stabilizers --markdown`; what a card says is the docstring of its"
+        " class. Costs are measured"
         f" against the base recipe ({SETTING}): time of an update, memory kept between updates.",
         "",
         "| stabilizer | kind | what it is | time | copies |",
@@ -206,7 +208,8 @@ def _page(entries: list[tuple[str, type, Cost | str]]) -> str:
             for f in dataclasses.fields(cls):
                 meta = f.metadata
                 body.append(
-                    f"| {f.name} | {f.default} | {_cell(meta.get('doc', ''))} | {_cell(meta.get('expected', ''))} |"
+                    f"| {f.name} | {f.default} | {_cell(meta.get('doc', ''))} |"
+                    f" {_cell(meta.get('expected', ''))} |"
                 )
             body.append("")
         body += [

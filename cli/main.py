@@ -14,7 +14,7 @@ from stab.registry import StabError
 
 app = typer.Typer(
     name="stab",
-    help="Which training stabilizer keeps a network in a feedback loop steady from one checkpoint to the next?",
+    help="Which training stabilizer keeps a network in a feedback loop steady?",
     epilog="Start here:  stab compare --task hopper --all --quick",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -46,7 +46,7 @@ def _main(
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 some entries failed, 2 the request cannot be done, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 entries failed, 2 refused, 130 interrupted."""
     gc.set_threshold(
         100_000
     )  # importing torch makes a million objects that stay, and would look for garbage all along

@@ -36,14 +36,16 @@ class Kind(StrEnum):
 
 
 @app.command(
-    epilog="Examples:\n\nstab new stabilizer my_mean\n\nstab new stabilizer small_steps --kind intervention"
+    epilog="Examples:\n\nstab new stabilizer my_mean\n\n"
+    "stab new stabilizer small_steps --kind intervention"
 )
 def stabilizer(
     name: Name,
     kind: Annotated[
         Kind,
         typer.Option(
-            help="An average looks at the iterates and never changes them, an intervention edits the recipe."
+            help="An average looks at the iterates and never changes them, an intervention edits"
+            " the recipe."
         ),
     ] = Kind.average,
 ) -> None:
@@ -55,19 +57,20 @@ def stabilizer(
 
 @app.command(epilog="Example:\n\nstab new task my_task")
 def task(name: Name) -> None:
-    """Write stab-NAME/ here: a task in one file (environment, expert, demonstrations), its tests, and what installs it."""
+    """Write stab-NAME/: a task in one file (environment, expert, demonstrations), and its tests."""
     _say(_write("task", name, "task.py", {}), f"stab compare --task {name} --all")
 
 
 def _write(family: str, name: str, source: str, values: dict[str, str]) -> Path:
-    """Write the distribution, whole or not at all; return its folder. Raises StabError when it cannot be."""
+    """Write the distribution, whole or not at all; return its folder. Raises StabError."""
     from stab.registry import NAME, StabError
     from stab.stabilizers import stabilizers
     from stab.tasks import tasks
 
     if not NAME.fullmatch(name):
         raise StabError(
-            f"{name!r} is no {family} name: expected lower-case letters, digits and _, a letter first"
+            f"{name!r} is not a {family} name: expected lower-case letters, digits and _, a letter"
+            " first"
         )
     for registry in (stabilizers, tasks):  # both: ``stab check NAME`` finds either
         for entry in registry.listing():
@@ -85,12 +88,14 @@ def _write(family: str, name: str, source: str, values: dict[str, str]) -> Path:
         pass
     else:
         raise StabError(
-            f"a distribution {distribution} is installed already (version {version}): choose another name"
+            f"a distribution {distribution} is installed already (version {version}): choose"
+            " another name"
         )
     folder = Path(distribution)
     if os.path.lexists(folder):
         raise StabError(
-            f"{folder.absolute()} exists already and is left as it is: choose another name or folder"
+            f"{folder.absolute()} exists already and is left as it is: choose another name or"
+            " folder"
         )
 
     texts = {
@@ -125,7 +130,7 @@ def _template(file: str) -> Template:
 
 
 def _class_name(name: str, family: str, source: str) -> str:
-    """Return the name in CamelCase; with the family behind it where it would hide another name of the module."""
+    """Return the name in CamelCase, followed by the family if it would hide another name."""
     camel = "".join(part.capitalize() for part in name.split("_"))
     taken = keyword.iskeyword(camel) or re.search(rf"\b{camel}\b", source)
     return camel + family.capitalize() if taken else camel

@@ -1,4 +1,4 @@
-"""``stab report``: rebuild a run's tables, figures and TensorBoard from its rows; choose averages afterwards."""
+"""``stab report``: rebuild tables, figures and TensorBoard of a run; compute post-hoc averages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from stab import files
 from stab.cli.progress import bars
 
 EXAMPLES = (
-    "Examples:\n\nstab report runs/2026-11-22-101500-hopper\n\nstab report RUN --format json | jq '.entries[0]'\n\n"
-    'stab report RUN --where "method=ema|lr_decay+ema" --by lr   (of a sweep: train.lr=[1e-3,3e-4])\n\n'
+    "Examples:\n\nstab report runs/2026-11-22-101500-hopper\n\n"
+    "stab report RUN --format json | jq '.entries[0]'\n\n"
+    'stab report RUN --where "method=ema|lr_decay+ema" --by lr   (sweep of train.lr)\n\n'
     "stab report runs/monday runs/tuesday   (one leaderboard, and what changed)\n\n"
-    'stab report RUN --averages "ema:half_life=100|300|1000,polyak"   (a run made with snapshots.every=50)'
+    'stab report RUN --averages "ema:half_life=100|300|1000,polyak"   (with snapshots.every=50)'
 )
 
 
@@ -42,7 +43,8 @@ def report(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Averages to read off the run's snapshots and roll out; | separates values. Printed instead of the"
+            help="Averages to compute from the run's snapshots and roll out; | separates values."
+            " Printed instead of the"
             " leaderboard.",
         ),
     ] = None,
@@ -70,9 +72,10 @@ def report(
         str | None, typer.Option(help="Cluster, for engines that take one: auto or HOST:PORT.")
     ] = None,
 ) -> None:
-    """Rebuild leaderboard files, figures and TensorBoard from the rows of a run, without training; print the leaderboard.
+    """Rebuild leaderboard, figures and TensorBoard from a run's rows; print the leaderboard.
 
-    Of several runs, from this or other machines, print one leaderboard, and of two what changed; nothing is written.
+    Of several runs, from this or other machines, print one leaderboard, and of two what changed;
+    nothing is written.
     """
     from rich.console import Console
 

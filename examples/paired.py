@@ -24,7 +24,8 @@ def difference(first: str, second: str) -> str:
 
 
 print(
-    "recipe          half-life  none - ema               decay - ema              ema - (decay + ema)"
+    "recipe          half-life  none - ema               decay - ema"
+    "              ema - (decay + ema)"
 )
 for recipe in ("", "recipe:lr=0.0003+", "recipe:lr=0.003+"):
     raw = recipe.rstrip("+") or "none"

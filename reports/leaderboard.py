@@ -15,7 +15,7 @@ from stab.reports.columns import COLUMNS, RANKED, STATUSES, Scored
 from stab.reports.results import Results
 from stab.run import rows
 from stab.stabilizers import parse
-from stab.stabilizers.base import method
+from stab.stabilizers.strings import method
 
 # What the cells of a task share, and the report says of the task.
 SHARED = (

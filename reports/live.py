@@ -22,7 +22,7 @@ from stab.reports.tensorboard import LEADERBOARD, charts
 from stab.run import rows
 from stab.run.cells import RETURNS, Cell
 from stab.run.folder import cell_file, shards_folder
-from stab.stabilizers.base import slug
+from stab.stabilizers.strings import slug
 
 MOST = 40  # runs that TensorBoard shows by default
 REFRESH = 5.0  # seconds between two looks at the shards

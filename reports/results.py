@@ -193,9 +193,7 @@ def _failures(
     for key in itertools.product(config.tasks, config.stabilizers):
         finished = len(grouped.get(key, []))
         if finished < config.seeds and key not in failures and key not in skipped:
-            failures[key] = (
-                f"{finished} of {config.seeds} seeds finished; resume with --resume"
-            )
+            failures[key] = f"{finished} of {config.seeds} seeds finished; resume with --resume"
     return failures
 
 

@@ -13,8 +13,8 @@ from stab.recipe import Recipe
 from stab.registry import StabError, suggest
 from stab.reports.columns import EMPTY
 from stab.reports.sheets import Sheet
-from stab.stabilizers.base import parse
 from stab.stabilizers.recipe import SETTINGS
+from stab.stabilizers.strings import parse
 
 OWN = (
     "task",

@@ -12,7 +12,7 @@ from stab import gva
 from stab.reports.results import Results, Series
 from stab.reports.sheets import markdown
 from stab.reports.table import task_sheets
-from stab.stabilizers.base import slug
+from stab.stabilizers.strings import slug
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -13,7 +13,7 @@ import numpy as np
 from stab.reports.results import Results, Series
 from stab.reports.sheets import readable
 from stab.reports.table import entries
-from stab.stabilizers.base import method
+from stab.stabilizers.strings import method
 
 END = "<end>"  # spelling of the token that ends a text
 LONGEST_WORD = 20  # characters; a longer one may be cut

@@ -19,7 +19,7 @@ from stab.config import Config, flat, load
 from stab.engines.base import cores
 from stab.registry import NAME, StabError
 from stab.run import rows
-from stab.stabilizers.base import slug
+from stab.stabilizers.strings import slug
 
 # The system holds the lock file, which stays; the other names the process that holds it.
 LOCK, HOLDER = ".lock", ".holder.json"

@@ -15,7 +15,7 @@ from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, suggest
 from stab.run.cells import Cell, make_task
 from stab.stabilizers import Stabilizer, expand, parse, split, stabilizers
-from stab.stabilizers.base import LARGEST
+from stab.stabilizers.strings import LARGEST
 from stab.tasks import tasks
 
 

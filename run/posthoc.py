@@ -18,7 +18,7 @@ from stab.run import rows, snapshots
 from stab.run.cells import common_job, make_rows, make_task
 from stab.run.folder import cell_file, settings, snapshot_file, weights_file
 from stab.stabilizers import parse
-from stab.stabilizers.base import slug
+from stab.stabilizers.strings import slug
 
 if TYPE_CHECKING:
     from stab.stabilizers.base import Params

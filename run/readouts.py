@@ -17,7 +17,7 @@ from stab.recipe import Recipe
 from stab.run import rows
 from stab.run.cells import starts
 from stab.stabilizers import parse
-from stab.stabilizers.base import effective_half_life, memory
+from stab.stabilizers.base import effective_half_life, weight_profile
 from stab.tasks import Task
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def describe_entry(string: str, recipe: Recipe, window: list[int]) -> dict[str, 
     if average is not None:
         about["notes"] = average.notes(recipe.updates)
         if average.convex:
-            weights = memory(average, recipe.updates, [window[0], window[-1]])
+            weights = weight_profile(average, recipe.updates, [window[0], window[-1]])
             about["half_life"] = [effective_half_life(weights[t]) for t in (window[0], window[-1])]
     return about
 

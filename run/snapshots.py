@@ -11,7 +11,7 @@ import numpy as np
 
 from stab import files
 from stab.registry import StabError
-from stab.stabilizers.base import Average, clone, memory
+from stab.stabilizers.base import Average, clone, weight_profile
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
@@ -163,7 +163,7 @@ class SavedBlocks:
             )
         ends = np.array(block_ends(self.total, self.every))
         read_outs, misplaced = {}, 0.0
-        for step, weights in memory(average, self.total, steps).items():
+        for step, weights in weight_profile(average, self.total, steps).items():
             if step not in self.last:
                 raise StabError(
                     f"update {step} is not a checkpoint: expected one of {sorted(self.last)}"

@@ -17,16 +17,8 @@ from stab.stabilizers import (
 # ruff: isort: on
 from stab.arguments import hyper
 from stab.stabilizers.attach import Attached, attach
-from stab.stabilizers.base import (
-    Average,
-    GradientTransform,
-    Intervention,
-    Stabilizer,
-    expand,
-    parse,
-    split,
-    stabilizers,
-)
+from stab.stabilizers.base import Average, GradientTransform, Intervention, stabilizers
+from stab.stabilizers.strings import Stabilizer, expand, parse, split
 
 __all__ = [
     "Attached",

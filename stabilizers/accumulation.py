@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from stab.arguments import hyper
+from stab.arguments import hyper, integer
 from stab.recipe import Recipe
 from stab.stabilizers.base import Intervention, stabilizers
 
@@ -20,15 +20,14 @@ class Accumulation(Intervention):
     The number of optimizer steps stays the same,
     so training draws k times the samples and takes about k times as long; the cost columns show it.
 
-    Suggested: 2 to 16 micro-batches a step; a learning rate tuned for small batches is small for large ones.
+    Suggested: 2 to 16 micro-batches a step; a learning rate tuned for small batches is small for
+    large ones.
     Cost: k times the samples and the training time.
     Conflicts: none; with ``data.infinite`` an epoch must hold one step's samples.
     Source: large batches as a remedy for gradient variance: arXiv 2310.11428, section 3.
     """
 
-    steps: int = hyper(
-        4, "micro-batches a step", lambda v: isinstance(v, int) and v >= 1, "an integer >= 1"
-    )
+    steps: int = hyper(4, "micro-batches per step", integer(1))
     neutral: ClassVar[dict[str, Any]] = {"steps": 1}
 
     def apply(self, recipe: Recipe) -> Recipe:

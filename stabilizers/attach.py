@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from stab.registry import StabError
-from stab.stabilizers.base import Average, averaged, clone, parse
+from stab.stabilizers.base import Average, averaged, clone
+from stab.stabilizers.strings import parse
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +30,8 @@ class Attached:
         """
         if self.step == self.total:
             raise StabError(
-                f"update() was called more than total={self.total} times; attach with the true total"
+                f"update() was called more than total={self.total} times; attach with the right"
+                " total"
             )
         self.step += 1
         self.average.update(self.state, averaged(self.module, self.average), self.step)
@@ -40,7 +42,7 @@ class Attached:
 
     @contextmanager
     def swapped(self) -> Iterator[nn.Module]:
-        """Hold the average in the module within the block; the raw weights come back bitwise, exceptions included."""
+        """Put the average into the module within the block; afterwards the raw weights return."""
         import torch
 
         live = averaged(self.module, self.average)
@@ -63,7 +65,8 @@ class Attached:
         """Inverse of state_dict. Raises StabError when it was saved with another total."""
         if state["total"] != self.total:
             raise StabError(
-                f"this state was saved with total={state['total']}, attached with total={self.total}"
+                f"this state was saved with total={state['total']}, attached with"
+                f" total={self.total}"
             )
         self.step = state["step"]
         self.state.load_state_dict(state["average"])
@@ -74,10 +77,13 @@ def attach(module: nn.Module, average: str, total: int) -> Attached:
 
     Args:
         module: any ``torch.nn.Module``.
-        average: a stabilizer string that is an average alone: ``ema``, ``ema:half_life=500``, ``polyak:start=0.5``, ``swa``.
-        total: optimizer steps that training will take; what fractions in the string are fractions of.
+        average: a stabilizer string that is an average alone: ``ema``, ``ema:half_life=500``,
+            ``polyak:start=0.5``, ``swa``.
+        total: optimizer steps that training will take; what fractions in the string are fractions
+            of.
 
-    Raises StabError when the string is not an average (an intervention changes your recipe: do that yourself).
+    Raises StabError when the string is not an average (an intervention changes your recipe: do that
+    yourself).
 
     >>> average = stab.attach(model, "ema", total=10_000)       # doctest: +SKIP
     >>> optimizer.step(); average.update()                      # doctest: +SKIP

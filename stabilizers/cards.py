@@ -12,7 +12,7 @@ NOT_STATED = "not stated"
 
 @dataclass(frozen=True)
 class Card:
-    """The parts of a docstring: a first line, a formula (a block after ``::``), prose, and labelled paragraphs.
+    """The parts of a docstring: a first line, a formula (a block after ``::``), paragraphs.
 
     ::
 
@@ -30,7 +30,8 @@ class Card:
         \"\"\"
 
     Attributes:
-        summary, formula, suggested, cost, conflicts, source: text, "not stated" where a part is missing.
+        summary, formula, suggested, cost, conflicts, source: text, "not stated" where a part is
+        missing.
         prose: the rest, paragraph by paragraph.
     """
 
@@ -44,14 +45,14 @@ class Card:
 
     @property
     def missing(self) -> list[str]:
-        """What is not stated of what every card must say; conflicts may be left out where none are known."""
+        """What every card must say and this one does not; conflicts may be left out."""
         parts = {"a first line": self.summary, "a formula (a block after ::)": self.formula}
         parts |= {f"{name}:": getattr(self, name.lower()) for name in LABELS if name != "Conflicts"}
         return [name for name, text in parts.items() if text == NOT_STATED]
 
 
 def card(cls: type) -> Card:
-    """Return the card of a stabilizer's class, from its docstring, or that of the class it derives from."""
+    """Return the card of a stabilizer's class, from its docstring or that of its base."""
     docs = [inspect.cleandoc(vars(c).get("__doc__") or "") for c in cls.__mro__]
     # What @dataclass writes where nobody wrote anything: Polyak(start: int | float = 0.25).
     written = [

@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stab.arguments import hyper, is_number
+from stab.arguments import hyper, number
 from stab.stabilizers.base import MOMENT, Average, is_moment, stabilizers, to_updates
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class EMAState:
-    """torch-ema's object, whose shadow parameters are in the order of ``names``, and the resolved update counts."""
+    """torch-ema's object, its parameters in the order of ``names``, and resolved updates."""
 
     ema: ExponentialMovingAverage
     names: list[str]
@@ -49,15 +49,18 @@ class EMA(Average):
         g_t = max(g_min, (1 + t - t0)^-alpha)
         g_min = 1 - 2^(-1 / half_life)
 
-    Until update t0 (the burn-in) the average is the iterate, bitwise. With alpha = 1 it is the running mean of the iterates
-    from t0 on until the half-life is reached; a smaller alpha forgets faster from the start. Where
-    (1 + total - t0)^-alpha > g_min the half-life never comes into force. Over independent iterates the stationary variance
-    is g_min / (2 - g_min) of the raw one.
+    Until update t0 (the burn-in) the average is the iterate, bitwise. With alpha = 1 it is the
+    running mean of the iterates from t0 on until the half-life is reached; a smaller alpha forgets
+    faster from the start. Where (1 + total - t0)^-alpha > g_min the half-life never comes into
+    force. Over independent iterates the stationary variance is g_min / (2 - g_min) of the raw one.
 
-    Suggested: a half-life of 0.02 to 0.1 of training, burn_in after the loss has fallen, alpha 1 (0.67: the source's).
+    Suggested: a half-life of 0.02 to 0.1 of training, burn_in after the loss has fallen, alpha 1
+    (0.67: the source's).
     Cost: one copy of the parameters; one multiply-add a parameter an update.
-    Conflicts: another average (at most one). With a small alpha the half-life may never come into force; notes say so.
-    Source: burn-in and annealed rate: arXiv 2310.11428, section 2 and appendix on experimental details; the average
+    Conflicts: another average (at most one). With a small alpha the half-life may never come into
+    force; notes say so.
+    Source: burn-in and annealed rate: arXiv 2310.11428, section 2 and appendix on experimental
+    details; the average
     itself: ``torch_ema.ExponentialMovingAverage`` with ``decay`` = 1 - g_t set before each update.
     """
 
@@ -68,9 +71,7 @@ class EMA(Average):
         "an integer >= 1 (updates) or a fraction of training in (0, 1)",
     )
     burn_in: int | float = hyper(0.1, "the average starts here", is_moment, MOMENT)
-    alpha: float = hyper(
-        1.0, "power of the early rate", lambda v: is_number(v, 0, 1) and v > 0, "a number in (0, 1]"
-    )
+    alpha: float = hyper(1.0, "power of the early rate", number("(0, 1]"))
     convex: ClassVar[bool] = True
 
     def init(self, params: Params, total: int) -> EMAState:
@@ -82,7 +83,7 @@ class EMA(Average):
 
     def update(self, state: EMAState, params: Params, step: int) -> None:
         if step <= state.burn_in:
-            # A decay of 0 would not do: torch-ema computes s - (s - p), which differs from p in the last bits.
+            # Not a decay of 0: torch-ema's s - (s - p) differs from p in the last bits.
             state.ema = _torch_ema(params.values())
             return
         state.ema.decay = 1 - max(state.rate, (1 + step - state.burn_in) ** -self.alpha)
@@ -94,7 +95,8 @@ class EMA(Average):
         if last <= state.rate:
             return []
         return [
-            f"the half-life never comes into force: alpha={self.alpha} keeps the rate above it (at the end {last:.2g})"
+            f"the half-life never comes into force: alpha={self.alpha} keeps the rate above it (at"
+            f" the end {last:.2g})"
         ]
 
     def read(self, state: EMAState) -> Params:

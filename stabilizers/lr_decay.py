@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from stab.arguments import hyper, is_number
+from stab.arguments import choice, hyper, number
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.stabilizers.base import Intervention, stabilizers
@@ -12,7 +12,7 @@ from stab.stabilizers.base import Intervention, stabilizers
 @stabilizers.register("lr_decay")
 @dataclass(frozen=True)
 class LRDecay(Intervention):
-    """Lower the learning rate over training, from its full value to the fraction f = ``final`` of it.
+    """Lower the learning rate over training, to the fraction f = ``final`` of it.
 
     ::
 
@@ -23,24 +23,14 @@ class LRDecay(Intervention):
     Suggested: linear or cosine to 0.
     Cost: none.
     Conflicts: replaces a schedule that the base recipe has; refused by ``schedule_free``.
-    Source: linear and polynomial decay among the remedies of arXiv 2310.11428, section 3; cosine: Loshchilov and Hutter,
-    arXiv 1608.03983, equation 5, without restarts.
+    Source: linear and polynomial decay among the remedies of arXiv 2310.11428, section 3; cosine:
+    Loshchilov and Hutter, arXiv 1608.03983, equation 5, without restarts.
     """
 
-    shape: str = hyper(
-        "linear",
-        "shape of the decay",
-        lambda v: v in ("linear", "cosine", "polynomial"),
-        "linear, cosine or polynomial",
-    )
-    final: float = hyper(
-        0.0, "fraction of lr left at the end", lambda v: is_number(v, 0, 1), "a number in [0, 1]"
-    )
+    shape: str = hyper("linear", "shape of the decay", choice("linear", "cosine", "polynomial"))
+    final: float = hyper(0.0, "fraction of lr left at the end", number("[0, 1]"))
     power: float = hyper(
-        1.0,
-        "power of the polynomial shape",
-        lambda v: is_number(v, 0) and v > 0,
-        "a number > 0 (polynomial only)",
+        1.0, "power of the polynomial shape", number("(0, inf)"), "a number > 0 (polynomial only)"
     )
     neutral: ClassVar[dict[str, Any]] = {"final": 1.0}
 

@@ -9,7 +9,7 @@ from stab.stabilizers.base import Intervention, stabilizers
 @stabilizers.register("none")
 @dataclass(frozen=True)
 class NoStabilizer(Intervention):
-    """No stabilizer: the raw iterates of the base recipe. The reference every other entry is compared with.
+    """No stabilizer: the raw iterates of the base recipe, the reference of every other entry.
 
     ::
 

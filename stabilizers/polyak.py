@@ -30,13 +30,15 @@ class Polyak(Average):
         avg = mean(theta_t0, ..., theta_t)
         avg <- avg + (theta_t - avg) / n   with n iterates since t0
 
-    Before update t0 (``start``) it is the iterate. Over independent iterates its variance is 1 / n of the raw one.
+    Before update t0 (``start``) it is the iterate. Over independent iterates its variance is 1 / n
+    of the raw one.
 
-    Suggested: a start of 0.25 to 0.5 of training, after the loss has fallen: what came before stays in the mean.
+    Suggested: a start of 0.25 to 0.5 of training, after the loss has fallen: what came before stays
+    in the mean.
     Cost: one copy of the parameters; one multiply-add a parameter an update.
     Conflicts: another average (at most one).
-    Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992; tail averaging: Jain et
-    al., arXiv 1610.03774.
+    Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992; tail
+    averaging: Jain et al., arXiv 1610.03774.
     """
 
     start: int | float = hyper(0.25, "first iterate of the mean", is_moment, MOMENT)

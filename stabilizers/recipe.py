@@ -2,14 +2,15 @@
 
 import dataclasses
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from stab.recipe import Recipe
 from stab.stabilizers.base import Intervention, stabilizers
 
 
-def _setting(doc: str, expected: str) -> Any:
-    return field(default=None, metadata={"doc": doc, "expected": expected})
+def _setting(name: str, **given: str) -> Any:
+    metadata = {key: Recipe.__dataclass_fields__[name].metadata[key] for key in ("doc", "expected")}
+    return field(default=None, metadata=metadata | given)
 
 
 @stabilizers.register("recipe")
@@ -21,46 +22,27 @@ class RecipeSettings(Intervention):
 
         recipe.<setting> = value,   for each that is given
 
-    A list in a configuration file (``train: {lr: [1e-3, 3e-4]}``) becomes entries of this spelling: its first value is
-    the base recipe's, every other one a ``recipe:`` in front of each stabilizer. A policy's commas are written as
-    semicolons: ``policy=mlp:width=128;depth=3``.
+    A list in a configuration file (``train: {lr: [1e-3, 3e-4]}``) becomes entries of this spelling:
+    its first value is the base recipe's, every other one a ``recipe:`` in front of each stabilizer.
+    A policy's commas are written as semicolons: ``policy=mlp:width=128;depth=3``.
 
-    Suggested: nothing; no part of ``--all``.
+    Suggested: nothing; not in ``--all``.
     Cost: that of the settings.
-    Conflicts: edits are made from left to right: ``weight_decay`` adds to the setting, ``accumulation`` multiplies it, the
-    other built-ins replace it.
+    Conflicts: edits are made from left to right: ``weight_decay`` adds to the setting,
+    ``accumulation`` multiplies it, the other built-ins replace it.
     Source: the 278 training interventions of arXiv 2310.11428 are such settings.
     """
 
-    policy: str | None = _setting("the network", "a policy, with ; for its commas")
-    optimizer: str | None = _setting(
-        "a name in torch.optim, or module:Object", "a name, such as SGD"
-    )
-    lr: float | None = _setting("learning rate", "a number > 0")
-    schedule: str | None = _setting(
-        "shape of the learning rate", "constant, linear, cosine or polynomial"
-    )
-    schedule_power: float | None = _setting("power of the polynomial schedule", "a number > 0")
-    schedule_final: float | None = _setting("fraction of lr left at the end", "a number in [0, 1]")
-    weight_decay: float | None = _setting("passed to the optimizer", "a number >= 0")
-    dropout: float | None = _setting("probability of dropping a hidden unit", "a number in [0, 1)")
-    batch_size: int | None = _setting("transitions in a micro-batch", "an integer >= 1")
-    accumulation: int | None = _setting("micro-batches a step", "an integer >= 1")
-    neutral: ClassVar[dict[str, Any]] = dict.fromkeys(
-        (
-            *(
-                "policy",
-                "optimizer",
-                "lr",
-                "schedule",
-                "schedule_power",
-                "schedule_final",
-                "weight_decay",
-                "dropout",
-            ),
-            *("batch_size", "accumulation"),
-        )
-    )
+    policy: str | None = _setting("policy", expected="a policy, with ; for its commas")
+    optimizer: str | None = _setting("optimizer")
+    lr: float | None = _setting("lr")
+    schedule: str | None = _setting("schedule")
+    schedule_power: float | None = _setting("schedule_power")
+    schedule_final: float | None = _setting("schedule_final")
+    weight_decay: float | None = _setting("weight_decay")
+    dropout: float | None = _setting("dropout")
+    batch_size: int | None = _setting("batch_size")
+    accumulation: int | None = _setting("accumulation")
 
     def __post_init__(self) -> None:
         self.apply(Recipe())  # which knows the ranges
@@ -73,4 +55,5 @@ class RecipeSettings(Intervention):
         return replace(recipe, **given)
 
 
-SETTINGS = tuple(RecipeSettings.neutral)
+SETTINGS = tuple(f.name for f in dataclasses.fields(RecipeSettings))
+RecipeSettings.neutral = dict.fromkeys(SETTINGS)

@@ -1,11 +1,11 @@
-"""Stochastic weight averaging: the mean of every so-many-th iterate, computed by torch.optim.swa_utils."""
+"""Stochastic weight averaging: the mean of every k-th iterate, by torch.optim.swa_utils."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from stab.arguments import hyper
+from stab.arguments import hyper, integer
 from stab.stabilizers.base import (
     MOMENT,
     Average,
@@ -30,20 +30,19 @@ class SWA(Average):
         avg = mean(theta_t0, theta_(t0+every), theta_(t0+2 every), ...)
 
     Before update t0 (``start``) it is the iterate. The average is computed by
-    ``torch.optim.swa_utils.get_swa_multi_avg_fn``; the cyclic learning rate of the paper is not part of it (compose with
-    ``lr_decay``).
+    ``torch.optim.swa_utils.get_swa_multi_avg_fn``; the cyclic learning rate of the paper is not
+    part of it (compose with ``lr_decay``).
 
-    Suggested: a start of 0.25 to 0.75 of training; every 10 to 100 updates, or the length of an epoch.
+    Suggested: a start of 0.25 to 0.75 of training; every 10 to 100 updates, or the length of an
+    epoch.
     Cost: one copy of the parameters; one multiply-add a parameter every ``every`` updates.
     Conflicts: another average (at most one).
-    Source: Izmailov et al., "Averaging weights leads to wider optima and better generalization", arXiv 1803.05407,
-    algorithm 1.
+    Source: Izmailov et al., "Averaging weights leads to wider optima and better generalization",
+    arXiv 1803.05407, algorithm 1.
     """
 
     start: int | float = hyper(0.25, "first iterate of the mean", is_moment, MOMENT)
-    every: int = hyper(
-        100, "updates between iterates", lambda v: isinstance(v, int) and v >= 1, "an integer >= 1"
-    )
+    every: int = hyper(100, "updates between iterates", integer(1))
     convex: ClassVar[bool] = True
 
     def init(self, params: Params, total: int) -> MeanState:

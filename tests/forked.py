@@ -117,7 +117,7 @@ class Popen:
 def start(folder: Path) -> tuple[str, subprocess.Popen[bytes]]:
     """Start the process that forks; return its socket and itself."""
     path = str(folder / "forks")
-    env = os.environ | {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     command = [sys.executable, str(Path(__file__).resolve()), path]
     process = subprocess.Popen(command, env=env, cwd=folder, stdin=subprocess.PIPE)
     while not os.path.exists(path):

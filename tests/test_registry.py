@@ -64,7 +64,7 @@ def test_the_decorator_returns_its_object_and_keeps_the_order():
     "name", ["", "EMA", "2nd", "_x", "a-b", "a b", "a:b", "a+b", "é", "a\n", "a,b", "a=b"]
 )
 def test_a_malformed_name_is_refused(name):
-    with pytest.raises(StabError, match="is no thing name") as caught:
+    with pytest.raises(StabError, match="is not a thing name") as caught:
         fresh().register(name)(1)
     assert repr(name) in str(caught.value)
 

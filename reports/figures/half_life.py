@@ -12,7 +12,7 @@ from stab.reports import table
 from stab.reports.figures import style
 from stab.reports.figures.style import CHARACTER, COLOURS, SIZE, STYLES, WIDTH
 from stab.reports.results import Results
-from stab.stabilizers.base import method
+from stab.stabilizers.strings import method
 
 NAME = "half_life"
 CAPTION = "GVA and return against the half-life of the average"

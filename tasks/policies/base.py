@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stab.arguments import Declared, hyper
+from stab.arguments import Declared, choice, hyper
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks.transitions import Batch
@@ -192,15 +192,13 @@ class PolicyArguments(Declared):
     actions: str = hyper(
         "squashed",
         "Box actions: tanh into the bounds, or linear and clipped in the closed loop",
-        lambda v: v in ("squashed", "clipped"),
-        "squashed or clipped",
+        choice("squashed", "clipped"),
     )
     likelihood: str = hyper(
         "mse",
         "loss of Box actions: mean squared error, or a Gaussian's negative log-likelihood"
         " (Discrete: cross-entropy)",
-        lambda v: v in ("mse", "gaussian"),
-        "mse or gaussian",
+        choice("mse", "gaussian"),
     )
 
     def build(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding, gelu, layer_norm, linear
 
-from stab.arguments import Declared, hyper, is_number
+from stab.arguments import Declared, hyper, integer, number
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.tasks.policies import blocks
@@ -213,18 +213,13 @@ def _aligned(matrices: Tensor) -> Tensor:
 class GPTArguments(Declared):
     """A causal Transformer over tokens."""
 
-    width: int = hyper(
-        64, "size of an embedded token, a multiple of heads", lambda v: v >= 1, "an integer >= 1"
-    )
-    depth: int = hyper(2, "blocks of attention and MLP", lambda v: v >= 1, "an integer >= 1")
-    heads: int = hyper(
-        4, "attention heads, a divisor of width", lambda v: v >= 1, "an integer >= 1"
-    )
+    width: int = hyper(64, "size of an embedded token, a multiple of heads", integer(1))
+    depth: int = hyper(2, "blocks of attention and MLP", integer(1))
+    heads: int = hyper(4, "attention heads, a divisor of width", integer(1))
     temperature: float = hyper(
         1.0,
         "of the tokens drawn: 0 takes the likeliest token, 1 samples as the model says",
-        lambda v: is_number(v, 0),
-        "a finite number >= 0",
+        number("[0, inf)"),
     )
 
     def __post_init__(self) -> None:

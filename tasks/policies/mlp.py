@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stab.arguments import hyper
+from stab.arguments import choice, hyper, integer
 from stab.recipe import Recipe
 from stab.tasks.policies.base import Network, Policy, PolicyArguments, Stack, output_size
 from stab.tasks.policies.kernels import chain
@@ -155,13 +155,12 @@ def _padding(size: int) -> int:
 class MLPArguments(PolicyArguments):
     """A multi-layer perceptron with ReLU units: acts on the latest observation."""
 
-    width: int = hyper(256, "units a hidden layer", lambda v: v >= 1, "an integer >= 1")
-    depth: int = hyper(2, "hidden layers", lambda v: v >= 0, "an integer >= 0")
+    width: int = hyper(256, "units per hidden layer", integer(1))
+    depth: int = hyper(2, "hidden layers", integer(0))
     norm: str = hyper(
         "none",
         "layer: LayerNorm between a hidden layer's product and its ReLU",
-        lambda v: v in ("none", "layer"),
-        "none or layer",
+        choice("none", "layer"),
     )
 
     def build(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stab.arguments import hyper
+from stab.arguments import hyper, integer
 from stab.recipe import Recipe
 from stab.tasks.policies import blocks
 from stab.tasks.policies.base import Network, Policy, PolicyArguments, output_size
@@ -198,16 +198,10 @@ class Block(blocks.Block):
 class TransformerArguments(PolicyArguments):
     """A causal Transformer: acts on the last observations and the actions between them."""
 
-    context: int = hyper(
-        16, "time steps it sees, the present one included", lambda v: v >= 1, "an integer >= 1"
-    )
-    width: int = hyper(
-        64, "size of a token, a multiple of heads", lambda v: v >= 1, "an integer >= 1"
-    )
-    depth: int = hyper(2, "blocks of attention and MLP", lambda v: v >= 1, "an integer >= 1")
-    heads: int = hyper(
-        4, "attention heads, a divisor of width", lambda v: v >= 1, "an integer >= 1"
-    )
+    context: int = hyper(16, "time steps it sees, the present one included", integer(1))
+    width: int = hyper(64, "size of a token, a multiple of heads", integer(1))
+    depth: int = hyper(2, "blocks of attention and MLP", integer(1))
+    heads: int = hyper(4, "attention heads, a divisor of width", integer(1))
 
     def __post_init__(self) -> None:
         super().__post_init__()

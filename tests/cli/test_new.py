@@ -173,8 +173,8 @@ def test_listed_checked_and_compared(installed, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("stabilizer", "My-Mean"), "'My-Mean' is no stabilizer name: expected lower-case letters"),
-        (("task", "../away"), "'../away' is no task name"),
+        (("stabilizer", "My-Mean"), "'My-Mean' is not a stabilizer name: expected lower-case letters"),
+        (("task", "../away"), "'../away' is not a task name"),
         (("stabilizer", "ema"), "stabilizer 'ema' is registered already (built in)"),
         (("stabilizer", "hopper"), "task 'hopper' is registered already (built in)"),
         (("task", "gva"), "a distribution stab-gva is installed already"),

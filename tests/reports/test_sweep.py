@@ -18,7 +18,7 @@ from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.reports import sheets, sweep, table
 from stab.stabilizers import Intervention, stabilizers
-from stab.stabilizers.base import method
+from stab.stabilizers.strings import method
 
 NONE = 0.7  # GVA of none
 LRS, LIVES = (1e-3, 3e-4, 3e-3), (30, 100)

@@ -380,9 +380,9 @@ def test_build():
         ({"heads": 0}, "heads=0 is out of range"),
         ({"heads": 5}, "width=64 is not a multiple of heads=5"),
         ({"width": 30}, "use width=32"),
-        ({"temperature": -0.1}, "expected a finite number >= 0"),
-        ({"temperature": math.inf}, "expected a finite number >= 0"),
-        ({"temperature": math.nan}, "expected a finite number >= 0"),
+        ({"temperature": -0.1}, "expected a number >= 0"),
+        ({"temperature": math.inf}, "expected a number >= 0"),
+        ({"temperature": math.nan}, "expected a number >= 0"),
     ],
 )
 def test_arguments_that_are_wrong(arguments, message):
