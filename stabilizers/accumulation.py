@@ -20,7 +20,7 @@ class Accumulation(Intervention):
     The number of optimizer steps stays the same,
     so training draws k times the samples and takes about k times as long; the cost columns show it.
 
-    Suggested: 2 to 16 micro-batches a step; a learning rate tuned for small batches is small for
+    Suggested: 2 to 16 micro-batches per step; a learning rate tuned for small batches is small for
     large ones.
     Cost: k times the samples and the training time.
     Conflicts: none; with ``data.infinite`` an epoch must hold one step's samples.

@@ -59,23 +59,11 @@ def hopper(minari_root: Path) -> Path:
     return minari_root / "stab" / "hopper" / "expert-v0"
 
 
-def run_stab(
-    *arguments: object,
-    cwd: Path | None = None,
-    env: dict[str, str] | None = None,
-    timeout: float = 180,
-):
-    """Run ``stab`` as a user would, at 80 columns; tiny comparisons in one worker, as another takes longer to start."""
-    one = arguments[:1] == ("compare",) and not {"--workers", "--engine", "--dry-run"} & {
-        *arguments
-    }
-    return forked.run(
-        os.environ["STAB_FORKS"],
-        [*map(str, arguments), *(("--workers", "1") if one else ())],
-        {**os.environ, "COLUMNS": "80", **(env or {})},
-        str(cwd or Path.cwd()),
-        timeout,
-    )
+def run_stab(*arguments: object, **options):
+    """Run ``stab``; tiny comparisons in one worker, as another takes longer to start."""
+    chosen = {"--workers", "--engine", "--dry-run"} & {*arguments}
+    one = ("--workers", 1) if arguments[:1] == ("compare",) and not chosen else ()
+    return forked.stab(*arguments, *one, **options)
 
 
 @pytest.fixture

@@ -7,16 +7,18 @@ a process of its own: ``stab``'s command line, or a worker of the engine "local"
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import resource
 import select
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,26 @@ class Forked:
     """A forked process; as ``subprocess.Popen``, as far as stab and its tests use that."""
 
     def __init__(
-        self, server: str, command: list[str], env: dict[str, str], cwd: str, streams: list[int]
+        self,
+        server: str,
+        command: list[str],
+        env: dict[str, str],
+        cwd: str,
+        streams: list[int],
+        largest: int | None = None,
     ) -> None:
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.connect(server)
-        request = json.dumps({"command": command, "env": env, "cwd": cwd}).encode()
+        request = json.dumps(
+            {
+                "command": command,
+                "env": env,
+                "cwd": cwd,
+                "largest": resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+                if largest is None
+                else largest,
+            }
+        ).encode()
         socket.send_fds(self.connection, [len(request).to_bytes(8, "big")], streams)
         self.connection.sendall(request)
         self.pid = self._answer()
@@ -71,27 +88,42 @@ class Forked:
             os.kill(self.pid, signal.SIGKILL)
 
 
-def run(
-    server: str, arguments: list[str], env: dict[str, str], cwd: str, timeout: float
+def stab(
+    *arguments: object,
+    cwd: object = None,
+    env: dict[str, str] | None = None,
+    timeout: float = 180,
+    largest: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``stab`` with these arguments, as subprocess.run with capture_output does."""
-    with (
-        open(os.devnull) as stdin,
-        tempfile.TemporaryFile("w+") as stdout,
-        tempfile.TemporaryFile("w+") as stderr,
-    ):
-        streams = [stream.fileno() for stream in (stdin, stdout, stderr)]
-        process = Forked(server, ["stab", *arguments], env, cwd, streams)
+    """Run ``stab`` as a user would, at 80 columns. ``largest``: bytes of the largest file it may write."""
+    command = ["stab", *map(str, arguments)]
+    where = ({**os.environ, "COLUMNS": "80", **(env or {})}, str(cwd or os.getcwd()))
+    (out, write_out), (err, write_err) = os.pipe(), os.pipe()
+    with open(os.devnull) as stdin, ThreadPoolExecutor(2) as readers:
+        streams = [stdin.fileno(), write_out, write_err]
+        process = Forked(os.environ["STAB_FORKS"], command, *where, streams, largest)
+        os.close(write_out)
+        os.close(write_err)
+        texts = [readers.submit(_read, end) for end in (out, err)]
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
-        texts = []
-        for stream in (stdout, stderr):
-            stream.seek(0)
-            texts.append(stream.read())
-        return subprocess.CompletedProcess(["stab", *arguments], code, *texts)
+        return subprocess.CompletedProcess(command, code, *(text.result() for text in texts))
+
+
+def _read(end: int) -> str:
+    with os.fdopen(end) as stream:
+        return stream.read()
+
+
+def popen(*arguments: object) -> Forked:
+    """Start ``stab``, whose output is lost."""
+    with open(os.devnull, "r+") as nothing:
+        command = ["stab", *map(str, arguments)]
+        streams = [nothing.fileno()] * 3
+        return Forked(os.environ["STAB_FORKS"], command, dict(os.environ), os.getcwd(), streams)
 
 
 class Popen:
@@ -134,8 +166,11 @@ def _serve(path: str) -> None:
         "torch.utils.tensorboard", "matplotlib.figure", "matplotlib.backends.backend_agg",
         "matplotlib.backends.backend_svg", "gymnasium.envs.mujoco.hopper_v5", "stab.cli.main",
         "stab.run.worker", "stab.tasks.control.locomotion", "stab.engines.local",
+        "stab.reports.averages", "stab.reports.merge", "stab.reports.page", "stab.reports.schema",
+        "stab.reports.tensorboard", "stab.checks", "scipy.special",
     ):  # fmt: skip
         __import__(name)
+    _draw()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{path}.tmp")
@@ -149,6 +184,16 @@ def _serve(path: str) -> None:
             listener.close()
             _handle(connection, path)
         connection.close()
+
+
+def _draw() -> None:
+    """Draw something: Matplotlib's fonts are read at their first use."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    figure.subplots().set(title="a", xlabel="b")
+    for kind in ("png", "svg"):
+        figure.savefig(io.BytesIO(), format=kind)
 
 
 def _end_with_parent() -> None:
@@ -184,11 +229,15 @@ def _child(content: dict[str, Any], streams: list[int], path: str) -> None:
         os.dup2(stream, number)
         os.close(stream)
     os.setsid()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (content["largest"], resource.RLIM_INFINITY))
     os.chdir(content["cwd"])
     os.environ.clear()
     os.environ.update(content["env"])
     added = [part for part in content["env"].get("PYTHONPATH", "").split(os.pathsep) if part]
     sys.path[:] = dict.fromkeys([*added, *sys.path])
+    if any(os.path.exists(f"{part}/sitecustomize.py") for part in added):
+        sys.modules.pop("sitecustomize", None)  # what runs first in a process of its own
+        __import__("sitecustomize")
     sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     kind, *arguments = content["command"]

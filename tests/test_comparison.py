@@ -18,6 +18,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
+import forked
 import h5py
 import numpy as np
 import pytest
@@ -767,38 +768,19 @@ def small(bytes_):
 
 @pytest.mark.skipif(resource is None, reason="limits files as POSIX systems do")
 def test_a_full_disk_is_a_clear_line_and_loses_nothing(hopper, tmp_path):
-    command = [
-        Path(sys.executable).parent / "stab",
-        "compare",
-        "-t",
-        "hopper",
-        "-s",
-        "ema",
-        "--seeds",
-        "2",
-        *TINY,
-    ]
-    command += ["--workers", "1", "--out", str(tmp_path / "run"), "--resume"]
-    full = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: small(100_000),
-    )
+    command = ["compare", "-t", "hopper", "-s", "ema", "--seeds", 2, *TINY, "--workers", 1]
+    whole_command = [*command, "--out", tmp_path / "run", "--resume"]
+    full = forked.stab(*whole_command, largest=100_000)
     assert full.returncode == 1
     assert "Traceback" not in full.stderr
     assert "failed: hopper none/ema seed 0: cannot write " in full.stderr
     assert "File too large" in " ".join(full.stderr.split())
     assert not list((tmp_path / "run" / "cells").glob("*"))
-    tiny = subprocess.run(
-        [*command[:-2], str(tmp_path / "other")],
-        capture_output=True, text=True, check=False, preexec_fn=lambda: small(20),
-    )  # fmt: skip
+    tiny = forked.stab(*command, "--out", tmp_path / "other", largest=20)
     assert tiny.returncode == 2
     *_, line = tiny.stderr.strip().splitlines()
     assert line.startswith("stab: cannot write ")
-    room = subprocess.run(command, capture_output=True, text=True, check=False)
+    room = forked.stab(*whole_command)
     assert room.returncode == 0, room.stderr
     whole = tmp_path / "whole"
     run_to_the_end(settings("ema", seeds=2), whole)

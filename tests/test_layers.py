@@ -35,6 +35,7 @@ FLOORS = {
     "cli": 9,
 }
 
+
 def sources():
     """Every module of the package, by dotted name without ``stab.``; the package itself is ''."""
     files = [*ROOT.glob("*.py"), *(f for p in PACKAGES for f in (ROOT / p).rglob("*.py"))]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
+import forked
 import pytest
 
 EXAMPLE = Path(__file__).parents[1] / "plugins" / "example"
@@ -98,11 +98,8 @@ def environment(tmp_path_factory) -> Path:
 def stab(
     environment: Path, *arguments: object, cwd: Path, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    python = environment / "bin" / "python"
-    return subprocess.run(
-        [python, "-c", "from stab.cli.main import main; main()", *map(str, arguments)],
-        cwd=cwd, env={**os.environ, "COLUMNS": "80", **env}, capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
+    (site,) = environment.glob("lib/python*/site-packages")
+    return forked.stab(*arguments, cwd=cwd, env={"PYTHONPATH": str(site), **env})
 
 
 def test_listing_shows_it_without_importing_it(environment, tmp_path):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from forked import stab
 
 from stab.cli.main import main
 
@@ -18,19 +16,12 @@ SIZES = ("--policy", "mlp:depth=0", "train.lr=0.01", "train.updates=400", "eval.
          "eval.starts=2", "eval.horizon=100")  # fmt: skip
 
 
-def run(*arguments: object):
-    command = [Path(sys.executable).parent / "stab", *map(str, arguments)]
-    return subprocess.run(
-        command, env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True, timeout=180
-    )
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two runs of the same settings: one that kept snapshots, one (of one seed) that did not."""
     top = tmp_path_factory.mktemp("posthoc")
     for name, more in (("with", ["snapshots.every=5"]), ("without", ["--seeds", "1"])):
-        done = run(
+        done = stab(
             "compare",
             "-t",
             "cliff",
@@ -42,7 +33,7 @@ def runs(tmp_path_factory):
             *more,
         )
         assert done.returncode == 0, done.stderr
-    done = run("report", top / "with", "--averages", "ema:half_life=10|40|100,lr_decay+polyak")
+    done = stab("report", top / "with", "--averages", "ema:half_life=10|40|100,lr_decay+polyak")
     assert done.returncode == 0, done.stderr
     (top / "stdout").write_text(done.stdout)
     return top

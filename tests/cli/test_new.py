@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -25,12 +26,7 @@ def written(tmp_path_factory):
     """The three distributions, by name, as one user's commands write them."""
     top = tmp_path_factory.mktemp("new")
     for arguments, _ in NEW.values():
-        done = subprocess.run(
-            [Path(sys.executable).parent / "stab", "new", *arguments],
-            cwd=top,
-            capture_output=True,
-            text=True,
-        )
+        done = forked.stab("new", *arguments, cwd=top)
         assert done.returncode == 0, done.stderr
         (top / f"{arguments[1]}.stdout").write_text(done.stdout)
     return {name: top / folder for name, (_, folder) in NEW.items()}
@@ -70,6 +66,8 @@ def installed(written, tmp_path_factory):
     subprocess.run([*install, "--target", site, *sources], check=True, capture_output=True)
 
     def run(*arguments, cwd, **env):
+        if arguments[0] == COMMAND:
+            return forked.stab(*arguments[1:], cwd=cwd, env={"PYTHONPATH": str(site), **env})
         return subprocess.run(
             [top / "venv" / "bin" / "python", *map(str, arguments)],
             cwd=cwd, env={**os.environ, "COLUMNS": "80", **env}, capture_output=True, text=True, timeout=180,
@@ -78,7 +76,7 @@ def installed(written, tmp_path_factory):
     return run
 
 
-COMMAND = ("-c", "from stab.cli.main import main; main()")
+COMMAND = "stab"
 
 
 def test_it_writes_three_files_and_says_how_to_go_on(written):
@@ -140,7 +138,7 @@ def test_their_own_tests_pass(written, installed, tmp_path):
 def test_listed_checked_and_compared(installed, tmp_path):
     def stab(*arguments):
         done = installed(
-            *COMMAND, *arguments, cwd=tmp_path, MINARI_DATASETS_PATH=str(tmp_path / "datasets")
+            COMMAND, *arguments, cwd=tmp_path, MINARI_DATASETS_PATH=str(tmp_path / "datasets")
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return " ".join(done.stdout.split())
@@ -173,7 +171,10 @@ def test_listed_checked_and_compared(installed, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("stabilizer", "My-Mean"), "'My-Mean' is not a stabilizer name: expected lower-case letters"),
+        (
+            ("stabilizer", "My-Mean"),
+            "'My-Mean' is not a stabilizer name: expected lower-case letters",
+        ),
         (("task", "../away"), "'../away' is not a task name"),
         (("stabilizer", "ema"), "stabilizer 'ema' is registered already (built in)"),
         (("stabilizer", "hopper"), "task 'hopper' is registered already (built in)"),
@@ -190,7 +191,7 @@ def test_names_that_are_refused(stab, tmp_path, arguments, why):
 
 
 def test_a_plugins_name_is_refused_with_its_distribution(installed, tmp_path):
-    done = installed(*COMMAND, "new", "task", "my_mean", cwd=tmp_path)
+    done = installed(COMMAND, "new", "task", "my_mean", cwd=tmp_path)
     assert done.returncode == 2
     assert (
         "stabilizer 'my_mean' is registered already (stab-my-mean 0.1.0: stab_my_mean:MyMean)"
