@@ -67,7 +67,7 @@ def read_json(path: Path) -> Any:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 @contextmanager
@@ -192,7 +192,7 @@ def _take_apart(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_take_apart(one, tensors) for one in value]}
-    raise TypeError(f"a {type(value).__name__} is no plain data")
+    raise TypeError(f"a {type(value).__name__} is not plain data")
 
 
 def _put_together(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -206,8 +206,8 @@ def _put_together(value: Any, tensors: dict[str, Tensor]) -> Any:
         return tensors[content].numpy()
     if kind == "dict":
         return {key: _put_together(one, tensors) for key, one in content}
-    found = [_put_together(one, tensors) for one in content]
-    return {"list": found, "tuple": tuple(found)}[kind]
+    elements = [_put_together(one, tensors) for one in content]
+    return {"list": elements, "tuple": tuple(elements)}[kind]
 
 
 def cache_folder() -> Path:
@@ -223,8 +223,8 @@ def write_cache(path: Path, text: str) -> None:
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
-    found = {}
+    installed = {}
     for package in packages:
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            installed[package] = version(package)
+    return installed

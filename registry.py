@@ -133,10 +133,10 @@ class Registry(Generic[T]):
             obj: T = self._entry_points()[name][0].load()
             if not NAME.fullmatch(name):
                 raise TypeError(
-                    f"{name!r} is no {self.noun} name: expected lower-case letters, digits and _"
+                    f"{name!r} is not a {self.noun} name: expected lower-case letters, digits and _"
                 )
             if not self._valid(obj):
-                raise TypeError(f"{obj!r} is no {self.noun}")
+                raise TypeError(f"{obj!r} is not a {self.noun}")
         except (Exception, SystemExit) as e:
             self._failures[name] = f"{type(e).__name__}: {e}"
             raise StabError(
@@ -153,10 +153,10 @@ class Registry(Generic[T]):
         if self._plugins is None:
             self._plugins = {}
             for point in importlib.metadata.entry_points(group=self.group):
-                found = self._plugins.setdefault(point.name, [])
+                points = self._plugins.setdefault(point.name, [])
                 # sys.path can hold a distribution twice (an editable install and its source).
-                if all(_plugin_origin(point) != _plugin_origin(other) for other in found):
-                    found.append(point)
+                if all(_plugin_origin(point) != _plugin_origin(other) for other in points):
+                    points.append(point)
         return self._plugins
 
     def _origins(self, name: str) -> list[str]:

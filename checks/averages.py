@@ -84,18 +84,18 @@ def reads_from_the_start(average: Average) -> None:
     """A read-out has the parameters' names, shapes, dtypes; at update 0 their values, too."""
     iterates = _iterates(_total(average), dtype=torch.float32)
     for step, state in _states(average, iterates):
-        found, params = average.read(state), _params(iterates[step])
+        read_out, params = average.read(state), _params(iterates[step])
         for kind, of in (
             ("names", list),
             ("shapes and dtypes", lambda p: [(v.shape, v.dtype) for v in p.values()]),
         ):
             require(
-                of(found) == of(params),
-                f"update {step}: read gives {kind} {of(found)}, expected {of(params)}",
+                of(read_out) == of(params),
+                f"update {step}: read gives {kind} {of(read_out)}, expected {of(params)}",
             )
         if step == 0:
             require(
-                same(found, params), "read before the first update is not the initial parameters"
+                same(read_out, params), "read before the first update is not the initial parameters"
             )
 
 
@@ -155,8 +155,8 @@ def constant_iterates_give_that_constant(average: Average) -> None:
     constant, total = torch.tensor([0.1, -1 / 3, 0.0], dtype=F64), _total(average)
     expected = _params(constant)
     for step, state in _states(average, constant.expand(total + 1, 3)):
-        found = average.read(state)
-        for name, value in found.items():
+        read_out = average.read(state)
+        for name, value in read_out.items():
             slack = max(step, 1) * torch.finfo(F64).eps * expected[name].abs()
             require(
                 bool(((value - expected[name]).abs() <= slack).all()),
@@ -219,9 +219,9 @@ def leading_axis_is_separate_runs(average: Average) -> None:
     runs = [_iterates(total, seed) for seed in range(3)]
     alone = [_states(average, iterates) for iterates in runs]
     for (step, state), *ones in zip(_states(average, torch.stack(runs, 1)), *alone, strict=True):
-        found = average.read(state)
+        read_out = average.read(state)
         for i, (_, one) in enumerate(ones):
-            apart = _apart({name: value[i] for name, value in found.items()}, average.read(one))
+            apart = _apart({name: value[i] for name, value in read_out.items()}, average.read(one))
             require(
                 apart <= TOLERANCE,
                 f"update {step}: run {i} of 3 stacked along a leading axis differs by {apart:.2g}"

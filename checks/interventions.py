@@ -31,11 +31,11 @@ def neutral_is_the_identity(stabilizer: Stabilizer) -> None:
     for method in stabilizer.interventions:
         cls = type(method)
         for base in copy.deepcopy(BASES):  # an impure apply must not spoil the next check
-            found = cls(**cls.neutral).apply(base)
+            edited = cls(**cls.neutral).apply(base)
             require(
-                found == base,
+                edited == base,
                 f"{cls.__name__} declares {cls.neutral} neutral, but apply changes"
-                f" {_changed(base, found)}:"
+                f" {_changed(base, edited)}:"
                 " declare other arguments, or return the recipe as it is",
             )
 
@@ -89,12 +89,12 @@ def apply_is_pure(stabilizer: Stabilizer) -> None:
 def training_stays_finite(stabilizer: Stabilizer) -> None:
     """A short training run of the edited recipe ends with finite parameters."""
     try:
-        found = run_toy(stabilizer.apply(copy.deepcopy(TOY)))
+        weights = run_toy(stabilizer.apply(copy.deepcopy(TOY)))
     except (Diverged, Incompatible) as e:
         raise CheckFailed(
             f"a short run of the edited recipe on linear regression fails: {e}"
         ) from e
-    for name, value in found.items():
+    for name, value in weights.items():
         require(
             bool(value.isfinite().all()),
             f"after {TOY.updates} updates of linear regression {name} is not finite",
@@ -103,16 +103,16 @@ def training_stays_finite(stabilizer: Stabilizer) -> None:
 
 def has_an_effect(stabilizer: Stabilizer) -> None:
     """``apply`` changes the recipe, and a short run of it ends elsewhere (except a policy's)."""
-    found = stabilizer.apply(copy.deepcopy(TOY))
+    edited = stabilizer.apply(copy.deepcopy(TOY))
     require(
-        found != TOY,
+        edited != TOY,
         f"{stabilizer.string} had no effect: apply gives an equal recipe, so it would be compared"
         " with itself",
     )
-    if found.policy == TOY.policy:
+    if edited.policy == TOY.policy:
         require(
-            not same(run_toy(found), run_toy(TOY)),
-            f"{stabilizer.string} had no effect: it changes {_changed(TOY, found)}, but"
+            not same(run_toy(edited), run_toy(TOY)),
+            f"{stabilizer.string} had no effect: it changes {_changed(TOY, edited)}, but"
             f" {TOY.updates} updates end at the"
             " same parameters bitwise",
         )

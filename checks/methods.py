@@ -56,14 +56,15 @@ def copies_and_pickles(stabilizer: Stabilizer) -> None:
             copy.deepcopy(method) == method, f"a deep copy of {name} does not equal it: {method!r}"
         )
         try:
-            found = pickle.loads(pickle.dumps(method))
+            restored = pickle.loads(pickle.dumps(method))
         except Exception as e:
             raise CheckFailed(
                 f"{name} cannot be pickled ({e}): define the class at the top of a module, keep no"
                 " functions in it"
             ) from e
         require(
-            found == method, f"{name} comes back from a pickle as {found!r}, expected {method!r}"
+            restored == method,
+            f"{name} comes back from a pickle as {restored!r}, expected {method!r}",
         )
 
 

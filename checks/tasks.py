@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 STARTS, HORIZONS = (3, 5), (1, 7, 20)
-PARTS = ("returns", "lengths", "remarks")  # of what a rollout gives
+RETURNED = ("returns", "lengths", "infos")  # of what a rollout gives
 
 
 def _policies(task: Task, seeds: Sequence[int] = (0, 1, 2)) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -122,11 +122,11 @@ def same_seed_same_returns(task: Task) -> None:
     """The same starts give bitwise the same returns again, and the parameters are left alone."""
     policy, stacked = _policies(task)
     before = clone(stacked)
-    found, again = (
+    first, again = (
         [np.asarray(part) for part in task.rollout(policy, stacked, STARTS, HORIZONS)]
         for _ in range(2)
     )
-    for name, one, other in zip(PARTS, found, again, strict=False):
+    for name, one, other in zip(RETURNED, first, again, strict=False):
         require(
             np.array_equal(one, other),
             f"two rollouts from the same starts differ in {name}: seed every reset",
@@ -141,7 +141,7 @@ def policies_together_equal_each_alone(task: Task) -> None:
     for i in range(3):
         own = {name: value[i : i + 1] for name, value in stacked.items()}
         alone: Sequence[Any] = task.rollout(policy, own, STARTS, HORIZONS)
-        for name, many, one in zip(PARTS, together, alone, strict=False):
+        for name, many, one in zip(RETURNED, together, alone, strict=False):
             require(
                 np.array_equal(many[i], one[0]),
                 f"{name} of policy {i} of 3 differ from the same policy's alone: policies share"

@@ -85,7 +85,7 @@ def prepare(
         given = {"folder": folder, "vocabulary": vocabulary}
         settings |= {key: value for key, value in given.items() if value is not None}
     instance = tasks.get(task)(**settings)
-    talk = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False)
     present = (
         datasets.load(instance.demonstrations_id).total_episodes
         if datasets.exists(instance.demonstrations_id)
@@ -93,19 +93,19 @@ def prepare(
     )
     asked = folder is not None or vocabulary is not None
     if present and not asked and (present >= episodes if episodes else instance.has_data()):
-        talk.print(
+        console.print(
             f"{instance.demonstrations_id} is there already, {present} episodes: stab data show"
             f" {dataset or task}"
         )
         return
-    with bars(talk) as progress:
+    with bars(console) as progress:
         bar = progress.add_task(f"Collecting {instance.demonstrations_id}", total=1.0)
         instance.collect(
             lambda fraction: progress.update(bar, completed=fraction), episodes=episodes
         )
     show(dataset or task)
     if text:
-        talk.print(
+        console.print(
             f"Next, a scorer model: stab scorer train {task} --dataset"
             f" {instance.demonstrations_id}",
             soft_wrap=True,

@@ -72,11 +72,11 @@ def train(
     from stab.tasks.control.experts.folder import finished
 
     record = _record(task)
-    talk = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False)
     weights = out / f"{record.name}.safetensors"
     card = finished(record, out, steps or record.steps, seed)
     if card:
-        talk.print(
+        console.print(
             f"{weights} is finished already, at {card['trained_steps']:,} steps; more with --steps",
             markup=False,
             soft_wrap=True,
@@ -84,7 +84,7 @@ def train(
         _show(card, weights)
         return
     try:
-        with bars(talk) as progress:
+        with bars(console) as progress:
             running: dict[str, Any] = {}
 
             def report(stage: str, fraction: float, latest: str) -> None:
@@ -102,10 +102,10 @@ def train(
         state = (
             f"the best expert so far is {weights}" if weights.exists() else "nothing is saved yet"
         )
-        talk.print(f"Interrupted; {state}. Resume with: {again}", markup=False, soft_wrap=True)
+        console.print(f"Interrupted; {state}. Resume with: {again}", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     _show(card, weights)
-    talk.print(
+    console.print(
         f"Collect demonstrations: stab data prepare {record.name} --expert {weights} --dataset"
         f" my/{record.name}-v0\n"
         f"{record.name}.checkpoint.npz beside it is for more steps; otherwise delete it",

@@ -127,17 +127,18 @@ def _cards(console: Console, markdown: bool) -> None:
             _card(console, entry.name, f"broken: {entry.broken} ({entry.origin})", [])
             continue
         cls = stabilizers.get(entry.name)
-        found = card(cls)
+        described = card(cls)
         lines = [
-            ("rule" if n == 0 else "", line) for n, line in enumerate(found.formula.splitlines())
+            ("rule" if n == 0 else "", line)
+            for n, line in enumerate(described.formula.splitlines())
         ]
         lines += [(f.name, f"{f.default}: {_meaning(f)}") for f in dataclasses.fields(cls)]
         lines += [
             (label.lower(), text.replace("``", ""))
-            for label, text in _labelled(found, costs[entry.name])
+            for label, text in _labelled(described, costs[entry.name])
         ]
         lines.append(("defined in", f"{cls.__module__}:{cls.__qualname__}"))
-        _card(console, entry.name, found.summary.replace("``", ""), lines)
+        _card(console, entry.name, described.summary.replace("``", ""), lines)
     console.print(Text(f"Costs are measured on this machine: {SETTING}."))
     console.print()
 
@@ -184,25 +185,29 @@ def _page(entries: list[tuple[str, type, Cost | str]]) -> str:
     ]
     body = []
     for name, cls, cost in entries:
-        found, kind = card(cls), "average" if issubclass(cls, Average) else "intervention"
+        described, kind = card(cls), "average" if issubclass(cls, Average) else "intervention"
         time, copies = (
             ("–", "–")
             if isinstance(cost, str)
             else (f"x{cost.time:.2f}", f"{round(cost.memory, 1) + 0:g}")
         )
-        head.append(f"| [{name}](#{name}) | {kind} | {_cell(found.summary)} | {time} | {copies} |")
+        head.append(
+            f"| [{name}](#{name}) | {kind} | {_cell(described.summary)} | {time} | {copies} |"
+        )
         body += [
             "",
             f"## {name}",
             "",
-            found.summary,
+            described.summary,
             "",
             "```",
-            *found.formula.splitlines(),
+            *described.formula.splitlines(),
             "```",
             "",
         ]
-        body += [paragraph for text in found.prose for paragraph in (text.replace("``", "`"), "")]
+        body += [
+            paragraph for text in described.prose for paragraph in (text.replace("``", "`"), "")
+        ]
         if dataclasses.fields(cls):
             body += ["| argument | default | meaning | range |", "| :-- | :-- | :-- | :-- |"]
             for f in dataclasses.fields(cls):
@@ -213,7 +218,8 @@ def _page(entries: list[tuple[str, type, Cost | str]]) -> str:
                 )
             body.append("")
         body += [
-            f"- **{label}:** {text.replace('``', '`')}" for label, text in _labelled(found, cost)
+            f"- **{label}:** {text.replace('``', '`')}"
+            for label, text in _labelled(described, cost)
         ]
     return "\n".join([*head, *body, ""])
 

@@ -150,7 +150,7 @@ def _read_off(
     todo = posthoc.unfinished(run, expand(averages))
     if not todo:
         return
-    talk = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False)
     done: dict[posthoc.PostHoc, float] = dict.fromkeys(todo, 0.0)
     failed: dict[posthoc.PostHoc, str] = {}
     finished = 0
@@ -158,7 +158,7 @@ def _read_off(
         with (
             make_engine(engine, posthoc.WORK, workers, address) as started,
             closing(posthoc.execute(todo, run, started)) as events,
-            bars(talk) as progress,
+            bars(console) as progress,
         ):
             total = progress.add_task(f"Averages 0/{len(todo)}", total=len(todo))
             for job, event in events:
@@ -172,7 +172,7 @@ def _read_off(
                     description=f"Averages {finished}/{len(todo)}",
                 )
     except KeyboardInterrupt:
-        talk.print("Interrupted. What was finished is kept; the same command goes on.")
+        console.print("Interrupted. Progress is saved; the same command resumes.")
         raise typer.Exit(130) from None
     if failed:
         job, reason = next(iter(failed.items()))

@@ -44,7 +44,7 @@ def _entry(results: Results, series: Series) -> dict[str, Any]:
     scored = Scored(series, series, None, ())
     blocks = [cell["read_off"] for cell in series.cells]
     distances = [block["distance"] for block in blocks]
-    found = {
+    entry = {
         "task": series.task,
         "stabilizer": series.stabilizer,
         "half_life": series.rider["half_life"],
@@ -63,7 +63,7 @@ def _entry(results: Results, series: Series) -> dict[str, Any]:
         "online_gva": online and np.mean(online.gva_per_seed),
         "online_return": online and online.scored.mean(),
     }
-    return {name: plain(value) for name, value in found.items()}
+    return {name: plain(value) for name, value in entry.items()}
 
 
 OWN = (

@@ -101,20 +101,20 @@ def verdict(
         )
     comparisons = f"{of} comparison{'s' * (of > 1)}"
     how = f"paired t-test over {seeds} seeds, Holm's correction for {comparisons}, 5 %"
-    found, told = [], 0
+    sentences, named = [], 0
     for word, sign in (("Steadier", 1), ("Less steady", -1)):
-        kept = [
+        significant = [
             f"{name} (p {f'= {value:.2g}' if value >= SMALLEST else f'< {SMALLEST:g}'})"
             for name, own, value in zip(names, scores, p, strict=True)
             if value < LEVEL and sign * (np.mean(none) - np.mean(own)) > 0
         ]
-        told += len(kept)
-        if kept:
-            more = f" and {len(kept) - NAMED} more" if len(kept) > NAMED else ""
-            found.append(f"{word} than none: {', '.join(kept[:NAMED])}{more}")
-    if found:
-        rest = f" Of the other ranked ones {seeds} seeds do not tell." if told < len(names) else ""
-        return f"{'; '.join(found)} ({how}).{rest}"
+        named += len(significant)
+        if significant:
+            more = f" and {len(significant) - NAMED} more" if len(significant) > NAMED else ""
+            sentences.append(f"{word} than none: {', '.join(significant[:NAMED])}{more}")
+    if sentences:
+        rest = f" Of the other ranked ones {seeds} seeds do not tell." if named < len(names) else ""
+        return f"{'; '.join(sentences)} ({how}).{rest}"
     return (
         f"{seeds} seeds are too few to distinguish any ranked entry from none ({how}): add seeds if"
         " the order matters."

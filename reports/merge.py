@@ -140,16 +140,16 @@ def merge(origins: Sequence[Origin], conditions: Sequence[str] = ()) -> dict[str
     tasks = list(dict.fromkeys(task for origin in origins for task in origin.results.config.tasks))
     entries: list[dict[str, Any]] = []
     for task in tasks:
-        found = [
+        own = [
             entry | {"run": origin.label, "rank_low": None, "rank_high": None}
             for origin in origins
             for entry in origin.leaderboard["entries"]
             if entry["task"] == task
         ]
-        ranked = sorted((e for e in found if e["rank"] is not None), key=lambda e: float(e["gva"]))
+        ranked = sorted((e for e in own if e["rank"] is not None), key=lambda e: float(e["gva"]))
         for rank, entry in enumerate(ranked, 1):
             entry["rank"] = rank
-        entries += ranked + [e for e in found if e["rank"] is None]
+        entries += ranked + [e for e in own if e["rank"] is None]
     if conditions:
         entries = sweep.matching(entries, conditions)
     kept = {(entry["task"], entry["stabilizer"]) for entry in entries}
@@ -175,15 +175,15 @@ def _about(origin: Origin) -> dict[str, Any]:
 
 
 def _versions(origin: Origin) -> dict[str, str]:
-    found: dict[str, str] = {}
+    installed: dict[str, str] = {}
     for about in origin.leaderboard["run"]["tasks"].values():
-        found |= about.get("versions") or {}
-    return found
+        installed |= about.get("versions") or {}
+    return installed
 
 
 def _warnings(origins: Sequence[Origin]) -> list[str]:
     """Return what readers should know before they compare entries of different runs."""
-    found = [
+    warnings = [
         f"{origin.label}, {task}: {warning}"
         for origin in origins
         for task, about in origin.leaderboard["run"]["tasks"].items()
@@ -199,13 +199,15 @@ def _warnings(origins: Sequence[Origin]) -> list[str]:
             ):
                 values = [about.get(key) for about in pair]
                 if None not in values and values[0] != values[1]:
-                    found.append(f"{task}: {first.label} and {other.label} have different {name}.")
+                    warnings.append(
+                        f"{task}: {first.label} and {other.label} have different {name}."
+                    )
                     break
         differing = [line for line in _settings(first, other) if not line[0].startswith("seeds")]
         if differing and len(origins) > 2:  # of two it stands under what changed
             said = "; ".join(f"{key} {_short(a)}, {_short(b)}" for key, a, b in differing)
-            found.append(f"Settings of {first.label} and {other.label} differ: {said}.")
-    return found
+            warnings.append(f"Settings of {first.label} and {other.label} differ: {said}.")
+    return warnings
 
 
 def _settings(one: Origin, other: Origin) -> list[tuple[str, Any, Any]]:
@@ -242,7 +244,7 @@ def changes(one: Origin, other: Origin, kept: Container[tuple[str, str]]) -> dic
     for score, p in zip(scores, inference.holm(raw), strict=True):
         score["p_value"] = p
     machines = [origin.leaderboard["run"].get("machine") for origin in (one, other)]
-    found = {
+    content = {
         "settings": [{"key": key, "before": a, "after": b} for key, a, b in _settings(one, other)],
         "versions": [
             {"key": name, "before": old.get(name), "after": new.get(name)}
@@ -254,7 +256,7 @@ def changes(one: Origin, other: Origin, kept: Container[tuple[str, str]]) -> dic
         "only_after": _only(*there[::-1]),
         "scores": scores,
     }
-    changed: dict[str, Any] = plain(found)
+    changed: dict[str, Any] = plain(content)
     return changed
 
 

@@ -66,7 +66,7 @@ def _render(results: Results, leaderboard: dict[str, Any], figures: Path) -> str
     }
     source = resources.files("stab.reports").joinpath("report.html.j2").read_text(encoding="utf-8")
     versions = {task: run["tasks"][task].get("versions") or {} for task in tasks}
-    shared = all(found == versions[tasks[0]] for found in versions.values())
+    shared = all(one == versions[tasks[0]] for one in versions.values())
     text = environment.from_string(source).render(
         smoke=table.SMOKE if run["smoke"] else "",
         protocol=leaderboard["protocol"],
@@ -208,13 +208,13 @@ def _figures(folder: Path, tasks: Iterable[str]) -> Iterator[Figure]:
     """Yield the figures of a folder, those that are known first."""
     owner: dict[str, str | None] = {"tasks": None, **{task: task for task in tasks}}
     order = list(CAPTIONS)
-    found = {
+    names = {
         path.stem.partition("-")[::2]
         for path in folder.glob("*-*")
         if path.suffix in (".png", ".svg")
     }
     for task, name in sorted(
-        found, key=lambda one: (order.index(one[1]) if one[1] in order else len(order), one)
+        names, key=lambda one: (order.index(one[1]) if one[1] in order else len(order), one)
     ):
         if task in owner and name not in LEFT_OUT:
             caption = CAPTIONS.get(name) or re.sub(r"[-_]+", " ", name).capitalize()
@@ -227,7 +227,7 @@ def _inlined(stem: Path) -> str:
     An SVG in an <img> runs and loads nothing.
     """
     svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
-    found = []
+    uris = []
     if svg.exists():
         text = re.sub(
             r"<metadata>.*?</metadata>|<!--.*?-->|^<\?xml.*?\?>|<!DOCTYPE.*?>",
@@ -235,11 +235,11 @@ def _inlined(stem: Path) -> str:
             svg.read_text("utf-8"),
             flags=re.S,
         )
-        found.append("data:image/svg+xml," + quote(" ".join(text.split()), safe=UNQUOTED))
+        uris.append("data:image/svg+xml," + quote(" ".join(text.split()), safe=UNQUOTED))
     if png.exists():
-        found.append("data:image/png;base64," + base64.b64encode(png.read_bytes()).decode())
-    smallest = min(map(len, found))
-    return next(uri for uri in found if len(uri) <= TIDY * smallest)
+        uris.append("data:image/png;base64," + base64.b64encode(png.read_bytes()).decode())
+    smallest = min(map(len, uris))
+    return next(uri for uri in uris if len(uri) <= TIDY * smallest)
 
 
 def _settings(settings: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:

@@ -26,15 +26,15 @@ OWN = (
 
 def settings(string: str, recipe: Recipe) -> dict[str, Any]:
     """Return the settings of an entry's recipe, as edited, and arguments as ``ema.half_life``."""
-    found = {name: getattr(recipe, name) for name in SETTINGS}
-    found["optimizer"] = found["optimizer"].removeprefix("torch.optim:")
+    values = {name: getattr(recipe, name) for name in SETTINGS}
+    values["optimizer"] = values["optimizer"].removeprefix("torch.optim:")
     try:
-        found |= parse(string).arguments
+        values |= parse(string).arguments
     except StabError:  # a plug-in that is gone
         pass
     kept = (str, int, type(None))
     return {
-        name: v if isinstance(v, kept) or _is_finite(v) else str(v) for name, v in found.items()
+        name: v if isinstance(v, kept) or _is_finite(v) else str(v) for name, v in values.items()
     }
 
 
@@ -65,23 +65,23 @@ def select(leaderboard: dict[str, Any], conditions: Sequence[str]) -> dict[str, 
     and every setting, as in an entry's ``settings`` (lr, policy, ema.half_life). An entry without
     the setting does not meet it. Raises StabError for an unknown key, and if no entry is left.
     """
-    found = matching(leaderboard["entries"], conditions)
+    chosen = matching(leaderboard["entries"], conditions)
     tasks = {
         name: about
         for name, about in leaderboard["run"]["tasks"].items()
-        if name in {e["task"] for e in found}
+        if name in {e["task"] for e in chosen}
     }
-    count = f"{len(found)} of {len(leaderboard['entries'])} entries"
+    count = f"{len(chosen)} of {len(leaderboard['entries'])} entries"
     shown = f"Shown: {count}, those with {' and '.join(conditions)}."
     return leaderboard | {
         "run": leaderboard["run"] | {"tasks": tasks, "shown": shown},
-        "entries": found,
+        "entries": chosen,
     }
 
 
 def matching(entries: Sequence[dict[str, Any]], conditions: Sequence[str]) -> list[dict[str, Any]]:
     """Return the entries that meet every condition; see ``select``."""
-    found = list(entries)
+    matches = list(entries)
     for condition in conditions:
         key, equals, values = (part.strip() for part in condition.partition("="))
         if not equals or not values:
@@ -91,16 +91,16 @@ def matching(entries: Sequence[dict[str, Any]], conditions: Sequence[str]) -> li
             )
         _check(key, entries)
         wanted = [value.strip() for value in values.split("|")]
-        found = [
+        matches = [
             e
-            for e in found
+            for e in matches
             if _value(e, key) is not None and any(_same(_value(e, key), one) for one in wanted)
         ]
-    if not found:
+    if not matches:
         raise StabError(
             f"no entry has {' and '.join(' '.join(condition.split()) for condition in conditions)}"
         )
-    return found
+    return matches
 
 
 def _check(key: str, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -168,10 +168,10 @@ def groups(leaderboard: dict[str, Any], task: str, by: Sequence[str] = ("method"
     }
     budget = min(map(len, grouped.values()), default=0)
     fallback = leaderboard["run"]["tasks"][task]["none"]
-    found = []
+    result = []
     for name, members in ranked.items():
         scores = np.array([entry["gva_per_seed"] for entry in members])
-        found.append(
+        result.append(
             Group(
                 name=name,
                 tried=len(grouped[name]),
@@ -187,7 +187,7 @@ def groups(leaderboard: dict[str, Any], task: str, by: Sequence[str] = ("method"
                 budget=budget,
             )
         )
-    return sorted(found, key=lambda group: (group.best is None, group.expected))
+    return sorted(result, key=lambda group: (group.best is None, group.expected))
 
 
 def held_out(scores: np.ndarray) -> float:

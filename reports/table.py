@@ -46,11 +46,11 @@ def task_sheets(
 
     ``brief`` leaves out the notes that are the same for every task.
     """
-    found = [table(leaderboard, task, brief), metrics(leaderboard, task)]
+    parts = [table(leaderboard, task, brief), metrics(leaderboard, task)]
     by = sweep.keys(leaderboard["entries"], by)
     if by and (groups := sweep.groups(leaderboard, task, by)):
-        found.append(sweep.sheet(groups, by, f"{task}, tuned"))
-    return [sheet for sheet in found if sheet.lines]
+        parts.append(sweep.sheet(groups, by, f"{task}, tuned"))
+    return [sheet for sheet in parts if sheet.lines]
 
 
 def table(leaderboard: dict[str, Any], task: str, brief: bool = False) -> Sheet:

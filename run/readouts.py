@@ -131,7 +131,7 @@ def roll_out(
                 "return": J[i, n, -1].item(),
                 "length": lengths[i, n].item(),
                 "cumulative": cumulative[i, n].tolist(),
-                **(rows.remarks(more[0][i][n]) if more else {}),
+                **(rows.infos(more[0][i][n]) if more else {}),
             }
             for n in range(config.eval.starts)
         ]

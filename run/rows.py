@@ -37,16 +37,16 @@ CELL = {
 }
 # fmt: on
 # Optional keys of a row; see ``tasks.base.Infos``.
-REMARKS = {"measures": {str: NUMBER}, "text": {"prompt": [str], "tokens": [str]}}
+INFOS = {"measures": {str: NUMBER}, "text": {"prompt": [str], "tokens": [str]}}
 
 
-def remarks(info: Any) -> dict[str, Any]:
+def infos(info: Any) -> dict[str, Any]:
     """Return a task's optional keys of an episode. Raises ValueError for another form."""
     if not isinstance(info, Mapping) or not all(
-        key in REMARKS and fits(one, REMARKS[key]) for key, one in info.items()
+        key in INFOS and fits(one, INFOS[key]) for key, one in info.items()
     ):
         raise ValueError(
-            f"a rollout's remarks are {info!r:.200}: expected measures (finite numbers) and text"
+            f"a rollout's infos are {info!r:.200}: expected measures (finite numbers) and text"
             " alone"
         )
     return dict(info)
@@ -120,7 +120,7 @@ def _whole(cell: dict[str, Any]) -> bool:
         and all(
             fits(row[key], form)
             for row in cell["rows"]
-            for key, form in REMARKS.items()
+            for key, form in INFOS.items()
             if key in row
         )
         and all(len(cell["references"][which]) == horizons for which in ("random", "expert"))

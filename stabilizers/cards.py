@@ -62,10 +62,10 @@ def card(cls: type) -> Card:
     ]
     doc = written[0]
     body, labelled = doc, dict.fromkeys(LABELS, NOT_STATED)
-    found = list(re.finditer(rf"^({'|'.join(LABELS)}):", doc, re.MULTILINE))
-    if found:
-        body = doc[: found[0].start()]
-        for label, following in zip(found, [*found[1:], None], strict=True):
+    labels = list(re.finditer(rf"^({'|'.join(LABELS)}):", doc, re.MULTILINE))
+    if labels:
+        body = doc[: labels[0].start()]
+        for label, following in zip(labels, [*labels[1:], None], strict=True):
             text = doc[label.end() : following.start() if following else None]
             labelled[label[1]] = " ".join(text.split())
     summary, _, rest = body.strip().partition("\n")

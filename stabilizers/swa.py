@@ -46,7 +46,7 @@ class SWA(Average):
     convex: ClassVar[bool] = True
 
     def init(self, params: Params, total: int) -> MeanState:
-        # Update 0 is no iterate: with start=0 the first to count is update 1.
+        # Update 0 is not an iterate: with start=0 the first to count is update 1.
         return MeanState(clone(params), max(1, to_updates(self.start, total, "start")))
 
     def update(self, state: MeanState, params: Params, step: int) -> None:

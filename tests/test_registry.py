@@ -160,7 +160,7 @@ BROKEN = {
     "leaves": ("plug_leaves:X", "import sys; sys.exit('bye')", "SystemExit: bye"),
     "missing": ("plug_nowhere:X", None, "ModuleNotFoundError: No module named 'plug_nowhere'"),
     "attribute": ("plug_attribute:X", "Y = 1", "AttributeError"),
-    "kind": ("plug_kind:X", "X = 'text'", "TypeError: 'text' is no thing"),
+    "kind": ("plug_kind:X", "X = 'text'", "TypeError: 'text' is not a thing"),
 }
 
 

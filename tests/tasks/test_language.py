@@ -313,6 +313,6 @@ def test_the_defaults_are_a_tenth_of_a_million(stories):
 @pytest.mark.parametrize(
     "said", [{"return": 2.0}, {"measures": {"facts": float("nan")}}, {"text": "x"}, None]
 )
-def test_remarks_of_another_form_are_refused(said):
-    with pytest.raises(ValueError, match="a rollout's remarks are"):
-        rows.remarks(said)
+def test_infos_of_another_form_are_refused(said):
+    with pytest.raises(ValueError, match="a rollout's infos are"):
+        rows.infos(said)

@@ -308,7 +308,7 @@ def _about(
     """Return what a card says about the training; ``so_far``: steps of an unfinished one."""
     unfinished = {} if so_far is None else {
         "unfinished": f"after {so_far:,} of {steps:,} steps; the returns are those of the episodes"
-        " that it was chosen by, which flatter it; the command goes on"
+        " that it was chosen by, which flatter it; the same command resumes"
     }  # fmt: skip
     return {
         **identify(record, seed),
