@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -37,36 +38,41 @@ RANDOM, EXPERT = 5.0, 25.0
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """Write a run: none and ema on one trajectory, lr_decay on another, dropout failed, accumulation skipped."""
+    return functools.partial(_make, tmp_path)
 
-    def make(
-        *,
-        smoke: bool = False,
-        level: dict[str, float] | None = None,
-        static: str = "",
-        learned: bool = True,
-    ) -> Path:
-        run, config = tmp_path / "run", dataclasses.replace(CONFIG, smoke=smoke)
-        files.write_text(run / "config.yaml", json.dumps(config.to_dict()))  # YAML contains JSON
-        files.write_json(
-            run / "run.json", {"command": "stab compare toy", "seconds": 1.0, "cores": 2}
-        )
-        files.write_json(
-            run / "skipped.json",
-            [{"task": "toy", "stabilizer": "accumulation", "reason": "odd batch [see | docs]"}],
-        )
-        files.write_json(
-            run / "failures" / "toy-dropout-seed1.json",
-            {"task": "toy", "stabilizers": ["dropout"], "seed": 1, "reason": "ValueError: boom"},
-        )
-        levels = LEVEL | (level or {})
-        if not learned:
-            levels = {string: value - 0.55 for string, value in levels.items()}
-        for riders in (("none", "ema"), ("lr_decay",)):
-            for seed in range(config.seeds):
-                _write_cell(run, config, riders, seed, levels, static)
-        return run
 
-    return make
+@pytest.fixture(scope="session")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plain run, for tests that only read it."""
+    return _make(tmp_path_factory.mktemp("shared"))
+
+
+def _make(
+    folder: Path,
+    *,
+    smoke: bool = False,
+    level: dict[str, float] | None = None,
+    static: str = "",
+    learned: bool = True,
+) -> Path:
+    run, config = folder / "run", dataclasses.replace(CONFIG, smoke=smoke)
+    files.write_text(run / "config.yaml", json.dumps(config.to_dict()))  # YAML contains JSON
+    files.write_json(run / "run.json", {"command": "stab compare toy", "seconds": 1.0, "cores": 2})
+    files.write_json(
+        run / "skipped.json",
+        [{"task": "toy", "stabilizer": "accumulation", "reason": "odd batch [see | docs]"}],
+    )
+    files.write_json(
+        run / "failures" / "toy-dropout-seed1.json",
+        {"task": "toy", "stabilizers": ["dropout"], "seed": 1, "reason": "ValueError: boom"},
+    )
+    levels = LEVEL | (level or {})
+    if not learned:
+        levels = {string: value - 0.55 for string, value in levels.items()}
+    for riders in (("none", "ema"), ("lr_decay",)):
+        for seed in range(config.seeds):
+            _write_cell(run, config, riders, seed, levels, static)
+    return run
 
 
 @pytest.fixture

@@ -44,9 +44,10 @@ junk = st.recursive(
     ),
     max_leaves=8,
 )
-EXAMPLES = int(os.environ.get("STAB_FUZZ", "300"))  # of each; more by hand
+EXAMPLES = int(os.environ.get("STAB_FUZZ", "150"))  # of each; more by hand
 many = settings(
     max_examples=EXAMPLES,
+    derandomize="STAB_FUZZ" not in os.environ,  # the same ones every time
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -19,18 +19,26 @@ from stab import gva
 from stab.reports import figures, statistics, tensorboard
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def written(
-    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    shared_run: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[statistics.Results, Path]:
-    results = statistics.read(run)
+    top = tmp_path_factory.mktemp("tensorboard")
+    results = statistics.read(shared_run)
     leaderboard = statistics.leaderboard(results)
-    (tmp_path / "figures").mkdir()
-    figures.save(figures.draw(results, leaderboard), tmp_path / "figures")
-    tensorboard.write(results, leaderboard, tmp_path / "figures", tmp_path / "events")
+    (top / "figures").mkdir()
+    figures.save(figures.draw(results, leaderboard), top / "figures")
+    tensorboard.write(results, leaderboard, top / "figures", top / "events")
+    return results, top / "events"
+
+
+def test_writing_is_silent(
+    shared_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    results = statistics.read(shared_run)
+    tensorboard.write(results, statistics.leaderboard(results), tmp_path, tmp_path / "events")
     said = capfd.readouterr()
-    assert said.out + said.err == "", "writing events is silent"
-    return results, tmp_path / "events"
+    assert said.out + said.err == ""
 
 
 def opened(folder: Path) -> EventAccumulator:
