@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.measure import Measurement
 
-ROOM = 62  # of a terminal's 80 characters, for the columns after the name
+ROOM = 65  # of a terminal's 80 characters, for the columns after the name
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,11 @@ def terminal(sheets: Iterable[Sheet]) -> RenderableType:
 
     drawn: list[RenderableType] = []
     for sheet in sheets:
-        for first, columns in enumerate(_columns(sheet)):
-            drawn += [_table(sheet, columns, first), Text()]
+        if sheet.banner:
+            drawn.append(Text(f"*** {sheet.banner} ***", style="reverse"))
+        for count, columns in enumerate(_columns(sheet)):
+            title = sheet.title + " (continued)" * bool(count)
+            drawn += [Text(title, style="bold"), _table(sheet, columns), Text()]
         if sheet.bullets:
             below = Table.grid(padding=(0, 1))
             for note in sheet.bullets:
@@ -82,18 +85,13 @@ def _columns(sheet: Sheet) -> list[list[int]]:
     return tables
 
 
-def _table(sheet: Sheet, columns: Sequence[int], continued: int) -> RenderableType:
+def _table(sheet: Sheet, columns: Sequence[int]) -> RenderableType:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     # Text everywhere, never markup: a name or a reason may hold square brackets.
-    title = Text(sheet.title + " (continued)" * bool(continued))
-    if sheet.banner and not continued:
-        title = Text(f"*** {sheet.banner} ***\n", style="reverse") + title
-    drawn = Table(
-        title=title, box=box.HORIZONTALS, show_edge=False, title_style="bold", padding=(0, 0, 0, 1)
-    )
+    drawn = Table(box=box.HORIZONTALS, show_edge=False, padding=(0, 0, 0, 1))
     for n in columns:
         named = sheet.headings[n] == sheet.name
         drawn.add_column(

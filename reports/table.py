@@ -94,12 +94,12 @@ def overview(leaderboard: dict[str, Any]) -> Sheet:
 
 def _pair(entry: Mapping[str, Any] | None) -> str:
     if entry is None or entry["gva"] is None:
-        return f"{EMPTY} "
-    return f"{entry['gva']:.3f} {entry['return']:.2f}{' ' if entry['rank'] else '*'}"
+        return EMPTY
+    return f"{entry['gva']:.3f} {entry['return']:.2f}{'' if entry['rank'] else '*'}"
 
 
 def _number(value: float | None, digits: int) -> str:
-    return f"{EMPTY} " if value is None or math.isnan(value) else f"{value:.{digits}f} "
+    return EMPTY if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def metrics(leaderboard: dict[str, Any], task: str) -> Sheet:

@@ -15,6 +15,7 @@ from stab.engines import local
 
 # Sizes at which a whole comparison takes seconds.
 TINY = (
+    "train.policy=mlp:width=32",
     "train.updates=40",
     "eval.checkpoint_every=10",
     "eval.starts=2",

@@ -38,7 +38,13 @@ from stab.run.worker import work
 from stab.stabilizers import Average, Intervention, hyper, stabilizers
 from stab.stabilizers.base import MeanState, clone
 
-TINY = ("train.updates=40", "eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=60")
+TINY = (
+    "train.policy=mlp:width=32",
+    "train.updates=40",
+    "eval.checkpoint_every=10",
+    "eval.starts=2",
+    "eval.horizon=60",
+)
 
 
 def plan(*args, **options):
@@ -768,7 +774,8 @@ def small(bytes_):
 
 @pytest.mark.skipif(resource is None, reason="limits files as POSIX systems do")
 def test_a_full_disk_is_a_clear_line_and_loses_nothing(hopper, tmp_path):
-    command = ["compare", "-t", "hopper", "-s", "ema", "--seeds", 2, *TINY, "--workers", 1]
+    wide = "train.policy=mlp"  # its state is larger than any figure
+    command = ["compare", "-t", "hopper", "-s", "ema", "--seeds", 2, *TINY, wide, "--workers", 1]
     whole_command = [*command, "--out", tmp_path / "run", "--resume"]
     full = forked.stab(*whole_command, largest=100_000)
     assert full.returncode == 1
@@ -783,7 +790,8 @@ def test_a_full_disk_is_a_clear_line_and_loses_nothing(hopper, tmp_path):
     room = forked.stab(*whole_command)
     assert room.returncode == 0, room.stderr
     whole = tmp_path / "whole"
-    run_to_the_end(settings("ema", seeds=2), whole)
+    config, _ = make_config("hopper", "ema", seeds=2, overrides=[*TINY, wide])
+    run_to_the_end(config, whole)
     assert [path.read_bytes() for path in sorted((whole / "cells").iterdir())] == [
         path.read_bytes() for path in sorted((tmp_path / "run" / "cells").iterdir())
     ]

@@ -329,7 +329,7 @@ def test_a_plug_in_engine_gives_the_rows_of_the_local_one(with_plugin, stab, tmp
     def contents(run, folder):
         return {path.name: path.read_bytes() for path in sorted((run / folder).iterdir())}
 
-    settings = ["--seeds", 1, "train.updates=40", "snapshots.every=5"]
+    settings = ["--seeds", 1, "train.updates=40", "snapshots.every=5", "train.policy=mlp:width=32"]
     settings += ["eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=60"]
     for name in ("local", "serial"):
         run, where = tmp_path / name, ("--engine", name)

@@ -121,7 +121,13 @@ def test_verbose_listing_loads_it_and_says_what_is_broken(environment, tmp_path)
 
 
 def test_all_runs_it_and_skips_the_broken_one(environment, hopper, tmp_path):
-    tiny = ["train.updates=40", "eval.checkpoint_every=10", "eval.starts=2", "eval.horizon=60"]
+    tiny = [
+        "train.policy=mlp:width=32",
+        "train.updates=40",
+        "eval.checkpoint_every=10",
+        "eval.starts=2",
+        "eval.horizon=60",
+    ]
     done = stab(
         environment,
         "compare",

@@ -126,7 +126,7 @@ def test_prepare_says_what_it_collected(prepared):
 
 def test_halfcheetah_leaves_no_log_and_no_warning(prepared, tmp_path):
     """MuJoCo's own way of telling of an outdated XML attribute: a line on stderr and a file where it is run."""
-    settings = ("--workers", "1", "--seeds", "1", "--out", "run", "train.updates=40", "eval.checkpoint_every=10",
+    settings = ("--workers", "1", "--seeds", "1", "--out", "run", "train.policy=mlp:width=32", "train.updates=40", "eval.checkpoint_every=10",
                 "eval.starts=2", "eval.horizon=20", "data.train_episodes=1", "data.validation_episodes=1")  # fmt: skip
     env = {"MINARI_DATASETS_PATH": str(prepared / "minari")}
     out, err = ((prepared / f"halfcheetah.{stream}").read_text() for stream in ("out", "err"))

@@ -13,7 +13,12 @@ import forked
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TINY = ("train.updates=40", "eval.checkpoint_every=10", "eval.starts=2")
+TINY = (
+    "train.policy=mlp:width=32",
+    "train.updates=40",
+    "eval.checkpoint_every=10",
+    "eval.starts=2",
+)
 NEW = {  # name -> the rest of the command, the folder
     "my_mean": (("stabilizer", "my_mean"), "stab-my-mean"),
     "small_steps": (("stabilizer", "small_steps", "--kind", "intervention"), "stab-small-steps"),

@@ -124,7 +124,7 @@ def test_rows_agree_with_stepping_the_environment_one_by_one(tiny_run):
         for r in rows.rows(tiny_run)
         if (r["stabilizer"], r["seed"], r["update"]) == ("none", 0, 40)
     )
-    policy = tasks.get("hopper")().policy(Recipe())
+    policy = tasks.get("hopper")().policy(Recipe(policy="mlp:width=32"))
     policy.load_state_dict(load_file(tiny_run / "weights" / "hopper-none-seed0.safetensors"))
     env = gym.make("Hopper-v5")
     observation, _ = env.reset(seed=found["start"])
