@@ -138,7 +138,7 @@ class Registry(Generic[T]):
             if not self._valid(obj):
                 raise TypeError(f"{obj!r} is not a {self.noun}")
         except (Exception, SystemExit) as e:
-            self._failures[name] = f"{type(e).__name__}: {e}"
+            self._failures[name] = reason(e)
             raise StabError(
                 f"{self.noun} {name!r} ({origins[0]}) is broken: {self._failures[name]}"
             ) from e

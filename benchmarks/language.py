@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -125,6 +126,65 @@ def packing(stories: int, each: int) -> list[str]:
     return [f"{each}", f"{size / 1e6:.1f}", f"{written - began:.1f}", f"{ended - written:.2f}"]
 
 
+class Speed(NamedTuple):
+    """A policy's line of the table, operations and tokens per second, and its parameters."""
+
+    line: list[str]
+    operations: float
+    tokens: float
+    parameters: int
+
+
+def measured(size: str, rounds: int) -> Speed:
+    """Measure a policy: an update, and generation by four policies together, alone, uncached."""
+    policy = build_language(Recipe(policy=size), VOCABULARY, CONTEXT)
+    with bar(size) as report:
+        work = {
+            "update": timed(update(policy)),
+            "together": timed(generation(policy, POLICIES)),
+            "alone": timed(generation(policy, 1)),
+            "uncached": timed(uncached(policy)),
+        }
+        seconds = least_seconds(work, rounds, report)
+        limit = max(product_rates(policy, BATCH * CONTEXT).values())
+    rate = operations(policy) / seconds["update"]
+    ways = {1: POLICIES * seconds["alone"], POLICIES: seconds["together"]}
+    tokens = POLICIES * ROWS * STEPS / ways[side_by_side(policy)]
+    parameters = sum(p.numel() for p in policy.parameters())
+    line = [
+        size,
+        f"{parameters / 1e6:.2f}",
+        f"{1000 * seconds['update']:.0f}",
+        f"{rate / 1e9:.0f}",
+        f"{rate / limit:.2f}",
+        f"{tokens:,.0f}",
+        f"{ways[1] / ways[POLICIES]:.1f}",
+        f"{tokens * seconds['uncached'] / (ROWS * STEPS):.1f}",
+    ]
+    return Speed(line, rate, tokens, parameters)
+
+
+def paper_scale(best: float, largest: Speed) -> str:
+    """Return what the paper's model would take, at these rates."""
+    days = 6 * PAPER * 1e9 / best / 86400
+    scaled = largest.tokens * largest.parameters / PAPER
+    episodes = ENTRIES * SEEDS * CHECKPOINTS * ROWS
+    hours = episodes * CONTINUATION / scaled / 3600
+    gigabytes = 4 * PAPER / 1e9
+    return (
+        f"\n{PAPER / 1e6:.0f} million parameters, from these rates:\n\n"
+        f"- training on a billion tokens, at the best rate ({best / 1e9:.0f} GFLOP/s):"
+        f" {days:.0f} days of one core\n"
+        f"- all stabilizers, three seeds, {RUNS} such runs' worth:"
+        f" {RUNS * days / 365:.1f} years of one core\n"
+        f"- {episodes:,} texts of {CONTINUATION} tokens, at the largest size's rate over the"
+        f" parameters ({scaled:.0f} tokens/s): {hours:.0f} hours of one core\n"
+        f"- memory: {4 * gigabytes:.1f} GB to train (weights, gradients, two moments),"
+        f" {gigabytes:.1f} GB for every average trained along,"
+        f" {8 * gigabytes:.1f} GB for the eight read-outs of a shard"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -134,84 +194,27 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    rows, rates, slowest, largest = [], [], 0.0, 0
-    for size in SIZES[:2] if given.quick else SIZES:
-        policy = build_language(Recipe(policy=size), VOCABULARY, CONTEXT)
-        with bar(f"{size}") as report:
-            work = {
-                "update": timed(update(policy)),
-                "together": timed(generation(policy, POLICIES)),
-                "alone": timed(generation(policy, 1)),
-                "uncached": timed(uncached(policy)),
-            }
-            seconds = least_seconds(work, 1 if given.quick else given.rounds, report)
-            limit = max(product_rates(policy, BATCH * CONTEXT).values())
-        rates.append(operations(policy) / seconds["update"])
-        ways = {1: POLICIES * seconds["alone"], POLICIES: seconds["together"]}
-        tokens = POLICIES * ROWS * STEPS / ways[side_by_side(policy)]
-        slowest, largest = tokens, sum(p.numel() for p in policy.parameters())
-        rows.append(
-            [
-                size,
-                f"{sum(p.numel() for p in policy.parameters()) / 1e6:.2f}",
-                f"{1000 * seconds['update']:.0f}",
-                f"{rates[-1] / 1e9:.0f}",
-                f"{rates[-1] / limit:.2f}",
-                f"{tokens:,.0f}",
-                f"{ways[1] / ways[POLICIES]:.1f}",
-                f"{tokens * seconds['uncached'] / (ROWS * STEPS):.1f}",
-            ]
-        )
-    header = [
-        "policy",
-        "million parameters",
-        "ms an update",
-        "GFLOP/s",
-        "of the limit",
-        "tokens/s",
-        "together",
-        "cached",
-    ]
-    print(table(header, rows))
+    sizes, rounds = (SIZES[:2], 1) if given.quick else (SIZES, given.rounds)
+    speeds = [measured(size, rounds) for size in sizes]
+    header = ["policy", "million parameters", "ms per update", "GFLOP/s", "of the limit",
+              "tokens/s", "together", "cached"]  # fmt: skip
+    print(table(header, [speed.line for speed in speeds]))
     print(
         f"\nOne thread; {BATCH} texts of {CONTEXT} tokens, vocabulary {VOCABULARY};"
         f" generation of {ROWS} texts per policy."
     )
     stories = 200 if given.quick else 2000
     print(f"\n{stories:,} stories as a Minari dataset:\n")
-    header = ["stories an episode", "MB", "seconds to write", "seconds to read"]
+    header = ["stories per episode", "MB", "seconds to write", "seconds to read"]
     print(table(header, [packing(stories, each) for each in (1, 10, 100)]))
-    days = 6 * PAPER * 1e9 / max(rates) / 86400
-    scaled = slowest * largest / PAPER
-    episodes = ENTRIES * SEEDS * CHECKPOINTS * ROWS
-    hours = episodes * CONTINUATION / scaled / 3600
-    gigabytes = 4 * PAPER / 1e9
     rng = np.random.default_rng(0)
-    nats = -np.mean(
-        [reward for _ in range(stories) for reward in grammar.log_likelihood(grammar.story(rng))]
-    )
+    texts = [grammar.story(rng) for _ in range(stories)]
+    nats = -np.mean([reward for text in texts for reward in grammar.log_likelihood(text)])
     print(
         f"\nTrue stories: {nats:.3f} nats per token by their source,"
         f" a perplexity of {np.exp(nats):.2f}."
     )
-    print(f"\n{PAPER / 1e6:.0f} million parameters, from these rates:\n")
-    print(
-        f"- training on a billion tokens, at the best rate ({max(rates) / 1e9:.0f} GFLOP/s):"
-        f" {days:.0f} days of one core"
-    )
-    print(
-        f"- all stabilizers, three seeds, {RUNS} such runs' worth:"
-        f" {RUNS * days / 365:.1f} years of one core"
-    )
-    print(
-        f"- {episodes:,} texts of {CONTINUATION} tokens, at the largest size's rate over the"
-        f" parameters ({scaled:.0f} tokens/s): {hours:.0f} hours of one core"
-    )
-    print(
-        f"- memory: {4 * gigabytes:.1f} GB to train (weights, gradients, two moments),"
-        f" {gigabytes:.1f} GB for every average trained along,"
-        f" {8 * gigabytes:.1f} GB for the eight read-outs of a shard"
-    )
+    print(paper_scale(max(speed.operations for speed in speeds), speeds[-1]))
 
 
 if __name__ == "__main__":

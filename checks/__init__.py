@@ -20,7 +20,7 @@ from stab.checks.base import Check, CheckFailed, alone, methods_of
 from stab.checks.interventions import intervention_checks
 from stab.checks.toy import Toy
 from stab.recipe import load_object
-from stab.registry import StabError, suggest
+from stab.registry import StabError, reason, suggest
 from stab.stabilizers import Average, Intervention, Stabilizer, parse, stabilizers
 from stab.stabilizers.none import NoStabilizer
 from stab.tasks import Task, tasks
@@ -87,10 +87,10 @@ def parametrize_with_checks(
     excused = dict(expected_failures or {})
     checks = [check for obj in objects for check in yield_checks(obj)]
     known = {check.name for check in checks} | {check.id for check in checks}
-    for name, reason in excused.items():
+    for name, why in excused.items():
         if name not in known:
             raise StabError(f"expected_failures: no check {name!r}.{suggest(name, known)}")
-        if not reason.strip():
+        if not why.strip():
             raise StabError(f"expected_failures: {name!r} needs a reason")
     parameters = []
     for check in checks:
@@ -116,12 +116,7 @@ def _resolve(obj: object) -> tuple[str, Stabilizer | Task]:
 
 def _named(text: str) -> tuple[str, Stabilizer | Task]:
     if re.fullmatch(r"[\w.]+:[A-Za-z_]\w*", text):
-        try:
-            obj = load_object(text)
-        except StabError:
-            raise
-        except Exception as e:  # the module may raise anything
-            raise StabError(f"cannot load {text!r}: {type(e).__name__}: {e}") from e
+        obj = load_object(text)
         return text, _resolve(obj)[1] if not callable(obj) else _make(obj, text.rpartition(":")[2])
     if text in tasks.names():
         return text, _make(tasks.get(text), text)
@@ -150,7 +145,7 @@ def _make(obj: object, label: str) -> Stabilizer | Task:
         takes_name = not method and "name" in inspect.signature(obj).parameters
         made = obj(name=label) if takes_name else obj()
     except Exception as e:  # a plug-in may raise anything
-        raise StabError(f"{label} cannot be made without arguments: {type(e).__name__}: {e}") from e
+        raise StabError(f"{label} cannot be made without arguments: {reason(e)}") from e
     if isinstance(made, Average | Intervention):
         return alone(label, made)
     if isinstance(made, Task):

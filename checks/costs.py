@@ -14,7 +14,7 @@ import numpy as np
 
 from stab import files
 from stab.recipe import Recipe
-from stab.registry import Incompatible, StabError
+from stab.registry import Incompatible, StabError, reason
 from stab.stabilizers import parse, stabilizers
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def measure(
         except (StabError, Incompatible) as e:
             costs[name] = str(e)
         except Exception as e:  # a plug-in may raise anything
-            costs[name] = f"{type(e).__name__}: {e}"
+            costs[name] = reason(e)
     return costs
 
 

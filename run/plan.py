@@ -12,7 +12,7 @@ from typing import Any
 
 from stab.config import PRESETS, QUICK, Config, flat, load, names
 from stab.recipe import Recipe
-from stab.registry import Incompatible, StabError, suggest
+from stab.registry import Incompatible, StabError, reason, suggest
 from stab.run.cells import Cell, make_task
 from stab.stabilizers import Stabilizer, expand, parse, split, stabilizers
 from stab.stabilizers.strings import LARGEST
@@ -225,7 +225,7 @@ def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
                 skipped[name, string] = str(e)
                 continue
             except Exception as e:  # a plug-in may raise anything; the others still run
-                skipped[name, string] = f"broken plug-in: {type(e).__name__}: {e}"
+                skipped[name, string] = f"broken plug-in: {reason(e)}"
                 continue
             entries = grouped.setdefault((name, recipe.key), (recipe, []))[1]
             # Every trajectory's raw iterates are rolled out, first, even if they are not an entry.
