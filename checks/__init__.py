@@ -87,10 +87,10 @@ def parametrize_with_checks(
     excused = dict(expected_failures or {})
     checks = [check for obj in objects for check in yield_checks(obj)]
     known = {check.name for check in checks} | {check.id for check in checks}
-    for name, why in excused.items():
+    for name, excuse in excused.items():
         if name not in known:
             raise StabError(f"expected_failures: no check {name!r}.{suggest(name, known)}")
-        if not why.strip():
+        if not excuse.strip():
             raise StabError(f"expected_failures: {name!r} needs a reason")
     parameters = []
     for check in checks:
