@@ -80,7 +80,7 @@ def stab(tmp_path: Path) -> Stab:
 @pytest.fixture(scope="session")
 def stab_in() -> Stab:
     """The command line in a folder, which comes first."""
-    return lambda folder, *arguments: run_stab(*arguments, cwd=folder)
+    return lambda folder, *arguments, **options: run_stab(*arguments, cwd=folder, **options)
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ class Forked:
         cwd: str,
         streams: list[int],
         largest: int | None = None,
+        draw: bool = False,
     ) -> None:
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.connect(server)
@@ -44,6 +45,7 @@ class Forked:
                 "command": command,
                 "env": env,
                 "cwd": cwd,
+                "draw": draw,
                 "largest": resource.getrlimit(resource.RLIMIT_FSIZE)[0]
                 if largest is None
                 else largest,
@@ -94,14 +96,21 @@ def stab(
     env: dict[str, str] | None = None,
     timeout: float = 180,
     largest: int | None = None,
+    draw: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``stab`` as a user would, at 80 columns. ``largest``: bytes of the largest file it may write."""
+    """Run ``stab`` as a user would, at 80 columns.
+
+    Args:
+        largest: bytes of the largest file it may write.
+        draw: whether figures are written; they are half of the time of a small comparison, and have
+            tests of their own.
+    """
     command = ["stab", *map(str, arguments)]
     where = ({**os.environ, "COLUMNS": "80", **(env or {})}, str(cwd or os.getcwd()))
     (out, write_out), (err, write_err) = os.pipe(), os.pipe()
     with open(os.devnull) as stdin, ThreadPoolExecutor(2) as readers:
         streams = [stdin.fileno(), write_out, write_err]
-        process = Forked(os.environ["STAB_FORKS"], command, *where, streams, largest)
+        process = Forked(os.environ["STAB_FORKS"], command, *where, streams, largest, draw)
         os.close(write_out)
         os.close(write_err)
         texts = [readers.submit(_read, end) for end in (out, err)]
@@ -161,6 +170,8 @@ def start(folder: Path) -> tuple[str, subprocess.Popen[bytes]]:
 
 def _serve(path: str) -> None:
     sys.path.remove(str(Path(__file__).resolve().parent))
+    from stab.tasks import speed
+
     for name in (
         "torch._dynamo", "minari", "mujoco", "h5py", "rich.progress", "jinja2", "torch_ema",
         "torch.utils.tensorboard", "matplotlib.figure", "matplotlib.backends.backend_agg",
@@ -171,6 +182,8 @@ def _serve(path: str) -> None:
     ):  # fmt: skip
         __import__(name)
     _draw()
+    measure = speed.seconds  # for the plan's estimate; tests need no exact one
+    speed.seconds = lambda function, budget: measure(function, budget / 20)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{path}.tmp")
@@ -250,7 +263,10 @@ def _child(content: dict[str, Any], streams: list[int], path: str) -> None:
         else:
             from stab.cli.main import main
             from stab.engines import local
+            from stab.reports import figures
 
+            if not content["draw"]:
+                figures.save = lambda drawn, folder: None
             local.subprocess = Popen(path)  # type: ignore[assignment]
             sys.argv = ["stab", *arguments]
             main()

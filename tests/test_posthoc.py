@@ -33,7 +33,9 @@ def runs(tmp_path_factory):
             *more,
         )
         assert done.returncode == 0, done.stderr
-    done = stab("report", top / "with", "--averages", "ema:half_life=10|40|100,lr_decay+polyak")
+    done = stab(
+        "report", top / "with", "--averages", "ema:half_life=10|40|100,lr_decay+polyak", draw=True
+    )
     assert done.returncode == 0, done.stderr
     (top / "stdout").write_text(done.stdout)
     return top
@@ -122,7 +124,7 @@ def test_files_are_rebuilt_from_rows(runs, stab):
     }
     for name in before:
         (run / name).unlink()
-    assert stab("report", run).returncode == 0
+    assert stab("report", run, draw=True).returncode == 0
     assert {name: (run / name).read_text() for name in before} == before
     assert (run / "figures" / "cliff-averages.png").stat().st_size > 10_000
     lines = list(csv.DictReader((run / "averages.csv").open()))

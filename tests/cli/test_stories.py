@@ -30,7 +30,7 @@ def cells(run):
 @pytest.fixture(scope="module")
 def run(stab_in, minari_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stories")
-    done = stab_in(folder, *SETTINGS, "--workers", 2, "--out", "run")
+    done = stab_in(folder, *SETTINGS, "--workers", 2, "--out", "run", draw=True)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder / "run"

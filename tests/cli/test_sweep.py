@@ -209,5 +209,6 @@ def test_what_is_wrong_gets_a_line(swept, stab_in, arguments, said):
     assert done.stdout == ""
 
 
-def test_the_half_lives_are_drawn(swept):
+def test_the_half_lives_are_drawn(swept, stab_in):
+    assert stab_in(swept.parent, "report", "run", draw=True).returncode == 0
     assert (swept / "figures" / "cliff-half_life.png").stat().st_size > 10_000
