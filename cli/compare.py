@@ -212,8 +212,8 @@ def _show_plan(
     cells, entries = len(plan.cells), plan.entries
     if config.smoke:
         console.print(
-            "[bold]SMOKE RUN[/]: sizes are cut down to see the pipeline work; its numbers say"
-            " nothing."
+            "[bold]SMOKE RUN[/]: sizes are cut down to see the pipeline work; its numbers"
+            " are not meaningful."
         )
     console.print(
         f"{entries} entries on {', '.join(config.tasks)}: {', '.join(fold(config.stabilizers))}",
