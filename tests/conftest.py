@@ -35,15 +35,12 @@ def minari_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def forks(minari_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Socket of the process from which commands and workers are forked."""
-    path, process = forked.start(tmp_path_factory.mktemp("forks"))
+def _forks() -> Iterator[None]:
+    """Workers of the engine "local" are forked, too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "subprocess", forked.Popen(path))
-        patch.setitem(os.environ, "STAB_FORKS", path)
-        yield path
-    process.kill()
-    process.wait()
+        patch.setattr(local, "subprocess", forked.Popen())
+        yield
+    forked.stop()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,10 +12,12 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -110,7 +112,7 @@ def stab(
     (out, write_out), (err, write_err) = os.pipe(), os.pipe()
     with open(os.devnull) as stdin, ThreadPoolExecutor(2) as readers:
         streams = [stdin.fileno(), write_out, write_err]
-        process = Forked(os.environ["STAB_FORKS"], command, *where, streams, largest, draw)
+        process = Forked(server(), command, *where, streams, largest, draw)
         os.close(write_out)
         os.close(write_err)
         texts = [readers.submit(_read, end) for end in (out, err)]
@@ -132,7 +134,7 @@ def popen(*arguments: object) -> Forked:
     with open(os.devnull, "r+") as nothing:
         command = ["stab", *map(str, arguments)]
         streams = [nothing.fileno()] * 3
-        return Forked(os.environ["STAB_FORKS"], command, dict(os.environ), os.getcwd(), streams)
+        return Forked(server(), command, dict(os.environ), os.getcwd(), streams)
 
 
 class Popen:
@@ -140,14 +142,11 @@ class Popen:
 
     PIPE = subprocess.PIPE
 
-    def __init__(self, server: str) -> None:
-        self.server = server
-
     def Popen(self, command: list[str], *, stderr: Any, env: dict[str, str], cwd: str, **_: Any):
         """Start a worker."""
         (read_in, write_in), (read_out, write_out) = os.pipe(), os.pipe()
         streams = [read_in, write_out, stderr.fileno()]
-        process = Forked(self.server, ["worker", command[-1]], env, cwd, streams)
+        process = Forked(server(), ["worker", command[-1]], env, cwd, streams)
         os.close(read_in)
         os.close(write_out)
         process.stdin = os.fdopen(write_in, "w")
@@ -155,8 +154,27 @@ class Popen:
         return process
 
 
-def start(folder: Path) -> tuple[str, subprocess.Popen[bytes]]:
-    """Start the process that forks; return its socket and itself."""
+_running: list[subprocess.Popen[bytes]] = []
+
+
+def server() -> str:
+    """Return the socket of the process that forks, which starts at its first use."""
+    if "STAB_FORKS" not in os.environ:
+        os.environ["STAB_FORKS"] = _start(Path(tempfile.mkdtemp(prefix="forks")))
+    return os.environ["STAB_FORKS"]
+
+
+def stop() -> None:
+    """End the process that forks."""
+    path = os.environ.pop("STAB_FORKS", None)
+    for process in _running:
+        process.kill()
+        process.wait()
+    if path:
+        shutil.rmtree(Path(path).parent, ignore_errors=True)
+
+
+def _start(folder: Path) -> str:
     path = str(folder / "forks")
     env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     command = [sys.executable, str(Path(__file__).resolve()), path]
@@ -165,7 +183,8 @@ def start(folder: Path) -> tuple[str, subprocess.Popen[bytes]]:
         if process.poll() is not None:
             raise RuntimeError("the process that forks did not start")
         time.sleep(0.05)
-    return path, process
+    _running.append(process)
+    return path
 
 
 def _serve(path: str) -> None:
@@ -267,7 +286,8 @@ def _child(content: dict[str, Any], streams: list[int], path: str) -> None:
 
             if not content["draw"]:
                 figures.save = lambda drawn, folder: None
-            local.subprocess = Popen(path)  # type: ignore[assignment]
+            os.environ["STAB_FORKS"] = path
+            local.subprocess = Popen()  # type: ignore[assignment]
             sys.argv = ["stab", *arguments]
             main()
         code = 0

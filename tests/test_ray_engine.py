@@ -73,7 +73,7 @@ def test_a_lost_nodes_cells_run_again_elsewhere_and_the_rows_are_those_of_this_m
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     cluster.wait_for_nodes()
     process = start(tmp_path / "run", "--engine", "ray", "--address", cluster.address)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while (
         len(cells(tmp_path / "run")) < 1 and time.monotonic() < deadline and process.poll() is None
     ):
