@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from stab.checks import averages, methods
 from stab.checks import tasks as task_checks
-from stab.checks.base import Check, CheckFailed, alone, methods_of
+from stab.checks.base import Check, CheckFailed, alone
 from stab.checks.interventions import intervention_checks
 from stab.checks.toy import Toy
 from stab.recipe import load_object
@@ -48,7 +48,7 @@ def yield_checks(obj: object) -> Iterator[Check]:
     label, made = _resolve(obj)
     parts: list[tuple[Callable[[Any], None], Any]] = []
     if isinstance(made, Stabilizer):
-        if not methods_of(made):
+        if not made.methods:
             made = alone(label, NoStabilizer())  # a parsed string leaves it out
         parts += [(check, made) for check in methods.CHECKS]
         if made.interventions:

@@ -64,13 +64,6 @@ def require(ok: bool, message: str) -> None:
         raise CheckFailed(message)
 
 
-def methods_of(stabilizer: Stabilizer) -> list[Average | Intervention]:
-    return [
-        *stabilizer.interventions,
-        *([stabilizer.average] if stabilizer.average is not None else []),
-    ]
-
-
 def same(a: Params, b: Params) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from stab.checks.base import (
     CheckFailed,
-    methods_of,
     require,
 )
 from stab.stabilizers import Stabilizer
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 def is_a_frozen_dataclass(stabilizer: Stabilizer) -> None:
     """The class has its own @dataclass(frozen=True), and every hyper-parameter a default."""
-    for method in methods_of(stabilizer):
+    for method in stabilizer.methods:
         name = type(method).__name__
         require(
             "__dataclass_fields__" in vars(type(method)),
@@ -39,7 +38,7 @@ def is_a_frozen_dataclass(stabilizer: Stabilizer) -> None:
 
 def has_a_card(stabilizer: Stabilizer) -> None:
     """The docstring has a first line, a formula, and the paragraphs of ``stabilizers.cards``."""
-    for method in methods_of(stabilizer):
+    for method in stabilizer.methods:
         missing = card(type(method)).missing
         require(
             not missing,
@@ -50,7 +49,7 @@ def has_a_card(stabilizer: Stabilizer) -> None:
 
 def copies_and_pickles(stabilizer: Stabilizer) -> None:
     """A deep copy and a pickled copy equal the original: cells run in other processes."""
-    for method in methods_of(stabilizer):
+    for method in stabilizer.methods:
         name = type(method).__name__
         require(
             copy.deepcopy(method) == method, f"a deep copy of {name} does not equal it: {method!r}"

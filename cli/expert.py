@@ -19,6 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+OUT = Path("experts")
 Name = Annotated[
     str, typer.Argument(metavar="TASK", help="Task with an expert: hopper, walker2d, ...")
 ]
@@ -31,9 +32,7 @@ Name = Annotated[
 )
 def train(
     task: Name,
-    out: Annotated[Path, typer.Option(help="Folder of weights, card and checkpoint.")] = Path(
-        "experts"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder of weights, card and checkpoint.")] = OUT,
     steps: Annotated[
         int | None,
         typer.Option(min=100, help="Environment steps (default: the task's)."),
@@ -60,6 +59,8 @@ def train(
     from stab.tasks.catalog import is_text
 
     if is_text(task):
+        if out != OUT:
+            raise StabError(f"--out {out}: a scorer model stands beside its dataset; omit --out")
         scorer.train(task, dataset, policy, steps, seed)
         return
     if dataset is not None or policy is not None:

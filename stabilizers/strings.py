@@ -35,6 +35,11 @@ class Stabilizer:
         return recipe
 
     @property
+    def methods(self) -> list[Average | Intervention]:
+        """The interventions, then the average if there is one."""
+        return [*self.interventions, *([] if self.average is None else [self.average])]
+
+    @property
     def raw(self) -> str:
         """The string without its average."""
         return self.string.rpartition("+")[0] or "none" if self.average else self.string
@@ -42,8 +47,8 @@ class Stabilizer:
     @property
     def arguments(self) -> dict[str, Any]:
         """Every hyper-parameter, as ``ema.half_life``, with its value."""
-        methods = [*self.interventions, *([self.average] if self.average else [])]
-        named = zip(_names(self.string), methods, strict=False)  # ``none`` contributes no method
+        # ``none`` contributes no method.
+        named = zip(_names(self.string), self.methods, strict=False)
         return {
             f"{name}.{f.name}": getattr(method, f.name)
             for name, method in named

@@ -13,15 +13,6 @@ import torch
 
 from stab.engines import local
 
-# Sizes at which a whole comparison takes seconds.
-TINY = (
-    "train.policy=mlp:width=32",
-    "train.updates=40",
-    "eval.checkpoint_every=10",
-    "eval.starts=2",
-    "eval.horizon=60",
-)
-
 Stab = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -85,7 +76,7 @@ def tiny_run(hopper: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run folder: every built-in stabilizer, two seeds, two workers."""
     out = tmp_path_factory.mktemp("runs") / "run"
     done = run_stab(
-        "compare", "-t", "hopper", "--all", "--seeds", 2, "--workers", 2, "--out", out, *TINY
+        "compare", "-t", "hopper", "--all", "--seeds", 2, "--workers", 2, "--out", out, *forked.TINY
     )
     assert done.returncode == 0, done.stderr
     (out.parent / "stdout.txt").write_text(done.stdout)

@@ -24,6 +24,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+# Sizes at which a whole comparison takes seconds.
+TINY = (
+    "train.policy=mlp:width=32",
+    "train.updates=40",
+    "eval.checkpoint_every=10",
+    "eval.starts=2",
+    "eval.horizon=60",
+)
 WORKER = "from stab.engines.local import serve; serve("
 
 

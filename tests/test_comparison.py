@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from forked import TINY
 
 from stab import StabError, comparison, files, gva
 from stab.engines import local as engine
@@ -37,14 +38,6 @@ from stab.run.plan import cross, every_stabilizer, make_config, make_plan
 from stab.run.worker import work
 from stab.stabilizers import Average, Intervention, hyper, stabilizers
 from stab.stabilizers.base import MeanState, clone
-
-TINY = (
-    "train.policy=mlp:width=32",
-    "train.updates=40",
-    "eval.checkpoint_every=10",
-    "eval.starts=2",
-    "eval.horizon=60",
-)
 
 
 def plan(*args, **options):

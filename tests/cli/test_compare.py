@@ -15,17 +15,11 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from forked import TINY
 
 from stab.cli.main import main
 from stab.reports.schema import schema
 
-TINY = (
-    "train.policy=mlp:width=32",
-    "train.updates=40",
-    "eval.checkpoint_every=10",
-    "eval.starts=2",
-    "eval.horizon=60",
-)
 BUILT_INS = {"none", "ema", "polyak", "swa", "accumulation", "lr_decay", "weight_decay", "dropout"}
 
 

@@ -1,8 +1,5 @@
 """``stab scorer`` from outside; training itself: tests/tasks/test_text.py."""
 
-import subprocess
-import sys
-
 import pytest
 
 
@@ -25,14 +22,7 @@ def test_what_cannot_be_trained(stab, arguments, message):
         assert message in done.stderr
 
 
-def test_help_imports_nothing_heavy():
-    code = (
-        "import sys; sys.argv = ['stab', 'scorer', 'train', '--help']\n"
-        "from stab.cli.main import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "assert not {'torch', 'gymnasium', 'minari', 'tokenizers'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "stab scorer train text --dataset my/prose-v0" in done.stdout
+def test_a_folder_is_not_ignored(stab):
+    done = stab("expert", "train", "text", "--out", "elsewhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--out elsewhere: a scorer model stands beside its dataset" in done.stderr
