@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from stab import gva
+from stab.reports import inference
 from stab.reports.results import Series
 
 Entry = Mapping[str, Any]
@@ -169,6 +170,10 @@ def _score(entry: Entry, _: Train) -> str:
     return f"{entry['gva']:.3f} ±{half}"
 
 
+def _against_none(entry: Entry, _: Train) -> str:
+    return entry["against_none"] or EMPTY
+
+
 def _loss(entry: Entry, _: Train) -> str:
     return EMPTY if entry["val_loss"] is None else f"{entry['val_loss']:#.3g}"
 
@@ -236,9 +241,14 @@ COLUMNS = [
     ),
     Column(
         "p_value",
-        "Two-sided paired t-test of the GVA against none over seeds, adjusted for the number of"
-        " entries (Holm); null below 3 seeds.",
+        "Two-sided test of the GVA against none, seeds as blocks, adjusted for the number of"
+        " entries (Dunnett); null below 3 seeds.",
         SHARE,
+    ),
+    Column(
+        "against_none", "What p_value says at 5 %: steadier, less steady, no evidence.",
+        TEXT | {"enum": [*inference.AGAINST_NONE, None]},
+        heading="vs none", places=("terminal", "page"), text=_against_none,
     ),
     Column(
         "gva_adjacent", "From neighbouring checkpoints only (Allan deviation).", POSITIVE,

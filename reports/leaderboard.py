@@ -65,23 +65,22 @@ def leaderboard(results: Results) -> dict[str, Any]:
 
 def _compare_with_none(entries: list[dict[str, Any]]) -> str | None:
     """Add to each entry how its GVA compares with that of ``none``; return the verdict in words."""
-    base = next((e["gva_per_seed"] for e in entries if e["stabilizer"] == "none"), None)
-    others = [e for e in entries if e["stabilizer"] != "none" and e["gva_per_seed"] is not None]
+    base = next((e for e in entries if e["stabilizer"] == "none" and e["gva"] is not None), None)
+    others = [e for e in entries if e["stabilizer"] != "none" and e["gva"] is not None]
     if base is None or not others:
         return None
-    p_values = inference.holm([inference.paired_p(e["gva_per_seed"], base) for e in others])
-    for entry, p in zip(others, p_values, strict=True):
+    per_seed = [e["gva_per_seed"] for e in (base, *others)]
+    for entry, p in zip(others, inference.many_to_one(per_seed), strict=True):
         if not math.isnan(p):  # below 3 seeds there is no test
-            entry["improvement"] = inference.probability_of_improvement(entry["gva_per_seed"], base)
+            entry["improvement"] = inference.probability_of_improvement(
+                entry["gva_per_seed"], base["gva_per_seed"]
+            )
             entry["p_value"] = p
-    pairs = [pair for pair in zip(others, p_values, strict=True) if pair[0]["rank"] is not None]
-    pairs.sort(key=lambda pair: int(pair[0]["rank"]))
+            entry["against_none"] = inference.against_none(entry["gva"] - base["gva"], p)
+    ranked = sorted((e for e in others if e["rank"] is not None), key=lambda e: int(e["rank"]))
     return inference.verdict(
-        [entry["stabilizer"] for entry, _ in pairs],
-        [entry["gva_per_seed"] for entry, _ in pairs],
-        base,
-        [p for _, p in pairs],
-        len(others),
+        [(e["stabilizer"], e["against_none"], e["p_value"]) for e in ranked],
+        len(base["gva_per_seed"]),
     )
 
 

@@ -305,7 +305,7 @@ def sheets(merged: dict[str, Any]) -> list[Sheet]:
     for task in dict.fromkeys(score["task"] for score in scores):
         lines = [_change(score) for score in scores if score["task"] == task]
         tables.append(Sheet(f"{task}: from A to B", CHANGES, lines))
-    return [*tables, Sheet("Runs", (), (), notes(merged))]
+    return [*tables, Sheet("Runs", (), (), notes=notes(merged))]
 
 
 def _change(score: dict[str, Any]) -> list[str]:

@@ -115,6 +115,7 @@ def _task(
         ),
         "steadiest": steadiest,
         "sentence": sentence,
+        "verdict": about["verdict"],
         "bodies": [[_line(leaderboard, entry) for entry in body] for body in bodies if body],
         "warnings": about["warnings"],
         "notes": table.task_notes(leaderboard, task),

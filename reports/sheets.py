@@ -24,6 +24,7 @@ class Sheet:
         title: plain text, never markup.
         headings: of the columns; without any there are only notes.
         lines: of the table, as long as ``headings``.
+        answer: what the table says, in a sentence or two above it.
         notes: sentences below the table.
         warnings: sentences that come before the notes.
         banner: a label that nobody may overlook.
@@ -35,6 +36,7 @@ class Sheet:
     title: str
     headings: Sequence[str]
     lines: Sequence[Sequence[str]]
+    answer: str = ""
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     banner: str = ""
@@ -60,7 +62,10 @@ def terminal(sheets: Iterable[Sheet]) -> RenderableType:
             drawn.append(Text(f"*** {sheet.banner} ***", style="reverse"))
         for count, columns in enumerate(_columns(sheet)):
             title = sheet.title + " (continued)" * bool(count)
-            drawn += [Text(title, style="bold"), _table(sheet, columns), Text()]
+            drawn.append(Text(title, style="bold"))
+            if sheet.answer and not count:
+                drawn += [Text(sheet.answer), Text()]
+            drawn += [_table(sheet, columns), Text()]
         if sheet.bullets:
             below = Table.grid(padding=(0, 1))
             for note in sheet.bullets:
@@ -145,6 +150,8 @@ def _markdown(sheet: Sheet) -> Iterator[str]:
     yield from (f"{'#' * sheet.level} {sheet.title}", "")
     if sheet.banner:
         yield from (f"**{sheet.banner}**", "")
+    if sheet.answer:
+        yield from (escape(sheet.answer), "")
     if sheet.headings:
         sides = [":--" if heading == sheet.name else "--:" for heading in sheet.headings]
         for line in (sheet.headings, sides, *sheet.lines):

@@ -224,7 +224,7 @@ def sheet(groups: Sequence[Group], by: Sequence[str], title: str) -> Sheet:
         title,
         [name, "ranked", f"best of {budget}", "best of all", "held out", "return", "#"],
         [_cells(group) for group in groups],
-        [
+        notes=[
             f"Tuning budget: {'every' if equal else 'not every'} line tried as many settings."
             " ranked: how many of them can be chosen.",
             f"best of {budget}: the expected lowest GVA of {budget} of a line's settings, drawn at"

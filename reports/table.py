@@ -56,13 +56,15 @@ def task_sheets(
 def table(leaderboard: dict[str, Any], task: str, brief: bool = False) -> Sheet:
     """Return the leaderboard of a task."""
     own, columns = entries(leaderboard, task), shown("terminal")
+    about = leaderboard["run"]["tasks"][task]
     train = leaderboard["run"]["settings"]["train"]
     return Sheet(
         title(leaderboard, task),
         [column.heading for column in columns],
         [[column.show(entry, train) for column in columns] for entry in own],
+        about["verdict"] or "",
         task_notes(leaderboard, task) + ([] if brief else column_notes(leaderboard, task)),
-        leaderboard["run"]["tasks"][task]["warnings"],
+        about["warnings"],
         SMOKE if leaderboard["run"]["smoke"] else "",
         above=sum(entry["rank"] is not None for entry in own),
     )
@@ -77,7 +79,7 @@ def overview(leaderboard: dict[str, Any]) -> Sheet:
     run = leaderboard["run"]
     notes = column_notes(leaderboard)
     if "shown" in run:
-        return Sheet("", (), (), notes)
+        return Sheet("", (), (), notes=notes)
     at = {(entry["task"], entry["stabilizer"]): entry for entry in leaderboard["entries"]}
     present = {entry["stabilizer"] for entry in leaderboard["entries"]}
     strings = [string for string in run["settings"]["stabilizers"] if string in present]
@@ -89,7 +91,7 @@ def overview(leaderboard: dict[str, Any]) -> Sheet:
     minutes = [(about.get("worker_seconds") or math.nan) / 60 for about in run["tasks"].values()]
     lines.append(["worker min", *(_number(value, 1 if value < 10 else 0) for value in minutes)])
     headings = ["stabilizer", *run["tasks"]]
-    return Sheet("GVA and return", headings, lines, notes, above=len(strings))
+    return Sheet("GVA and return", headings, lines, notes=notes, above=len(strings))
 
 
 def _pair(entry: Mapping[str, Any] | None) -> str:
@@ -113,7 +115,7 @@ def metrics(leaderboard: dict[str, Any], task: str) -> Sheet:
         f"{task}, beside the score",
         ["stabilizer", *(readable(name)[:HEAD] for name in names)],
         [[e["stabilizer"], *(_metric(e["measures"].get(name)) for name in names)] for e in own],
-        [readable(f"{name}: {meanings[name]}") for name in names if name in meanings],
+        notes=[readable(f"{name}: {meanings[name]}") for name in names if name in meanings],
         level=3,
     )
 
@@ -160,7 +162,7 @@ def title(leaderboard: dict[str, Any], task: str) -> str:
 
 
 def task_notes(leaderboard: dict[str, Any], task: str) -> list[str]:
-    """Return what is to be said of one task beside warnings: what failed and why, the verdict."""
+    """Return what is to be said of one task beside warnings: what failed and why."""
     run, own = leaderboard["run"], entries(leaderboard, task)
     about, train = run["tasks"][task], run["settings"]["train"]
     lines = [run["shown"]] if "shown" in run else []
@@ -185,7 +187,7 @@ def task_notes(leaderboard: dict[str, Any], task: str) -> list[str]:
             f"Differences in GVA below {about['noise_floor']:.3f} are within the A/A noise floor"
             " (none on half of the starts against none on the other half, same seeds)."
         )
-    return lines + [about["verdict"]] * bool(about["verdict"])
+    return lines
 
 
 def column_notes(leaderboard: dict[str, Any], task: str | None = None) -> list[str]:
@@ -196,6 +198,11 @@ def column_notes(leaderboard: dict[str, Any], task: str | None = None) -> list[s
         "GVA: the standard deviation of the return between two checkpoints, from the same start"
         " (random policy 0, expert 1); lower is steadier; ± is a 95 % interval over seeds."
     )
+    if any(e["against_none"] for e in own):
+        lines.append(
+            "vs none: Dunnett's test of all entries against none, seeds as blocks; on a task the"
+            " chance of any false finding is 5 %."
+        )
     present = {e["status"] for e in own}
     lines += [f"{status}: {meaning}" for status, meaning in STATUS.items() if status in present]
     lives = dict.fromkeys(

@@ -75,29 +75,106 @@ def test_rank_intervals_at_their_edges() -> None:
     assert inference.rank_intervals(apart) == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
+def by_hand(scores: np.ndarray) -> tuple[np.ndarray, int]:
+    """The statistics of ``many_to_one`` in loops, and their degrees of freedom."""
+    entries, seeds = scores.shape
+    residual = sum(
+        (scores[k, s] - scores[k].mean() - scores[:, s].mean() + scores.mean()) ** 2
+        for k in range(entries)
+        for s in range(seeds)
+    )
+    freedom = (entries - 1) * (seeds - 1)
+    levels = [row.mean() ** 2 for row in scores]
+    relative = sum(row.var() * seeds for row in scores) / ((seeds - 1) * sum(levels))
+    return np.array(
+        [
+            abs(scores[0].mean() - scores[k].mean())
+            / max(2 * residual / freedom / seeds, relative * (levels[0] + levels[k]) / seeds) ** 0.5
+            for k in range(1, entries)
+        ]
+    ), freedom
+
+
+@pytest.mark.parametrize(("entries", "seeds"), [(2, 3), (3, 4), (8, 3), (8, 10)])
+def test_dunnett_s_p_values_are_those_of_the_multivariate_t(entries: int, seeds: int) -> None:
+    rng = np.random.default_rng(entries + seeds)
+    scores = rng.gamma(4, 0.05, (entries, seeds)) * rng.uniform(0.2, 1.5, entries)[:, None]
+    t, freedom = by_hand(scores)
+    k = entries - 1
+    joint = stats.multivariate_t(shape=0.5 + 0.5 * np.eye(k), df=freedom)
+    expected = [
+        1 - joint.cdf(np.full(k, x), lower_limit=np.full(k, -x), random_state=0, maxpts=10**5)
+        if k > 1
+        else 2 * stats.t.sf(x, freedom)
+        for x in t
+    ]
+    np.testing.assert_allclose(inference.many_to_one(scores), expected, atol=2e-5)
+
+
+def test_with_one_entry_it_is_never_bolder_than_the_paired_test() -> None:
+    rng, equal = np.random.default_rng(0), 0
+    for _ in range(100):
+        scores = rng.random((2, 4))
+        (p,), paired = inference.many_to_one(scores), inference.paired_p(*scores)
+        assert p >= paired - 1e-9
+        equal += p == pytest.approx(paired, abs=1e-8)
+    assert equal > 10
+
+
+def test_the_family_keeps_its_error_where_steady_entries_have_no_spread() -> None:
+    rng = np.random.default_rng(3)
+    boards = rng.gamma(6, 0.05, (1500, 8, 3))
+    boards[:, 3:] *= 0.01  # five steady ones; two are as unsteady as none
+    false = [min(inference.many_to_one(board)[:2]) < inference.LEVEL for board in boards]
+    assert np.mean(false) <= 0.05
+    true = [max(inference.many_to_one(board)[2:]) < inference.LEVEL for board in boards[:300]]
+    assert np.mean(true) > 0.5, "and finds them"
+
+
+def test_dunnett_at_its_edges() -> None:
+    assert np.isnan(inference.many_to_one([[1, 2], [3, 4], [5, 6]])).all(), "two seeds"
+    assert inference.many_to_one([[1, 2, 3]]) == []
+    assert inference.many_to_one(np.zeros((3, 4))) == [1, 1]
+    same = inference.many_to_one([[0.1, 0.2, 0.4]] * 3)
+    assert same == pytest.approx([1, 1])
+    assert inference.many_to_one([[0.3] * 3, [0.1] * 3]) == [0]
+    swapped = inference.many_to_one([[0.1, 0.2, 0.3], [0.9, 0.8, 1.1]])
+    assert swapped == pytest.approx(inference.many_to_one([[0.9, 0.8, 1.1], [0.1, 0.2, 0.3]]))
+
+
 def test_the_verdict_is_plain() -> None:
-    none = [0.3, 0.31, 0.29, 0.3, 0.32]
-    far, near = [0.01, 0.02, 0.01, 0.0, 0.01], [0.31, 0.29, 0.3, 0.29, 0.32]
-    p = inference.holm([inference.paired_p(far, none), inference.paired_p(near, none)])
-    said = inference.verdict(["ema", "dropout"], [far, near], none, p, 2)
-    assert said.startswith(
-        "Steadier than none: ema (p < 0.0001) (paired t-test over 5 seeds, Holm's correction for 2"
+    steadier, less, no = inference.AGAINST_NONE
+    said = inference.verdict(
+        [
+            ("ema", steadier, 2e-4),
+            ("swa", steadier, 9e-4),
+            ("lr_decay", steadier, 0.0031),
+            ("dropout", no, 0.4),
+            ("weight_decay", no, 0.9),
+            ("sam", less, 0.02),
+        ],
+        5,
     )
-    assert "dropout" not in said
-    assert said.endswith("Of the other ranked ones 5 seeds do not tell.")
-    said = inference.verdict(["ema"], [far], none, [0.012], 9)
-    assert said.endswith(
-        "ema (p = 0.012) (paired t-test over 5 seeds, Holm's correction for 9 comparisons, 5 %)."
+    assert said == (
+        "Steadier than none: ema, swa (p < 0.001); lr_decay (p = 0.0031). Less steady than none:"
+        " sam (p = 0.02). No evidence: dropout, weight_decay."
     )
-    said = inference.verdict(["dropout"], [near], none, [0.8], 1)
-    assert said.startswith("5 seeds are too few to distinguish any ranked entry from none")
-    assert "Less steady than none: ema" in inference.verdict(["ema"], [none], far, [0.001], 1)
+    assert inference.verdict([("dropout", no, 0.8)], 5) == (
+        "No evidence in 5 seeds that any ranked entry is steadier than none, or less."
+    )
+    assert inference.verdict([], 3) == "No entry beside none is ranked."
     for seeds, said in ((1, "1 seed: too few"), (2, "2 seeds: too few")):
-        assert inference.verdict(
-            ["ema"], [far[:seeds]], none[:seeds], [float("nan")], 1
-        ).startswith(said)
-    many = [f"ema:half_life={n}" for n in range(20)]
-    assert " and 14 more (" in inference.verdict(many, [far] * 20, none, [0.001] * 20, 20)
+        assert inference.verdict([("ema", None, float("nan"))], seeds).startswith(said)
+    many = [(f"ema:half_life={n}", steadier, 1e-5) for n in range(20)]
+    assert " and 14 more." in inference.verdict(many, 5)
+
+
+def test_what_a_p_value_says() -> None:
+    steadier, less, no = inference.AGAINST_NONE
+    assert inference.against_none(-0.1, 0.01) == steadier
+    assert inference.against_none(0.1, 0.01) == less
+    assert inference.against_none(-0.1, 0.05) == no
+    assert inference.against_none(-0.1, float("nan")) is None
 
 
 @pytest.mark.parametrize("change", [{"static": "ema"}, {"level": {"ema": 0.1}}])
@@ -117,11 +194,8 @@ def test_the_leaderboard_says_it_of_its_entries(run) -> None:
     leaderboard = statistics.leaderboard(statistics.read(run))
     entries = {e["stabilizer"]: e for e in leaderboard["entries"]}
     names = ("ema", "lr_decay")
-    raw = [
-        stats.ttest_rel(entries[n]["gva_per_seed"], entries["none"]["gva_per_seed"]).pvalue
-        for n in names
-    ]
-    assert [entries[n]["p_value"] for n in names] == pytest.approx(inference.holm(raw))
+    scores = [entries[n]["gva_per_seed"] for n in ("none", *names)]
+    assert [entries[n]["p_value"] for n in names] == inference.many_to_one(scores)
     assert entries["ema"]["improvement"] == 1
     for name in ("none", "dropout", "accumulation"):
         assert (entries[name]["improvement"], entries[name]["p_value"]) == (None, None)

@@ -40,6 +40,7 @@ def entry(string: str, scores: list[float], **more: Any) -> dict[str, Any]:
             "gva": float(np.mean(scores)),
             "gva_high": None,
             "gva_per_seed": scores,
+            "against_none": None,
             "measures": {},
             "return": 0.9,
             "worst": 0.8,
