@@ -237,7 +237,7 @@ COLUMNS = [
         "improvement",
         "Probability of improvement: share of pairs of seeds in which its GVA is below that of"
         " none; null for none.",
-        SHARE, heading="better", places=("page",), text=_fixed("improvement", 2),
+        SHARE,
     ),
     Column(
         "p_value",

@@ -24,8 +24,6 @@ from stab.reports.results import Results
 
 STATISTICS = (
     "ranks: those that the seeds leave open (paired t-tests of all pairs, Holm's correction, 5 %)."
-    " better: probability of improvement, the share of pairs of seeds in which its GVA is below"
-    " that of none."
 )
 LEFT_OUT = ("leaderboard",)  # figures of what is a table here
 READ = (1_000, 2_000)  # characters of a text before and after the first token that differs

@@ -15,7 +15,7 @@ ray = pytest.importorskip("ray", reason="needs the extra ray: pip install '.[ray
 pytestmark = pytest.mark.slow
 STAB = Path(sys.executable).parent / "stab"
 SETTINGS = [
-    *("compare", "--task", "cliff", "--stabilizers", "ema,accumulation,dropout", "--seeds", "3"),
+    *("compare", "--task", "cliff", "--stabilizers", "ema,weight_decay,dropout", "--seeds", "3"),
     *("train.updates=2400", "eval.checkpoint_every=120", "eval.starts=4"),
 ]
 
