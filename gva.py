@@ -105,6 +105,21 @@ def gva_late(J: ArrayLike, updates: Sequence[int], total: int) -> float:
     return gva(late) if len(late) > 1 else math.nan
 
 
+def regret(J: ArrayLike) -> float:
+    """Return the best checkpoint mean minus that of the last checkpoint: at least 0.
+
+    What deploying the last checkpoint costs against the window's best one. The best is chosen on
+    the same starts, so with few starts part of it is noise.
+    """
+    means = _window(J).mean(axis=1)
+    return float(means.max() - means[-1])
+
+
+def share_below(J: ArrayLike, level: float) -> float:
+    """Return the share of checkpoints whose mean over starts is below ``level``: 0 to 1."""
+    return float((_window(J).mean(axis=1) < level).mean())
+
+
 def jumps(J: ArrayLike) -> np.ndarray:
     """Return (checkpoints - 1,): root mean square over starts of the change between checkpoints."""
     J = np.asarray(J, dtype=np.float64)

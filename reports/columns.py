@@ -308,6 +308,24 @@ COLUMNS = [
         lambda s: _spread(s.series.scored[:, -1].mean(1)),
     ),
     Column(
+        "regret",
+        "Return of the window's best checkpoint minus that of the last, mean over seeds.", POSITIVE,
+        lambda s: s.per_seed(gva.regret), "unfinished", "regret", ("page",), _fixed("regret", 2),
+    ),
+    Column(
+        "regret_worst", "The largest regret of a seed.", POSITIVE,
+        lambda s: max(map(gva.regret, s.series.scored)), "unfinished",
+    ),
+    Column(
+        "below_half", "Share of the window's checkpoints that return less than 0.5.", SHARE,
+        lambda s: s.per_seed(gva.share_below, 0.5), "unfinished", "below 0.5", ("page",),
+        _fixed("below_half", 2),
+    ),
+    Column(
+        "below_nine_tenths", "Share of them that return less than 0.9.", SHARE,
+        lambda s: s.per_seed(gva.share_below, 0.9), "unfinished",
+    ),
+    Column(
         "val_loss", "One-step validation loss, mean over the window.", NUMBER,
         lambda s: s.series.val_loss[:, s.series.window].mean(), "unfinished", "val loss",
         EVERYWHERE, _loss,

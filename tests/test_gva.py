@@ -407,3 +407,19 @@ def test_nan_is_never_swallowed():
 
 def test_lists_and_integers_are_taken_as_they_are():
     assert gva.gva([[0, 0], [1, 3]]) == pytest.approx(SQRT((1 / 2 + 9 / 2) / 2), rel=1e-14)
+
+
+def test_regret_is_what_the_last_checkpoint_costs():
+    J = np.array([[0.2, 0.4], [1.0, 0.8], [0.5, 0.7]])  # means 0.3, 0.9, 0.6
+    assert gva.regret(J) == pytest.approx(0.3)
+    assert gva.regret(J[[0, 2, 1]]) == 0
+    assert gva.regret(np.full((4, 2), 0.7)) == 0
+    with pytest.raises(ValueError, match="checkpoints >= 2"):
+        gva.regret(J[:1])
+
+
+def test_the_share_of_checkpoints_below_a_level():
+    J = np.array([[0.2, 0.4], [1.0, 0.8], [0.5, 0.7], [0.4, 0.6]])
+    assert gva.share_below(J, 0.5) == 0.25  # a checkpoint of mean 0.5 is not below it
+    assert gva.share_below(J, 0.9) == 0.75
+    assert gva.share_below(J, 2) == 1
