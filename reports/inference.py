@@ -42,11 +42,11 @@ def many_to_one(scores: ArrayLike) -> list[float]:
     ``pooled`` is the residual mean square of entries x seeds, with f = (K - 1)(S - 1) degrees of
     freedom; ``rel`` is the variance over seeds relative to the squared level, of all entries
     together: sum of (g_ks - g_k)^2 / ((S - 1) sum of g_k^2). A steady entry's seeds hardly differ,
-    so ``pooled`` alone is too small if many entries are steady: the larger of the two holds the
-    chance of any false finding below 5 % (simulated in docs/score.md). The p-value is
-    P(max_k |T_k| >= t), two-sided, T a multivariate t with correlations 1/2 (Dunnett, J. Am.
-    Statist. Assoc. 50, 1955). NaN below 3 seeds. With one entry and equal levels it is the paired
-    t-test or larger.
+    so ``pooled`` alone is too small if many entries are steady: with the larger of the two, the
+    chance of any false finding at 5 % is about 5 % at most (simulated in docs/score.md). The
+    p-value is ``P(max_k |T_k| >= t)``, two-sided, T a multivariate t with correlations 1/2
+    (Dunnett, J. Am. Statist. Assoc. 50, 1955). NaN below 3 seeds. Of one entry it is the p-value of
+    the paired t-test, or a larger one.
     """
     g = np.asarray(scores, dtype=np.float64)
     entries, seeds = g.shape
