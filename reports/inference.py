@@ -156,22 +156,22 @@ def verdict(entries: Sequence[tuple[str, str | None, float]], seeds: int) -> str
             f"{seeds} seed{'s' * (seeds > 1)}: too few to say whether any difference is more than"
             " chance; 3 are the least, 5 or more are better."
         )
+    if {what for _, what, _ in entries} == {NO_EVIDENCE}:
+        return f"No evidence in {seeds} seeds that any ranked entry is steadier than none, or less."
     said = []
     for word in AGAINST_NONE:
         found = [(name, p) for name, what, p in entries if what == word]
         if not found:
             continue
         if word == NO_EVIDENCE:
-            said.append(f"No evidence: {_listed([name for name, _ in found])}")
+            names = ", ".join(name for name, _ in found[:NAMED])
+            said.append(f"No evidence: {names}{_more(found)}")
             continue
         by_p: dict[str, list[str]] = {}
         for name, p in found[:NAMED]:
             by_p.setdefault(_written(p), []).append(name)
         names = "; ".join(f"{', '.join(same)} ({p})" for p, same in by_p.items())
-        more = f" and {len(found) - NAMED} more" * (len(found) > NAMED)
-        said.append(f"{word.capitalize()} than none: {names}{more}")
-    if len(said) == 1 and said[0].startswith("No evidence"):
-        return f"No evidence in {seeds} seeds that any ranked entry is steadier than none, or less."
+        said.append(f"{word.capitalize()} than none: {names}{_more(found)}")
     return f"{'. '.join(said)}."
 
 
@@ -179,6 +179,5 @@ def _written(p: float) -> str:
     return f"p = {p:.2g}" if p >= SMALLEST else f"p < {SMALLEST:g}"
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
-    return f"{', '.join(names[:NAMED])}{more}"
+def _more(found: Sequence[object]) -> str:
+    return f" and {len(found) - NAMED} more" * (len(found) > NAMED)

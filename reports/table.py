@@ -201,7 +201,7 @@ def column_notes(leaderboard: dict[str, Any], task: str | None = None) -> list[s
     if any(e["against_none"] for e in own):
         lines.append(
             "vs none: Dunnett's test of all entries against none, seeds as blocks; on a task the"
-            " chance of any false finding is 5 %."
+            " chance of any false finding is about 5 % at most."
         )
     present = {e["status"] for e in own}
     lines += [f"{status}: {meaning}" for status, meaning in STATUS.items() if status in present]
