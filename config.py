@@ -38,7 +38,7 @@ class Evaluation:
     Args:
         checkpoint_every: updates between checkpoints, >= 1; the window is those in the second half
             of training.
-        starts: initial states, >= 1, the same for every checkpoint, stabilizer and seed.
+        starts: initial states, >= 2, the same for every checkpoint, stabilizer and seed.
         horizon: steps of an episode at most, >= 1; it ends sooner if the environment ends it.
     """
 
@@ -92,7 +92,6 @@ class Config:
         limits = {
             "seeds": self.seeds,
             "eval.checkpoint_every": self.eval.checkpoint_every,
-            "eval.starts": self.eval.starts,
             "eval.horizon": self.eval.horizon,
             "data.train_episodes": self.data.train_episodes,
             "data.validation_episodes": self.data.validation_episodes,
@@ -100,6 +99,11 @@ class Config:
         for name, value in limits.items():
             if value < 1:
                 raise StabError(f"{name}={value} is out of range: expected an integer >= 1")
+        if self.eval.starts < 2:
+            raise StabError(
+                f"eval.starts={self.eval.starts} cannot be scored: a change between two checkpoints"
+                " and the noise of one episode cannot be told apart; expected an integer >= 2"
+            )
         every = self.snapshots.every
         if every is not None and (every < 1 or self.eval.checkpoint_every % every):
             raise StabError(

@@ -102,7 +102,7 @@ def report(
     if averages is None and format is not Format.table:
         texts: dict[Format, Callable[[], str]] = {
             Format.json: lambda: json.dumps(leaderboard, indent=1) + "\n",
-            Format.markdown: lambda: sheets.markdown(table.sheets(leaderboard, keys)),
+            Format.markdown: lambda: sheets.markdown(table.sheets(leaderboard, keys, "page")),
             Format.csv: lambda: table.to_csv(leaderboard),
         }
         typer.echo(texts[format](), nl=False)

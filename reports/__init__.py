@@ -24,7 +24,7 @@ def render(run: Path) -> dict[str, Any]:
     leaderboard = score(results)
     files.write_json(run / "leaderboard.json", leaderboard, indent=1)
     files.write_text(run / "leaderboard.csv", table.to_csv(leaderboard))
-    files.write_text(run / "leaderboard.md", markdown(table.sheets(leaderboard)))
+    files.write_text(run / "leaderboard.md", markdown(table.sheets(leaderboard, place="page")))
     drawn = figures.draw(results, leaderboard)
     if results.post_hoc:
         content = averages.summary(results)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stab import gva
+from stab.reports import inference
 from stab.reports.columns import Column, Scored, shown
 from stab.reports.leaderboard import plain
 from stab.reports.results import Results, Series
@@ -28,8 +29,12 @@ NOTES = (
 
 def summary(results: Results) -> dict[str, Any]:
     """Return the content of ``averages.json``: schema, protocol, entries by task and half-life."""
-    entries = [_entry(results, series) for series in results.post_hoc.values()]
     tasks = results.config.tasks
+    entries = []
+    for task in tasks:
+        own = [series for (name, _), series in results.post_hoc.items() if name == task]
+        intervals = inference.score_intervals([one.scored for one in own]) if own else []
+        entries += [_entry(results, one, ends) for one, ends in zip(own, intervals, strict=True)]
     entries.sort(key=lambda e: (tasks.index(e["task"]), e["half_life"][1], e["stabilizer"]))
     return {
         "schema": rows.SCHEMA,
@@ -39,7 +44,7 @@ def summary(results: Results) -> dict[str, Any]:
     }
 
 
-def _entry(results: Results, series: Series) -> dict[str, Any]:
+def _entry(results: Results, series: Series, interval: tuple[float, float]) -> dict[str, Any]:
     online = results.series.get((series.task, series.stabilizer))
     scored = Scored(series, series, None, ())
     blocks = [cell["read_off"] for cell in series.cells]
@@ -48,9 +53,9 @@ def _entry(results: Results, series: Series) -> dict[str, Any]:
         "task": series.task,
         "stabilizer": series.stabilizer,
         "half_life": series.rider["half_life"],
-        "gva": scored.score.mean,
-        "gva_low": scored.score.low,
-        "gva_high": scored.score.high,
+        "gva": series.score,
+        "gva_low": interval[0],
+        "gva_high": interval[1],
         "gva_per_seed": series.gva_per_seed,
         "return": scored.mean.mean,
         "return_low": scored.mean.low,
@@ -60,7 +65,7 @@ def _entry(results: Results, series: Series) -> dict[str, Any]:
         "seeds": len(series.seeds),
         "misplaced": max(block["misplaced"] for block in blocks),
         "distance": None if None in distances else np.mean(distances),
-        "online_gva": online and np.mean(online.gva_per_seed),
+        "online_gva": online and online.score,
         "online_return": online and online.scored.mean(),
     }
     return {name: plain(value) for name, value in entry.items()}

@@ -17,9 +17,8 @@ from stab.reports.results import Series
 Entry = Mapping[str, Any]
 Train = Mapping[str, Any]  # the settings of the base recipe
 Text = Callable[[Entry, Train], str]
-STATUSES = ["sound", "undecided", "static", "unsound", "failed", "skipped"]
-RANKED = STATUSES[:2]
-UNFINISHED = STATUSES[4:]
+STATUSES = ["sound", "static", "unsound", "failed", "skipped"]
+UNFINISHED = STATUSES[3:]
 EMPTY = "–"
 
 
@@ -40,25 +39,20 @@ class Scored:
     timings: Sequence[Mapping[str, Any]]
 
     @cached_property
-    def score(self) -> gva.Interval:
-        """GVA, over seeds."""
-        return gva.interval(self.series.gva_per_seed)
-
-    @cached_property
     def mean(self) -> gva.Interval:
         """Return, over seeds."""
         return gva.interval(self.series.scored.mean((1, 2)))
 
-    @cached_property
-    def difference(self) -> gva.Interval:
-        """Return minus that of ``none``, over seeds."""
+    @property
+    def difference(self) -> float:
+        """Return minus that of ``none``: the same seeds, checkpoints and starts."""
         if self.base is None:
-            return gva.Interval(math.nan, math.nan, math.nan)
-        return gva.interval((self.series.scored - self.base.scored).mean((1, 2)))
+            return math.nan
+        return float((self.series.scored - self.base.scored).mean())
 
-    def per_seed(self, function: Callable[..., Any], *more: Any) -> float:
-        """The mean over seeds of a function of the returns in the window."""
-        return float(np.mean([function(J, *more) for J in self.series.scored]))
+    def of(self, function: Callable[..., float], *more: Any) -> float:
+        """A figure of the returns in the window, (seeds, checkpoints, starts)."""
+        return function(self.series.scored, *more)
 
     def of_raw(self, function: Callable[..., float]) -> float:
         """The mean over seeds of a function of the raw iterates' returns and losses."""
@@ -75,14 +69,13 @@ class Scored:
         return float(np.mean(values))
 
     def by_lag(self) -> dict[str, Any]:
-        """GVA by lag, the mean over seeds."""
-        seeds = [gva.gva_by_lag(J) for J in self.series.scored]
-        return {str(lag): np.mean([lags[lag] for lags in seeds]) for lag in seeds[0]}
+        """GVA by lag."""
+        return {str(lag): value for lag, value in gva.gva_by_lag(self.series.scored).items()}
 
     def by_horizon(self) -> dict[str, Any]:
-        """GVA by horizon, the mean over seeds."""
-        seeds = [gva.gva_by_horizon(J) for J in self.series.by_horizon[:, self.series.window]]
-        return dict(zip(map(str, self.series.horizons), np.mean(seeds, axis=0), strict=True))
+        """GVA by horizon."""
+        values = gva.gva_by_horizon(self.series.by_horizon[:, self.series.window])
+        return dict(zip(map(str, self.series.horizons), values, strict=True))
 
     def measures(self) -> dict[str, float]:
         """The mean over seeds, checkpoints of the window and starts of each metric, NaN aside."""
@@ -166,8 +159,9 @@ def _ranks(entry: Entry, _: Train) -> str:
 def _score(entry: Entry, _: Train) -> str:
     if entry["gva"] is None:
         return EMPTY
-    half = EMPTY if entry["gva_high"] is None else f"{entry['gva_high'] - entry['gva']:.3f}"
-    return f"{entry['gva']:.3f} ±{half}"
+    if entry["gva_high"] is None:
+        return f"{entry['gva']:.3f}"
+    return f"{entry['gva']:.3f} {entry['gva_low']:.2f}–{entry['gva_high']:.2f}"
 
 
 def _against_none(entry: Entry, _: Train) -> str:
@@ -201,7 +195,7 @@ SCORES = (*EVERYWHERE, "averages")
 COLUMNS = [
     Column("task", "Name of the task.", TEXT, null="never"),
     Column(
-        "rank", "By GVA, lowest first, within the task; null unless sound or undecided.", COUNT,
+        "rank", "By GVA, lowest first, within the task; null unless sound.", COUNT,
         heading="#", places=EVERYWHERE,
     ),
     Column(
@@ -220,18 +214,30 @@ COLUMNS = [
     Column("rank_high", "The highest of them.", COUNT),
     Column(
         "gva",
-        "Mean over seeds of sqrt(mean over starts of the sample variance of the normalised return"
-        " over the window's checkpoints).",
-        POSITIVE, lambda s: s.score.mean, "unfinished", "GVA", SCORES, _score,
+        "Standard deviation, between two checkpoints of the window, of the return that the policy"
+        " is worth, without the noise of single episodes: sqrt(max(0, checkpoint_variance)).",
+        POSITIVE, lambda s: s.series.score, "unfinished", "GVA", SCORES, _score,
     ),
-    Column(
-        "gva_low", "Lower end of the Student-t 95 % interval over seeds; null below 3 seeds.",
-        NUMBER, lambda s: s.score.low,
-    ),
-    Column("gva_high", "Upper end of it.", NUMBER, lambda s: s.score.high),
+    Column("gva_low", "Lower end of its 95 % interval; null below 3 seeds.", POSITIVE),
+    Column("gva_high", "Upper end of it.", POSITIVE),
     Column(
         "gva_per_seed", "GVA of each seed.", {"type": "array", "items": POSITIVE},
         lambda s: s.series.gva_per_seed, "unfinished",
+    ),
+    Column(
+        "checkpoint_variance",
+        "Variance of the checkpoint component, mean over seeds; unbiased, so it may be negative.",
+        NUMBER, lambda s: gva.components(s.series.scored).checkpoint.mean(), "unfinished",
+    ),
+    Column(
+        "start_deviation", "Standard deviation of the start component: how starts differ.",
+        POSITIVE, lambda s: s.of(gva.start_deviation), "unfinished",
+    ),
+    Column(
+        "episode_noise",
+        "Standard deviation of the rest: how single episodes differ beyond all else.", POSITIVE,
+        lambda s: s.of(gva.episode_noise), "unfinished", "episode noise", ("page",),
+        _fixed("episode_noise", 2),
     ),
     Column(
         "improvement",
@@ -251,27 +257,42 @@ COLUMNS = [
         heading="vs none", places=("terminal", "page"), text=_against_none,
     ),
     Column(
+        "seeds_needed",
+        "Seeds that would show a difference as large as the measured one with a chance of 80 %;"
+        " null where it is shown, or takes more than 50.",
+        COUNT,
+    ),
+    Column(
         "gva_adjacent", "From neighbouring checkpoints only (Allan deviation).", POSITIVE,
-        lambda s: s.per_seed(gva.gva_adjacent), "unfinished", "adjacent", ("page",),
-        _fixed("gva_adjacent", 3),
+        lambda s: s.of(gva.gva_adjacent), "unfinished",
     ),
     Column(
         "gva_by_lag", "From checkpoints so many checkpoints apart.", NUMBERS,
         Scored.by_lag, "unfinished",
     ),
     Column(
-        "gva_mean", "Standard deviation over checkpoints of the mean over starts.", POSITIVE,
-        lambda s: s.per_seed(gva.gva_mean), "unfinished",
+        "gva_mean",
+        "Standard deviation over checkpoints of the mean over starts, which the paper plots; holds"
+        " the noise of single episodes.",
+        POSITIVE, lambda s: s.of(gva.gva_mean), "unfinished",
     ),
     Column(
-        "checkpoint_variance",
-        "gva_mean squared, without the part of single starts: an unbiased estimate.", NUMBER,
-        lambda s: s.per_seed(gva.checkpoint_variance),
+        "gva_trend",
+        "What a straight line over the window explains of it; null below 3 checkpoints.",
+        POSITIVE, lambda s: s.of(gva.gva_trend),
+    ),
+    Column(
+        "gva_detrended", "GVA without that part.", POSITIVE, lambda s: s.of(gva.gva_detrended),
+    ),
+    Column(
+        "gva_protocol_1",
+        "The score of protocol 1, with episode noise: mean over seeds of sqrt(mean over starts of"
+        " the sample variance over checkpoints).",
+        POSITIVE, lambda s: s.of(gva.gva_protocol_1), "unfinished",
     ),
     Column(
         "gva_late", "GVA of the last quarter of training.", POSITIVE,
-        lambda s: s.per_seed(gva.gva_late, s.series.scored_updates, s.series.recipe.updates),
-        heading="late", places=("page",), text=_fixed("gva_late", 3),
+        lambda s: s.of(gva.gva_late, s.series.scored_updates, s.series.recipe.updates),
     ),
     Column(
         "gva_by_horizon", "GVA of the return up to so many steps.", NUMBERS,
@@ -285,14 +306,22 @@ COLUMNS = [
     Column("return_high", "Upper end of it.", NUMBER, lambda s: s.mean.high),
     Column(
         "return_difference", "Return minus that of none, the same seeds, checkpoints and starts.",
-        NUMBER, lambda s: s.difference.mean,
+        NUMBER, lambda s: s.difference,
     ),
     Column(
-        "return_difference_low", "Lower end of its 95 % interval.", NUMBER,
-        lambda s: s.difference.low,
+        "return_difference_low",
+        "Lower one-sided 95 % bound of it, its error pooled over entries; null below 3 seeds.",
+        NUMBER,
+    ),
+    Column("return_difference_high", "Upper one-sided 95 % bound of it.", NUMBER),
+    Column(
+        "return_holds",
+        "Whether return_difference is shown to be above -0.05; null for none and below 3 seeds.",
+        {"type": "boolean"},
     ),
     Column(
-        "return_difference_high", "Upper end of it.", NUMBER, lambda s: s.difference.high
+        "gain", "Return of the last third of the window minus that of the first.", NUMBER,
+        lambda s: s.of(gva.gain), "unfinished",
     ),
     Column(
         "worst", "Lowest checkpoint mean.", NUMBER, lambda s: s.series.scored.mean(2).min(),
@@ -310,7 +339,7 @@ COLUMNS = [
     Column(
         "regret",
         "Return of the window's best checkpoint minus that of the last, mean over seeds.", POSITIVE,
-        lambda s: s.per_seed(gva.regret), "unfinished", "regret", ("page",), _fixed("regret", 2),
+        lambda s: s.of(gva.regret), "unfinished", "regret", ("page",), _fixed("regret", 2),
     ),
     Column(
         "regret_worst", "The largest regret of a seed.", POSITIVE,
@@ -318,12 +347,13 @@ COLUMNS = [
     ),
     Column(
         "below_half", "Share of the window's checkpoints that return less than 0.5.", SHARE,
-        lambda s: s.per_seed(gva.share_below, 0.5), "unfinished", "below 0.5", ("page",),
+        lambda s: s.of(gva.share_below, 0.5), "unfinished", "below 0.5", ("page",),
         _fixed("below_half", 2),
     ),
     Column(
         "below_nine_tenths", "Share of them that return less than 0.9.", SHARE,
-        lambda s: s.per_seed(gva.share_below, 0.9), "unfinished",
+        lambda s: s.of(gva.share_below, 0.9), "unfinished", "below 0.9",
+        ("page",), _fixed("below_nine_tenths", 2),
     ),
     Column(
         "val_loss", "One-step validation loss, mean over the window.", NUMBER,
@@ -332,7 +362,7 @@ COLUMNS = [
     ),
     Column(
         "amplification",
-        "(gva_mean / mean return) / (relative swing of val_loss) of the trajectory's raw iterates.",
+        "(GVA / mean return) / (relative swing of val_loss) of the trajectory's raw iterates.",
         NUMBER, lambda s: s.of_raw(gva.amplification),
     ),
     Column(

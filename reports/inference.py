@@ -1,4 +1,4 @@
-"""What seeds allow one to say: all entries against ``none``, and rank intervals."""
+"""What seeds allow one to say: all entries against ``none``, intervals, ranks, seeds needed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from stab import gva
+
 LEVEL = 0.05
 NAMED = 6  # entries that a sentence names
 SMALLEST = 1e-3  # p-value that is written out
 STEADIER, LESS_STEADY, NO_EVIDENCE = AGAINST_NONE = ("steadier", "less steady", "no evidence")
 MOST = 200  # entries of which all pairs are tested
+# Seeds needed: the chance to find a difference as large as the measured one, in standard deviations
+# of a normal variable (80 %), and the most that are counted.
+POWER, MOST_SEEDS = 0.842, 50
 
 
 def paired_p(first: ArrayLike, second: ArrayLike) -> float:
@@ -52,18 +57,139 @@ def many_to_one(scores: ArrayLike) -> list[float]:
     entries, seeds = g.shape
     if seeds < 3 or entries < 2:
         return [math.nan] * (entries - 1)
+    difference, variance = _against_first(g)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(difference > 0, difference / np.sqrt(variance / seeds), 0.0)
+    freedom = (entries - 1) * (seeds - 1)
+    return [_dunnett(float(value), entries - 1, freedom) for value in t]
+
+
+def _against_first(g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return |g_0 - g_k| and the variance of g_0s - g_ks over seeds, as in ``many_to_one``."""
+    seeds = g.shape[1]
     level = g.mean(1)
     within = g - level[:, None]
-    freedom = (entries - 1) * (seeds - 1)
-    pooled = np.square(within - within.mean(0)).sum() / freedom
     squares = np.square(level)
     total = (seeds - 1) * squares.sum()
     rel = np.square(within).sum() / total if total > 0 else 0.0
-    error = np.sqrt(np.maximum(2 * pooled, rel * (squares[0] + squares[1:])) / seeds)
-    difference = np.abs(level[0] - level[1:])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(difference > 0, difference / error, 0.0)
-    return [_dunnett(float(value), entries - 1, freedom) for value in t]
+    error = np.maximum(2 * _pooled(g), rel * (squares[0] + squares[1:]))
+    return np.abs(level[0] - level[1:]), error
+
+
+def _pooled(g: np.ndarray) -> float:
+    """Return the residual mean square of entries x seeds, (K - 1)(S - 1) degrees of freedom."""
+    entries, seeds = g.shape
+    within = g - g.mean(1, keepdims=True)
+    return float(np.square(within - within.mean(0)).sum()) / ((entries - 1) * (seeds - 1))
+
+
+def seeds_needed(scores: ArrayLike) -> list[int | None]:
+    """Return how many seeds would show each difference to entry 0, if it is as large as measured.
+
+    The least S' above S for which a difference and a variance as measured in ``scores`` (entries,
+    seeds) give T_k >= c + 0.842, c the 5 % critical value of ``many_to_one`` with S' seeds: a
+    chance of about 80 %. None if more than 50 would be needed, or below 3 seeds.
+    """
+    g = np.asarray(scores, dtype=np.float64)
+    entries, seeds = g.shape
+    if seeds < 3 or entries < 2:
+        return [None] * (entries - 1)
+    difference, variance = _against_first(g)
+    critical = {n: _critical(entries - 1, (entries - 1) * (n - 1)) for n in (seeds + 1, MOST_SEEDS)}
+    needed: list[int | None] = []
+    for d, v in zip(difference.tolist(), variance.tolist(), strict=True):
+        low, high = seeds, MOST_SEEDS  # not enough, enough
+        if d * math.sqrt(high) < (critical[high] + POWER) * math.sqrt(v) or not d > 0:
+            needed.append(None)
+            continue
+        while high - low > 1:
+            n = (low + high) // 2
+            if n not in critical:
+                critical[n] = _critical(entries - 1, (entries - 1) * (n - 1))
+            enough = d * math.sqrt(n) >= (critical[n] + POWER) * math.sqrt(v)
+            low, high = (low, n) if enough else (n, high)
+        needed.append(high)
+    return needed
+
+
+def _critical(entries: int, freedom: int) -> float:
+    """Return the value that the largest |T| exceeds with a chance of 5 %."""
+    low, high = 0.0, 50.0
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _dunnett(middle, entries, freedom) > LEVEL else (low, middle)
+    return high
+
+
+def score_intervals(J: ArrayLike) -> list[tuple[float, float]]:
+    """Return 95 % intervals of the GVA of a task's entries; their ends are at or above 0.
+
+    ``J`` is (entries, seeds S, checkpoints M, starts N). b_ks is the variance over checkpoints of
+    the mean over starts, w_ks = episode / N what the noise of single episodes adds to it
+    (``gva.components``). With their means over seeds b and w, and F quantiles of nu and S (M - 1)(N
+    - 1) degrees of freedom, the interval is
+
+        sqrt(max(0, b / F_0.975 - w))  to  sqrt(max(0, b / F_0.025 - w)),   nu = 2 S / c
+
+    (Williams, Biometrika 49, 1962; Tukey, Ann. Math. Statist. 22, 1951). c is the squared
+    coefficient of variation of b over seeds, of all entries together: sum of (b_ks - b_k)^2 / ((S -
+    1) sum of b_k^2), and at least 2 / (M - 1), its value for normal checkpoints and equal seeds. So
+    seeds that differ and checkpoints that correlate widen it. Coverage is simulated in
+    docs/score.md. NaN below 3 seeds.
+    """
+    from scipy.special import fdtri  # scipy.stats takes a second to import
+
+    J = np.asarray(J, dtype=np.float64)
+    entries, seeds, M, N = J.shape
+    if seeds < 3:
+        return [(math.nan, math.nan)] * entries
+    b = J.mean(-1).var(-1, ddof=1)
+    level, noise = b.mean(1), gva.components(J).episode.mean(1) / N
+    total = (seeds - 1) * np.square(level).sum()
+    relative = np.square(b - level[:, None]).sum() / total if total > 0 else 0.0
+    nu, rest = 2 * seeds / max(relative, 2 / (M - 1)), seeds * (M - 1) * (N - 1)
+    low, high = (
+        np.sqrt(np.maximum(0, level / fdtri(nu, rest, share) - noise)).tolist()
+        for share in (0.975, 0.025)
+    )
+    return list(zip(low, high, strict=True))
+
+
+def return_bounds(returns: ArrayLike) -> list[tuple[float, float]]:
+    """Return one-sided 95 % bounds, lower and upper, of the return of each entry minus entry 0's.
+
+    ``returns`` is (entries, seeds), seeds are blocks. y_k - y_0 -+ t_0.95 sqrt(v / S), where v is
+    the larger of twice the residual mean square of entries x seeds and the entry's own variance of
+    the difference over seeds; t has (K - 1)(S - 1) degrees of freedom. NaN below 3 seeds.
+    """
+    from scipy.special import stdtrit
+
+    y = np.asarray(returns, dtype=np.float64)
+    entries, seeds = y.shape
+    if seeds < 3 or entries < 2:
+        return [(math.nan, math.nan)] * (entries - 1)
+    difference = y[1:] - y[0]
+    variance = np.maximum(2 * _pooled(y), difference.var(1, ddof=1))
+    half = stdtrit((entries - 1) * (seeds - 1), 0.95) * np.sqrt(variance / seeds)
+    mean = difference.mean(1)
+    return list(zip((mean - half).tolist(), (mean + half).tolist(), strict=True))
+
+
+def rises(gains: ArrayLike) -> bool:
+    """Return whether entry 0's return rose over the window: one-sided t-test at 5 %, above 0.05.
+
+    ``gains`` is (entries, seeds) of ``gva.gain``; the variance over seeds is the mean of all
+    entries' variances. Below 3 seeds the mean decides.
+    """
+    from scipy.special import stdtrit
+
+    g = np.asarray(gains, dtype=np.float64)
+    entries, seeds = g.shape
+    mean = float(g[0].mean())
+    if mean <= gva.MARGIN or seeds < 3:
+        return mean > gva.MARGIN
+    error = math.sqrt(g.var(1, ddof=1).mean() / seeds)
+    return mean > float(stdtrit(entries * (seeds - 1), 0.95)) * error
 
 
 def _dunnett(t: float, entries: int, freedom: int) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,8 @@ from stab import gva
 from stab.config import Config
 from stab.recipe import Recipe
 from stab.reports import inference, sweep
-from stab.reports.columns import COLUMNS, RANKED, STATUSES, Scored
-from stab.reports.results import Results
+from stab.reports.columns import COLUMNS, STATUSES, Scored
+from stab.reports.results import Results, Series
 from stab.run import rows
 from stab.stabilizers import parse
 from stab.stabilizers.strings import method
@@ -37,16 +39,27 @@ def leaderboard(results: Results) -> dict[str, Any]:
     entries: list[dict[str, Any]] = []
     tasks: dict[str, Any] = {}
     for task in config.tasks:
-        own = [_entry(results, task, string) for string in config.stabilizers]
-        ranked = sorted((e for e in own if e["status"] in RANKED), key=lambda e: e["gva"])
+        scored = {
+            string: _scored(results, results.series[task, string])
+            for string in config.stabilizers
+            if (task, string) in results.series
+        }
+        own = [_entry(results, task, string, scored.get(string)) for string in config.stabilizers]
+        _add_intervals(own, scored)
+        _compare_returns(own, scored)
+        ranked = sorted((e for e in own if e["status"] == "sound"), key=_order)
         open_ranks = inference.rank_intervals([e["gva_per_seed"] for e in ranked]) if ranked else []
         for rank, (entry, (low, high)) in enumerate(zip(ranked, open_ranks, strict=True), 1):
             entry |= {"rank": rank, "rank_low": low, "rank_high": high}
         others = [e for e in own if e["rank"] is None]
         others.sort(key=lambda e: (STATUSES.index(e["status"]), e["gva"] or 0))
         entries += ranked + others
-        tasks[task] = _about_task(results, task) | {
-            "verdict": _compare_with_none(own),
+        verdict, more = _compare_scores(own, results.run)
+        about = _about_task(results, task, own)
+        about["warnings"] += _learning(own, scored)
+        tasks[task] = about | {
+            "verdict": verdict,
+            "more_seeds": more,
             "none": next((e["gva"] for e in own if e["stabilizer"] == "none"), None),
         }
     return {
@@ -63,32 +76,128 @@ def leaderboard(results: Results) -> dict[str, Any]:
     }
 
 
-def _compare_with_none(entries: list[dict[str, Any]]) -> str | None:
-    """Add to each entry how its GVA compares with that of ``none``; return the verdict in words."""
-    base = next((e for e in entries if e["stabilizer"] == "none" and e["gva"] is not None), None)
-    others = [e for e in entries if e["stabilizer"] != "none" and e["gva"] is not None]
+def _order(entry: dict[str, Any]) -> tuple[float, float]:
+    """Lowest GVA first; where several are 0, the lowest deviation that holds episode noise."""
+    return entry["gva"], entry["gva_mean"]
+
+
+def _finished(own: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """``none`` if it has finished, and the other entries that have."""
+    finished = [e for e in own if e["gva"] is not None]
+    base = next((e for e in finished if e["stabilizer"] == "none"), None)
+    return base, [e for e in finished if e is not base]
+
+
+def _add_intervals(own: list[dict[str, Any]], scored: dict[str, Scored]) -> None:
+    """Add the interval of each GVA; how far seeds differ is pooled over the entries."""
+    finished = [e for e in own if e["gva"] is not None]
+    if not finished:
+        return
+    J = np.stack([scored[e["stabilizer"]].series.scored for e in finished])
+    for entry, (low, high) in zip(finished, inference.score_intervals(J), strict=True):
+        entry.update(plain({"gva_low": low, "gva_high": high}))
+
+
+def _compare_returns(own: list[dict[str, Any]], scored: dict[str, Scored]) -> None:
+    """Add whether each entry's return holds against that of ``none``, and its status."""
+    base, others = _finished(own)
+    for entry in [base, *others] if base else others:
+        static = scored[entry["stabilizer"]].series.static
+        entry["status"] = "static" if static.all() else "sound"
+    if base is None:
+        for entry in others:
+            entry["notes"].append("none has not finished, so its return is compared with nothing")
+        return
+    means = [scored[e["stabilizer"]].series.scored.mean((1, 2)) for e in (base, *others)]
+    for entry, (low, high) in zip(others, inference.return_bounds(means), strict=True):
+        difference = entry["return_difference"]
+        worse = difference < -gva.MARGIN  # below 3 seeds nothing is shown, and the mean decides
+        if not math.isnan(low):
+            holds = low > -gva.MARGIN
+            worse = high < 0 and not holds
+            entry |= {
+                "return_difference_low": low,
+                "return_difference_high": high,
+                "return_holds": holds,
+            }
+            if not (holds or worse):
+                entry["notes"].append(
+                    f"return not shown to hold ({difference:+.2f} against none, and no less than"
+                    f" {low:+.2f})"
+                )
+        if worse and entry["status"] == "sound":
+            entry["status"] = "unsound"
+
+
+def _compare_scores(own: list[dict[str, Any]], run: Path) -> tuple[str | None, str | None]:
+    """Add to each entry how its GVA compares with that of ``none``.
+
+    Return the verdict in words, and how more seeds would change it.
+    """
+    base, others = _finished(own)
     if base is None or not others:
-        return None
-    per_seed = [e["gva_per_seed"] for e in (base, *others)]
-    for entry, p in zip(others, inference.many_to_one(per_seed), strict=True):
+        return None, None
+    scores = [e["gva_per_seed"] for e in (base, *others)]
+    level = np.mean(scores, axis=1)
+    needed = inference.seeds_needed(scores)
+    for k, (entry, p) in enumerate(zip(others, inference.many_to_one(scores), strict=True)):
         if not math.isnan(p):  # below 3 seeds there is no test
             entry["improvement"] = inference.probability_of_improvement(
                 entry["gva_per_seed"], base["gva_per_seed"]
             )
             entry["p_value"] = p
-            entry["against_none"] = inference.against_none(entry["gva"] - base["gva"], p)
+            entry["against_none"] = inference.against_none(level[k + 1] - level[0], p)
+            if p >= inference.LEVEL:
+                entry["seeds_needed"] = needed[k]
     ranked = sorted((e for e in others if e["rank"] is not None), key=lambda e: int(e["rank"]))
-    return inference.verdict(
+    verdict = inference.verdict(
         [(e["stabilizer"], e["against_none"], e["p_value"]) for e in ranked],
         len(base["gva_per_seed"]),
     )
+    undecided = [e for e in ranked if e["against_none"] == inference.NO_EVIDENCE]
+    few = sorted((e["seeds_needed"], e["stabilizer"]) for e in undecided if e["seeds_needed"])
+    if not few:
+        return verdict, None
+    said = ", ".join(f"{count} for {name}" for count, name in few)
+    others_too = f"; more than {inference.MOST_SEEDS} for the rest" * (len(few) < len(undecided))
+    again = ["--config", str(run / "config.yaml"), "--out", str(run), "--resume"]
+    command = shlex.join(["stab", "compare", *again, "--seeds", str(few[-1][0])])
+    return verdict, (
+        "Seeds that would show a difference as large as the measured one (chance 80 %):"
+        f" {said}{others_too}. Add them: {command}"
+    )
 
 
-def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
+def _learning(own: list[dict[str, Any]], scored: dict[str, Scored]) -> list[str]:
+    """A warning if the return of ``none`` still rises in the window."""
+    base, others = _finished(own)
+    if base is None:
+        return []
+    entries = [base, *others]
+    gains = [[gva.gain(J) for J in scored[e["stabilizer"]].series.scored] for e in entries]
+    if not inference.rises(gains):
+        return []
+    return [
+        f"Still learning: the return of none rose by {base['gain']:.2f} from the first third of the"
+        " window to the last. Averages lag, and part of every GVA is progress; train longer"
+        f" (train.updates, {base['updates']} here)."
+    ]
+
+
+def _scored(results: Results, series: Series) -> Scored:
+    """What the figures of a finished entry are computed from."""
+    return Scored(
+        series=series,
+        raw=results.series[series.task, series.cells[0]["raw"]],
+        base=results.series.get((series.task, "none")),
+        timings=[results.timings[rows.cell_key(cell)] for cell in series.cells],
+    )
+
+
+def _entry(results: Results, task: str, string: str, scored: Scored | None) -> dict[str, Any]:
     """Return one entry of the leaderboard; figures are null if there are none."""
     config, key = results.config, (task, string)
-    series = results.series.get(key)
-    recipe = _recipe(config, string) if series is None else series.recipe
+    recipe = _recipe(config, string) if scored is None else scored.series.recipe
     entry: dict[str, Any] = dict.fromkeys(column.key for column in COLUMNS) | {
         "task": task,
         "stabilizer": string,
@@ -100,21 +209,12 @@ def _entry(results: Results, task: str, string: str) -> dict[str, Any]:
         "checkpoints": len(config.window),
         "starts": config.eval.starts,
     }
-    if series is None:
+    if scored is None:
         status = "skipped" if key in results.skipped else "failed"
         reason = results.skipped.get(key) or results.failures[key]
         return entry | {"status": status, "reason": reason}
-    scored = Scored(
-        series=series,
-        raw=results.series[task, series.cells[0]["raw"]],
-        base=results.series.get((task, "none")),
-        timings=[results.timings[rows.cell_key(cell)] for cell in series.cells],
-    )
-    status = gva.status(scored.difference, bool(series.static.all()))
-    if scored.base is None and status == "sound":
-        status = "undecided"  # nobody has seen whether it returns less than `none`
     figures = {column.key: column.figure(scored) for column in COLUMNS if column.figure}
-    entry |= {"status": status, **plain(figures)}
+    entry |= plain(figures)
     return entry
 
 
@@ -126,13 +226,13 @@ def _recipe(config: Config, string: str) -> Recipe:
         return config.train
 
 
-def _about_task(results: Results, task: str) -> dict[str, Any]:
+def _about_task(results: Results, task: str, own: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the report says of a task besides its entries."""
     base = results.series.get((task, "none"))
     if base is None:
         return {
             "learned": None,
-            "noise_floor": None,
+            "resolution": None,
             "warnings": ["none has not finished: nothing can be compared"],
         }
     cells = [
@@ -148,6 +248,13 @@ def _about_task(results: Results, task: str) -> dict[str, Any]:
     if len(base.seeds) < 3:
         count = f"{len(base.seeds)} seed{'s' * (len(base.seeds) > 1)}"
         warnings.append(f"{count}: no intervals (3 are needed).")
+    older = sorted({cell["protocol"] for cell in cells} - {gva.PROTOCOL})
+    if older:
+        warnings.append(
+            f"The rows were made under protocol {older[0]}; this is protocol {gva.PROTOCOL}'s score"
+            " of them."
+        )
+    warnings += _visible(base, next(e for e in own if e["stabilizer"] == "none"))
     if len({cell["dataset_sha256"] for cell in cells}) > 1:
         warnings.append("The dataset's content differs between cells of this run.")
     if len({str(cell["versions"]) for cell in cells}) > 1:
@@ -156,10 +263,28 @@ def _about_task(results: Results, task: str) -> dict[str, Any]:
     return {key: base.cells[0].get(key) for key in SHARED} | {
         "worker_seconds": plain(sum(map(_seconds, timings))),
         "window": base.scored_updates,
-        "noise_floor": plain(np.mean([gva.noise_floor(J) for J in base.scored])),
+        "resolution": plain(gva.resolution(base.scored)),
         "learned": mean >= gva.NOT_LEARNED,
         "warnings": warnings,
     }
+
+
+def _visible(base: Series, entry: dict[str, Any]) -> list[str]:
+    """What is to be said if ``none`` hardly swings, or episode noise hides how much."""
+    if entry["gva_high"] is not None and entry["gva_high"] < gva.MARGIN:
+        return [
+            f"Nothing to steady: the GVA of none is {entry['gva_high']:.3f} at most (95 %), so no"
+            " stabilizer can make a difference that matters."
+        ]
+    limit, starts = gva.resolution(base.scored), entry["starts"]
+    goal = max(entry["gva"], gva.MARGIN) / 2
+    if limit <= goal:
+        return []
+    return [
+        f"{starts} starts are few: a GVA below {limit:.3f} can hardly be told from 0, since single"
+        f" episodes differ by {gva.episode_noise(base.scored):.2f}. With"
+        f" eval.starts={gva.starts_needed(base.scored, goal)} the limit would be {goal:.3f}."
+    ]
 
 
 def _seconds(times: dict[str, Any]) -> float:

@@ -223,9 +223,10 @@ def _settings(one: Origin, other: Origin) -> list[tuple[str, Any, Any]]:
 def changes(one: Origin, other: Origin, kept: Container[tuple[str, str]]) -> dict[str, Any]:
     """Return what changed between two runs: settings, versions, machine, entries and scores.
 
-    Scores are of the seeds that both have: means, the mean difference (after - before) with its
-    95 % interval, and the p-value of a paired t-test over these seeds, adjusted for the number of
-    entries that changed (Holm); null below 3 seeds. ``same``: every return and length of these
+    Scores are of the seeds that both have: GVA before and after, the mean over seeds of the
+    difference of each seed's GVA (after - before) with its 95 % interval, and the p-value of a
+    paired t-test over these seeds, adjusted for the number of entries that changed (Holm); null
+    below 3 seeds. ``same``: every return and length of these
     seeds is equal to the last bit. Only entries in ``kept`` count.
     """
     old, new = _versions(one), _versions(other)
@@ -278,8 +279,8 @@ def _score(before: Series, after: Series) -> dict[str, Any]:
         "task": before.task,
         "stabilizer": before.stabilizer,
         "seeds": count,
-        "gva_before": np.mean(old),
-        "gva_after": np.mean(new),
+        "gva_before": gva.gva(before.scored[:count]),
+        "gva_after": gva.gva(after.scored[:count]),
         "difference": difference.mean,
         "difference_low": difference.low,
         "difference_high": difference.high,

@@ -143,15 +143,12 @@ def _result(leaderboard: dict[str, Any], task: str) -> tuple[str, str]:
             others = f" of {len(ranked)} ranked entries"
         score = f"{base['gva']:.3f}, with a return of {base['return']:.2f}"
         return "none", f"has the lowest GVA{others}: {score}."
-    floor, seeds = about["noise_floor"], best["seeds"]
-    doubt = ""
-    if floor is not None and base["gva"] - best["gva"] < floor:
-        doubt = " (within the noise floor)"
-    elif best["p_value"] is None:
+    seeds, doubt = best["seeds"], ""
+    if best["p_value"] is None:
         doubt = f" ({seeds} seed{'s' * (seeds > 1)}: too few to tell)"
     elif best["p_value"] > inference.LEVEL:
         doubt = f" (which {seeds} seeds cannot distinguish)"
-    loss = "; whether that is a loss is undecided" if best["status"] == "undecided" else ""
+    loss = "; that its return holds is not shown" if best["return_holds"] is False else ""
     return best["stabilizer"], (
         f"has the lowest GVA of {len(ranked)} ranked entries, {best['gva']:.3f} against"
         f" {base['gva']:.3f} for none{doubt}, and returns {best['return']:.2f} against"

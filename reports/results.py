@@ -68,9 +68,14 @@ class Series:
         return updates
 
     @cached_property
+    def score(self) -> float:
+        """GVA, over all seeds."""
+        return gva.gva(self.scored)
+
+    @cached_property
     def gva_per_seed(self) -> list[float]:
         """(S,) the score of each seed."""
-        return [gva.gva(J) for J in self.scored]
+        return gva.gva_per_seed(self.scored)
 
     @cached_property
     def digests(self) -> list[list[str]]:
@@ -101,7 +106,10 @@ class Results:
 
 
 def read(run: Path) -> Results:
-    """Read a run folder. Raises StabError when it is none, or holds rows of another protocol."""
+    """Read a run folder. Raises StabError when it is none, or holds rows of a later protocol.
+
+    Rows do not depend on the protocol: older ones are scored by the present one.
+    """
     config = settings(run)
     grouped, timings = _cells(run, config)
     skipped = _skipped(run)
@@ -146,10 +154,10 @@ def _cells(
     timings = {}
     for cell in rows.cells(run):
         key = rows.cell_key(cell)
-        if cell["protocol"] != gva.PROTOCOL:
+        if not 1 <= cell["protocol"] <= gva.PROTOCOL:
             raise StabError(
                 f"{run} holds rows of protocol {cell['protocol']}, this stab scores protocol"
-                f" {gva.PROTOCOL}"
+                f" {gva.PROTOCOL} and older ones: install a newer stab"
             )
         if cell["task"] not in config.tasks or cell["seed"] >= config.seeds:
             continue

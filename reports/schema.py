@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from stab import gva
-from stab.reports.columns import COLUMNS, POSITIVE, RANKED, TEXT, UNFINISHED, Column
+from stab.reports.columns import COLUMNS, POSITIVE, TEXT, UNFINISHED, Column
 from stab.run import rows
 
 
@@ -42,10 +42,11 @@ def _task() -> dict[str, Any]:
     said = {"type": ["string", "null"]}
     return _record(
         learned={"type": ["boolean", "null"], "description": "Whether none returns at least 0.2."},
-        noise_floor=_or_null(POSITIVE)
-        | {"description": "|GVA of none on half of the starts - on the other half|."},
+        resolution=_or_null(POSITIVE)
+        | {"description": "GVA below which the swing of none could hardly be told from none."},
         warnings={"type": "array", "items": TEXT},
         verdict=said | {"description": "What the seeds allow one to say against none."},
+        more_seeds=said | {"description": "How many seeds would show more, and the command."},
         none=_or_null(POSITIVE) | {"description": "GVA of none."},
     )
 
@@ -56,7 +57,7 @@ def _entry() -> dict[str, Any]:
     complete = [c for c in COLUMNS if c.null == "unfinished"]
     return _record(**{column.key: _property(column) for column in COLUMNS}) | {
         "allOf": [
-            _if_status(RANKED, {"rank": {"type": "integer"}}, {"rank": {"type": "null"}}),
+            _if_status(["sound"], {"rank": {"type": "integer"}}, {"rank": {"type": "null"}}),
             _if_status(
                 UNFINISHED,
                 _all_of("null", figures) | {"reason": TEXT},

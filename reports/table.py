@@ -19,43 +19,52 @@ OVERVIEW = (
     " worker min: minutes of training and rollouts, summed over the workers.",
 )
 STATUS = {
-    "undecided": "the 95 % interval of its return difference to none straddles"
-    f" {gva.SOUND_MARGIN}.",
     "static": "its read-out does not change in the window, so there is nothing to score.",
-    "unsound": f"its return falls short of none's by more than {-gva.SOUND_MARGIN}.",
+    "unsound": f"its return is shown to be below none's, and may be more than {gva.MARGIN} below.",
 }
 HEAD = 24  # characters of the name of a metric: a task may call it anything
 
 
-def sheets(leaderboard: dict[str, Any], by: Sequence[str] | None = None) -> list[Sheet]:
+def sheets(
+    leaderboard: dict[str, Any], by: Sequence[str] | None = None, place: str = "terminal"
+) -> list[Sheet]:
     """Return the leaderboard of every task; of several tasks an overview comes first.
 
-    ``by``: what to group entries by; None for method, if a method has several settings.
+    ``by``: what to group entries by; None for method, if a method has several settings. ``place``
+    decides the columns: those of the "terminal", which has 80, or of the "page".
     """
     tasks = list(leaderboard["run"]["tasks"])
     if len(tasks) == 1:
-        return task_sheets(leaderboard, tasks[0], by)
-    every = [sheet for task in tasks for sheet in task_sheets(leaderboard, task, by, brief=True)]
+        return task_sheets(leaderboard, tasks[0], by, place)
+    every = [
+        sheet for task in tasks for sheet in task_sheets(leaderboard, task, by, place, brief=True)
+    ]
     return [overview(leaderboard), *every]
 
 
 def task_sheets(
-    leaderboard: dict[str, Any], task: str, by: Sequence[str] | None = None, brief: bool = False
+    leaderboard: dict[str, Any],
+    task: str,
+    by: Sequence[str] | None = None,
+    place: str = "terminal",
+    brief: bool = False,
 ) -> list[Sheet]:
     """Return the sheets of a task: its leaderboard, its metrics, and what tuning gives.
 
     ``brief`` leaves out the notes that are the same for every task.
     """
-    parts = [table(leaderboard, task, brief), metrics(leaderboard, task)]
+    parts = [table(leaderboard, task, place, brief), metrics(leaderboard, task)]
     by = sweep.keys(leaderboard["entries"], by)
     if by and (groups := sweep.groups(leaderboard, task, by)):
         parts.append(sweep.sheet(groups, by, f"{task}, tuned"))
     return [sheet for sheet in parts if sheet.lines]
 
 
-def table(leaderboard: dict[str, Any], task: str, brief: bool = False) -> Sheet:
+def table(
+    leaderboard: dict[str, Any], task: str, place: str = "terminal", brief: bool = False
+) -> Sheet:
     """Return the leaderboard of a task."""
-    own, columns = entries(leaderboard, task), shown("terminal")
+    own, columns = entries(leaderboard, task), shown(place)
     about = leaderboard["run"]["tasks"][task]
     train = leaderboard["run"]["settings"]["train"]
     return Sheet(
@@ -182,11 +191,8 @@ def task_notes(leaderboard: dict[str, Any], task: str) -> list[str]:
         lines.append(
             f"Returns of {low:.4g} (random) and {high:.4g} (expert) count as 0 and 1; {source}."
         )
-    if about["noise_floor"] is not None:
-        lines.append(
-            f"Differences in GVA below {about['noise_floor']:.3f} are within the A/A noise floor"
-            " (none on half of the starts against none on the other half, same seeds)."
-        )
+    if about["more_seeds"]:
+        lines.append(about["more_seeds"])
     return lines
 
 
@@ -195,8 +201,9 @@ def column_notes(leaderboard: dict[str, Any], task: str | None = None) -> list[s
     own = [e for e in leaderboard["entries"] if task in (None, e["task"])]
     lines = [] if task else list(OVERVIEW)
     lines.append(
-        "GVA: the standard deviation of the return between two checkpoints, from the same start"
-        " (random policy 0, expert 1); lower is steadier; ± is a 95 % interval over seeds."
+        "GVA: the standard deviation, between two checkpoints, of the return that the policy is"
+        " worth (random policy 0, expert 1), without the noise of single episodes; lower is"
+        " steadier; behind it its 95 % interval."
     )
     if any(e["against_none"] for e in own):
         lines.append(

@@ -62,7 +62,9 @@ def write(results: Results, leaderboard: dict[str, Any], figures: Path, folder: 
     with SummaryWriter(str(folder / LEADERBOARD)) as writer:
         writer.add_custom_scalars(charts(results.config.tasks))
         for task in results.config.tasks:
-            writer.add_text(f"{FIRST}/{task}", markdown(task_sheets(leaderboard, task)))
+            writer.add_text(
+                f"{FIRST}/{task}", markdown(task_sheets(leaderboard, task, place="page"))
+            )
         for path in sorted(figures.glob("*.png")):
             task, _, kind = path.stem.rpartition("-")
             tag = f"{FIRST}/{task}" if kind == "leaderboard" else f"{task}/{kind}"
@@ -86,7 +88,7 @@ def _curves(writer: SummaryWriter, series: Series) -> None:
         # NumPy's own choice of bins fails where values differ by rounding alone.
         edges = np.linspace(min(0.0, values.min()), max(1.0, values.max()), BINS + 1)
         writer.add_histogram(f"{series.task}/returns", values, update, bins=edges)
-    jumps = np.mean([gva.jumps(J) for J in series.returns[:, series.window]], axis=0)
+    jumps = gva.jumps(series.scored).mean(0)
     for update, jump in zip(series.updates[series.window][1:].tolist(), jumps, strict=True):
         writer.add_scalar(f"{series.task}/return_jump", jump, update)
 

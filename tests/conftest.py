@@ -76,7 +76,9 @@ def tiny_run(hopper: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run folder: every built-in stabilizer, two seeds, two workers."""
     out = tmp_path_factory.mktemp("runs") / "run"
     done = run_stab(
-        "compare", "-t", "hopper", "--all", "--seeds", 2, "--workers", 2, "--out", out, *forked.TINY
+        *("compare", "-t", "hopper", "--all", "--seeds", 2, "--workers", 2, "--out", out),
+        *forked.TINY,
+        draw=True,  # tests/test_browser.py looks at the figures
     )
     assert done.returncode == 0, done.stderr
     (out.parent / "stdout.txt").write_text(done.stdout)

@@ -14,42 +14,95 @@ from stab import gva
 SQRT = math.sqrt
 # Three checkpoints, two starts.
 J = np.array([[0.1, 1.0], [0.4, 0.0], [0.1, 0.5]])
-BAD_WINDOWS = [np.zeros(4), np.zeros((1, 4)), np.zeros((4, 0)), np.zeros((4, 2, 3)), 1.0]
+BAD_WINDOWS = [np.zeros(4), np.zeros((1, 4)), np.zeros((4, 0)), np.zeros((4, 1)), 1.0]
 
 
 # Hand-expanded
 
 
-def test_gva_by_hand():
-    # Start 1: mean 0.2, deviations -0.1, 0.2, -0.1; start 2: mean 0.5, deviations 0.5, -0.5, 0.
-    first = (0.1**2 + 0.2**2 + 0.1**2) / 2
-    second = (0.5**2 + 0.5**2 + 0.0**2) / 2
-    assert gva.gva(J) == pytest.approx(SQRT((first + second) / 2), rel=1e-14)
+def test_components_by_hand():
+    # Additive: no rest, so all of the variances are the parts' own.
+    additive = np.array([1.0, 2.0, 4.0])[:, None] + np.array([0.0, 10.0])
+    parts = gva.components(additive)
+    shared = ((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2
+    assert parts.checkpoint == pytest.approx(shared, rel=1e-12)
+    assert parts.start == pytest.approx(50, rel=1e-12)
+    assert parts.episode == pytest.approx(0, abs=1e-12)
+    assert gva.gva(additive) == pytest.approx(SQRT(shared), rel=1e-12)
+    # Nothing shared: rows +1, -1 and -1, +1 have mean 0; (2 - 1)(2 - 1) = 1 degree of freedom.
+    opposed = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    parts = gva.components(opposed)
+    assert (parts.checkpoint, parts.start, parts.episode) == (-2, -2, 4)
+    assert gva.gva(opposed) == 0, "an estimate below 0 is no swing that was seen"
 
 
-def test_gva_is_the_standard_deviation_between_two_checkpoints_of_one_start():
-    pairs = [
-        0.5 * (J[a, n] - J[b, n]) ** 2
-        for n in range(2)
-        for a in range(3)
-        for b in range(3)
-        if a != b
-    ]
-    assert gva.gva(J) == pytest.approx(SQRT(sum(pairs) / len(pairs)), rel=1e-14)
+def test_components_are_those_of_the_two_way_analysis_of_variance():
+    """Against the mean squares of a regression on indicator variables."""
+    rng = np.random.default_rng(8)
+    J = rng.standard_normal((5, 4)) + rng.standard_normal((5, 1))
+    M, N = J.shape
+    m, n = np.repeat(np.arange(M), N), np.tile(np.arange(N), M)
+
+    def left(*factors):
+        design = np.column_stack([np.ones(M * N), *(np.eye(f.max() + 1)[f] for f in factors)])
+        fitted = design @ np.linalg.lstsq(design, J.ravel(), rcond=None)[0]
+        return np.square(J.ravel() - fitted).sum()
+
+    episode = left(m, n) / ((M - 1) * (N - 1))
+    checkpoint = ((left(n) - left(m, n)) / (M - 1) - episode) / N
+    start = ((left(m) - left(m, n)) / (N - 1) - episode) / M
+    parts = gva.components(J)
+    assert (parts.checkpoint, parts.start, parts.episode) == pytest.approx(
+        (checkpoint, start, episode), rel=1e-9
+    )
+    assert gva.episode_noise(J) == pytest.approx(SQRT(episode))
+    assert gva.start_deviation(J) == pytest.approx(SQRT(max(0, start)))
+
+
+def test_gva_is_the_mean_over_all_pairs_of_checkpoints():
+    rng = np.random.default_rng(9)
+    J = rng.standard_normal((6, 3)) + 2 * rng.standard_normal((6, 1))
+    pairs = []
+    for a in range(6):
+        for b in range(a):
+            change = J[a] - J[b]
+            noise = np.square(change - change.mean()).sum() / 2 / 3
+            pairs.append((change.mean() ** 2 - noise) / 2)
+    assert gva.gva(J) == pytest.approx(SQRT(np.mean(pairs)), rel=1e-12)
+
+
+def test_seeds_are_pooled_before_the_root():
+    rng = np.random.default_rng(10)
+    J = rng.standard_normal((5, 8, 4)) + np.arange(5)[:, None, None] * rng.standard_normal(
+        (5, 8, 1)
+    )
+    each = [gva.components(one).checkpoint for one in J]
+    assert gva.gva(J) == pytest.approx(SQRT(np.mean(each)), rel=1e-12)
+    assert gva.gva_per_seed(J) == pytest.approx([SQRT(max(0, c)) for c in each], rel=1e-12)
+    for score in (gva.gva_mean, gva.gva_adjacent, gva.gva_trend, gva.gva_detrended):
+        squares = [score(one) ** 2 for one in J]
+        if min(squares) > 0:
+            assert score(J) == pytest.approx(SQRT(np.mean(squares)), rel=1e-9)
+    assert gva.gva_mean(J) == pytest.approx(SQRT(J.mean(2).var(1, ddof=1).mean()), rel=1e-12)
+    assert gva.regret(J) == pytest.approx(np.mean([gva.regret(one) for one in J]))
+    assert gva.gain(J) == pytest.approx(np.mean([gva.gain(one) for one in J]))
 
 
 def test_by_lag_by_hand():
-    one = (0.3**2 + 1.0**2 + 0.3**2 + 0.5**2) / 4
-    two = (0.0**2 + 0.5**2) / 2
+    def half(change):
+        return (change.mean() ** 2 - change.var(ddof=1) / 2) / 2
+
+    J = np.array([[0.0, 0.1], [0.5, 0.8], [0.3, 0.2]])
+    one = (half(J[1] - J[0]) + half(J[2] - J[1])) / 2
     found = gva.gva_by_lag(J)
     assert list(found) == [1, 2]  # lags 4 and 8 have no pair
-    assert found[1] == pytest.approx(SQRT(one / 2), rel=1e-14)
-    assert found[2] == pytest.approx(SQRT(two / 2), rel=1e-14)
+    assert found[1] == pytest.approx(SQRT(one), rel=1e-14)
+    assert found[2] == pytest.approx(SQRT(half(J[2] - J[0])), rel=1e-14)
     assert gva.gva_adjacent(J) == found[1]
 
 
 def test_by_lag_takes_the_lags_below_the_number_of_checkpoints():
-    J9 = np.arange(9.0)[:, None]
+    J9 = np.arange(9.0)[:, None] + np.zeros(2)
     assert gva.gva_by_lag(J9) == pytest.approx(
         {lag: lag / SQRT(2) for lag in (1, 2, 4, 8)}, rel=1e-14
     )
@@ -65,16 +118,37 @@ def test_mean_by_hand():
     )
 
 
-def test_checkpoint_variance_by_hand():
-    # Additive: no rest, so all of the variance of the mean is the checkpoints' own.
-    additive = np.array([1.0, 2.0, 4.0])[:, None] + np.array([0.0, 10.0])
-    assert gva.checkpoint_variance(additive) == pytest.approx(
-        ((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2, rel=1e-12
+def test_protocol_1_by_hand():
+    # Start 1: mean 0.2, deviations -0.1, 0.2, -0.1; start 2: mean 0.5, deviations 0.5, -0.5, 0.
+    first = (0.1**2 + 0.2**2 + 0.1**2) / 2
+    second = (0.5**2 + 0.5**2 + 0.0**2) / 2
+    expected = SQRT((first + second) / 2)
+    assert gva.gva_protocol_1(J) == pytest.approx(expected, rel=1e-14)
+    assert gva.gva_protocol_1([J, 3 * J]) == pytest.approx(2 * expected, rel=1e-14)
+
+
+def test_a_line_and_the_scatter_around_it_add_up():
+    rng = np.random.default_rng(11)
+    J = np.linspace(0, 1, 12)[:, None] + 0.1 * rng.standard_normal((12, 4))
+    slope = np.polyfit(np.arange(12), J.mean(1), 1)[0]
+    fitted = slope * (np.arange(12) - 5.5)
+    residual = np.square(J.mean(1) - J.mean() - fitted).sum() / 10
+    assert gva.gva_trend(J) ** 2 == pytest.approx(
+        (np.square(fitted).sum() - residual) / 11, rel=1e-9
     )
-    # Nothing shared: rows +1, -1 and -1, +1 have mean 0; the residuals are the entries, with (2-1)(2-1) = 1 freedom.
-    opposed = np.array([[1.0, -1.0], [-1.0, 1.0]])
-    assert gva.checkpoint_variance(opposed) == pytest.approx(0 - (4 / 1) / 2, rel=1e-14)
-    assert math.isnan(gva.checkpoint_variance(J[:, :1]))
+    both = gva.gva_trend(J) ** 2 + residual - gva.components(J).episode / 4
+    assert gva.gva(J) ** 2 == pytest.approx(both, rel=1e-9)
+    line = np.arange(6.0)[:, None] + np.zeros(3)
+    assert gva.gva_trend(line) == pytest.approx(gva.gva(line))
+    assert gva.gva_detrended(line) == pytest.approx(0, abs=1e-7)
+    assert math.isnan(gva.gva_trend(line[:2]))
+    assert math.isnan(gva.gva_detrended(line[:2]))
+
+
+def test_gain_is_the_last_third_against_the_first():
+    J = np.array([1.0, 2.0, 7.0, 9.0, 4.0, 6.0])[:, None] + np.array([0.0, 10.0])
+    assert gva.gain(J) == pytest.approx(5 - 1.5)
+    assert gva.gain(J[:2]) == pytest.approx(1)
 
 
 def test_by_horizon_is_gva_at_each():
@@ -87,28 +161,27 @@ def test_by_horizon_is_gva_at_each():
 
 
 def test_late_is_the_last_quarter():
-    J5 = np.array([[9.0], [7.0], [3.0], [1.0], [2.0]])
+    J5 = np.array([[9.0], [7.0], [3.0], [1.0], [2.0]]) + np.zeros(2)
     # 3/4 of 8 is 6, which belongs to the last quarter.
     assert gva.gva_late(J5, [4, 5, 6, 7, 8], 8) == pytest.approx(
         SQRT((1**2 + 1**2 + 0) / 2), rel=1e-14
     )
-    assert gva.gva_late(J5, [1, 2, 3, 7, 8], 8) == pytest.approx(
+    assert gva.gva_late([J5, J5], [1, 2, 3, 7, 8], 8) == pytest.approx(
         SQRT((0.5**2 + 0.5**2) / 1), rel=1e-14
     )
     assert math.isnan(gva.gva_late(J5, [1, 2, 3, 4, 8], 8))
 
 
 def test_jumps_by_hand():
-    expected = [SQRT((0.3**2 + 1.0**2) / 2), SQRT((0.3**2 + 0.5**2) / 2)]
-    assert gva.jumps(J) == pytest.approx(expected, rel=1e-14)
+    assert gva.jumps(J) == pytest.approx([0.55 - 0.2, 0.3 - 0.2], rel=1e-12)
+    assert gva.jumps([J, J]).shape == (2, 2)
 
 
 def test_amplification_by_hand():
     losses = [1.0, 2.0, 3.0]  # standard deviation 1, mean 2
-    mean = (0.1 + 1.0 + 0.4 + 0.0 + 0.1 + 0.5) / 6
-    assert gva.amplification(J, losses) == pytest.approx(
-        (gva.gva_mean(J) / mean) / (1 / 2), rel=1e-14
-    )
+    J = np.array([[0.1, 0.2], [0.6, 0.7], [0.4, 0.4]])
+    assert gva.gva(J) > 0.2
+    assert gva.amplification(J, losses) == pytest.approx((gva.gva(J) / 0.4) / (1 / 2), rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +212,36 @@ def test_correlation_is_nan_for_a_constant_or_two_points(returns, losses):
     assert math.isnan(gva.correlation(returns, losses))
 
 
-def test_noise_floor_by_hand():
-    J3 = np.array([[0.0, 5.0, 1.0], [2.0, 5.0, 1.0]])
-    even = SQRT(((1**2 + 1**2) + 0) / 2)  # starts 0 and 2: variances 2 and 0
-    assert gva.noise_floor(J3) == pytest.approx(abs(even - 0), rel=1e-14)
-    assert gva.noise_floor(J3[:, ::-1][:, :2]) == pytest.approx(0)
-    assert math.isnan(gva.noise_floor(J3[:, :1]))
+def test_resolution_by_hand():
+    opposed = np.array([[1.0, -1.0], [-1.0, 1.0]])  # rest 4; M = N = 2
+    deviation = SQRT(2 * 2 / (1 * 1)) * 4 / 2
+    assert gva.resolution(opposed) == pytest.approx(SQRT(1.645 * deviation), rel=1e-12)
+    four = gva.resolution([opposed] * 16)
+    assert four == pytest.approx(gva.resolution(opposed) / 2, rel=1e-12), "fourth root of seeds"
+    assert gva.resolution(np.ones((4, 3))) == 0
+
+
+def test_nothing_that_swings_lies_below_the_resolution_in_95_of_100_cases():
+    rng = np.random.default_rng(12)
+    J = rng.standard_normal((2000, 3, 16, 8))
+    share = np.mean([gva.gva(one) < gva.resolution(one) for one in J])
+    assert 0.93 < share < 0.97
+
+
+def test_the_starts_that_are_needed_are_just_enough():
+    rng = np.random.default_rng(13)
+    J = rng.standard_normal((3, 16, 8))
+    noise = gva.components(J).episode.mean()
+    for visible in (0.05, 0.2, 0.5):
+        count = gva.starts_needed(J, visible)
+
+        def limit(N):
+            return SQRT(1.645 * SQRT(2 * N / (15 * (N - 1) * 3)) * noise / N)
+
+        assert limit(count) <= visible * (1 + 1e-9)
+        assert count == 2 or limit(count - 1) > visible
+    assert gva.starts_needed(np.ones((4, 3)), 0.1) == 2
+    assert gva.starts_needed(J, 10.0) == 2
 
 
 # Which checkpoints
@@ -205,37 +302,42 @@ def close(samples, expected):
     assert abs(mean - expected) < error
 
 
-@pytest.mark.parametrize("starts", [1, 2, 8])
-def test_iid_returns_score_their_variance_whatever_the_number_of_starts(starts):
+@pytest.mark.parametrize("starts", [2, 8])
+def test_the_score_does_not_depend_on_the_number_of_starts_or_their_noise(starts):
     rng = np.random.default_rng(starts)
-    close([gva.gva(0.3 * rng.standard_normal((16, starts))) ** 2 for _ in range(3000)], 0.3**2)
+    found = [
+        gva.components(0.3 * rng.standard_normal((16, 1)) + 0.2 * rng.standard_normal((16, starts)))
+        for _ in range(3000)
+    ]
+    close([parts.checkpoint for parts in found], 0.3**2)
+    close([parts.episode for parts in found], 0.2**2)
 
 
 def test_iid_returns_score_the_same_at_every_lag():
     rng = np.random.default_rng(0)
-    found = [gva.gva_by_lag(0.3 * rng.standard_normal((16, 2))) for _ in range(3000)]
-    for lag in gva.LAGS:
-        close([f[lag] ** 2 for f in found], 0.3**2)
+    J = 0.3 * rng.standard_normal((3000, 16, 1)) + 0.2 * rng.standard_normal((3000, 16, 2))
+    for lag, found in gva.gva_by_lag(J).items():
+        assert found == pytest.approx(0.3, rel=0.02), lag
 
 
 def ar1(rng, rho, sigma, M, N):
-    """Stationary AR(1) over checkpoints with standard deviation sigma: (M, N)."""
-    J = np.empty((M, N))
-    J[0] = sigma * rng.standard_normal(N)
+    """Stationary AR(1) over checkpoints with standard deviation sigma, and noise: (M, N)."""
+    J = np.empty(M)
+    J[0] = sigma * rng.standard_normal()
     for m in range(1, M):
-        J[m] = rho * J[m - 1] + sigma * SQRT(1 - rho**2) * rng.standard_normal(N)
-    return J
+        J[m] = rho * J[m - 1] + sigma * SQRT(1 - rho**2) * rng.standard_normal()
+    return J[:, None] + 0.2 * rng.standard_normal((M, N))
 
 
 @pytest.mark.parametrize("rho", [0.5, 0.9, -0.6])
 def test_ar1_returns_by_lag_and_over_the_window(rho):
     rng = np.random.default_rng(1)
     sigma, M = 0.5, 16
-    runs = [ar1(rng, rho, sigma, M, 8) for _ in range(1500)]
-    for lag in gva.LAGS:
-        close([gva.gva_by_lag(J)[lag] ** 2 for J in runs], sigma**2 * (1 - rho**lag))
+    runs = np.stack([ar1(rng, rho, sigma, M, 8) for _ in range(4000)])
+    for lag, found in gva.gva_by_lag(runs).items():
+        assert found**2 == pytest.approx(sigma**2 * (1 - rho**lag), rel=0.06)
     bias = sum((M - lag) * rho**lag for lag in range(1, M)) * 2 / (M * (M - 1))
-    close([gva.gva(J) ** 2 for J in runs], sigma**2 * (1 - bias))
+    close(gva.components(runs).checkpoint, sigma**2 * (1 - bias))
 
 
 def test_two_way_model():
@@ -248,17 +350,36 @@ def test_two_way_model():
         + noise * rng.standard_normal((M, N))
         for _ in range(4000)
     ]
-    close([gva.gva(J) ** 2 for J in runs], shared**2 + specific**2 + noise**2)
+    parts = gva.components(runs)
+    close(parts.checkpoint, shared**2)
+    close(parts.episode, specific**2 + noise**2)
+    close(parts.start, 10**2)
     close([gva.gva_mean(J) ** 2 for J in runs], shared**2 + (specific**2 + noise**2) / N)
-    close([gva.checkpoint_variance(J) for J in runs], shared**2)
+    close([gva.gva_protocol_1(J) ** 2 for J in runs], shared**2 + specific**2 + noise**2)
 
 
-def test_checkpoint_variance_is_without_bias_where_nothing_is_shared():
+def test_the_checkpoint_part_is_without_bias_where_nothing_is_shared():
     rng = np.random.default_rng(3)
-    found = [gva.checkpoint_variance(rng.standard_normal((8, 3))) for _ in range(3000)]
+    found = gva.components(rng.standard_normal((3000, 8, 3))).checkpoint
     mean, error = mean_of(found)
     assert abs(mean) < error < 0.05
     assert min(found) < 0
+
+
+def test_a_line_explains_nothing_of_independent_checkpoints():
+    rng = np.random.default_rng(14)
+    J = rng.standard_normal((4000, 16, 1)) + 0.3 * rng.standard_normal((4000, 16, 4))
+    assert gva.gva_trend(J) < 0.2
+    assert gva.gva_detrended(J) == pytest.approx(1, rel=0.02)
+
+
+def test_a_line_seems_to_explain_much_of_a_slow_average():
+    """Which is why the score is not detrended: it would flatter averages with a long memory."""
+    rng = np.random.default_rng(15)
+    noise = rng.standard_normal((1000, 200))
+    slow = np.stack([noise[:, t : t + 30].mean(1) for t in range(0, 48, 3)], axis=1)[..., None]
+    J = slow + np.zeros(2)
+    assert gva.gva_trend(J) ** 2 > 0.3 * gva.gva(J) ** 2
 
 
 windows = arrays(
@@ -272,10 +393,10 @@ windows = arrays(
 @given(windows, st.floats(-4, 4), st.floats(-100, 100))
 def test_affine_equivariance(J, scale, shift):
     moved = scale * J + shift
-    for score in (gva.gva, gva.gva_adjacent, gva.gva_mean, gva.noise_floor):
-        assert score(moved) == pytest.approx(abs(scale) * score(J), rel=1e-9, abs=1e-9)
-    assert gva.checkpoint_variance(moved) == pytest.approx(
-        scale**2 * gva.checkpoint_variance(J), rel=1e-9, abs=1e-7
+    for score in (gva.gva, gva.gva_adjacent, gva.gva_mean, gva.resolution, gva.gva_protocol_1):
+        assert score(moved) == pytest.approx(abs(scale) * score(J), rel=1e-9, abs=1e-5)
+    assert gva.components(moved).checkpoint == pytest.approx(
+        scale**2 * gva.components(J).checkpoint, rel=1e-9, abs=1e-7
     )
 
 
@@ -285,23 +406,22 @@ def test_offsets_of_the_starts_do_not_matter(J, data):
     offsets = data.draw(
         arrays(np.float64, J.shape[1], elements=st.integers(-1000, 1000).map(float))
     )
-    for score in (gva.gva, gva.gva_adjacent, gva.gva_mean, gva.checkpoint_variance):
-        assert score(J + offsets) == pytest.approx(score(J), rel=1e-9, abs=1e-9)
+    for score in (gva.gva, gva.gva_adjacent, gva.gva_mean, gva.resolution):
+        assert score(J + offsets) == pytest.approx(score(J), rel=1e-9, abs=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
 @given(windows)
 def test_the_order_of_the_checkpoints_matters_only_by_lag(J):
-    assert gva.gva(J[::-1]) == pytest.approx(gva.gva(J), rel=1e-12)
-    assert gva.gva_by_lag(J[::-1]) == pytest.approx(
-        gva.gva_by_lag(J), rel=1e-12
-    )  # time runs either way
+    assert gva.gva(J[::-1]) == pytest.approx(gva.gva(J), rel=1e-9, abs=1e-6)
+    backwards = pytest.approx(gva.gva_by_lag(J), rel=1e-9, abs=1e-6)  # time runs either way
+    assert gva.gva_by_lag(J[::-1]) == backwards
     order = np.random.default_rng(len(J)).permutation(len(J))
-    assert gva.gva(J[order]) == pytest.approx(gva.gva(J), rel=1e-12)
+    assert gva.gva(J[order]) == pytest.approx(gva.gva(J), rel=1e-9, abs=1e-6)
     assert gva.gva_mean(J[order]) == pytest.approx(gva.gva_mean(J), rel=1e-12, abs=1e-12)
 
 
-# Interval and status
+# Interval
 
 
 def test_interval_by_hand():
@@ -338,35 +458,11 @@ def test_no_interval_below_three_seeds(values):
     assert math.isnan(found.high)
 
 
-@pytest.mark.parametrize(
-    ("mean", "low", "high", "expected"),
-    [
-        (0.0, -0.04, 0.04, "sound"),
-        (0.2, 0.1, 0.3, "sound"),
-        (-0.04, -0.06, -0.02, "undecided"),
-        (0.3, -0.4, 1.0, "undecided"),
-        (-0.06, -0.07, -0.055, "unsound"),
-        (-0.06, -0.2, 0.08, "unsound"),
-        (-0.05, -0.05, -0.05, "sound"),
-        (0.0, math.nan, math.nan, "sound"),
-        (-0.06, math.nan, math.nan, "unsound"),
-    ],
-)
-def test_status(mean, low, high, expected):
-    assert gva.status(gva.Interval(mean, low, high), False) == expected
-
-
-def test_a_freeze_control_scores_nothing_and_is_static():
-    """A frozen policy returns the same from every start at every checkpoint: no GVA, and no standing either."""
+def test_a_freeze_control_scores_nothing():
+    """A frozen policy returns the same from every start at every checkpoint."""
     frozen = np.tile(np.random.default_rng(5).standard_normal(8), (16, 1))
     assert gva.gva(frozen) == pytest.approx(0, abs=1e-14)  # the mean of equal numbers is rounded
     assert gva.gva_adjacent(frozen) == 0
-    for difference in (
-        gva.Interval(0.3, 0.2, 0.4),
-        gva.Interval(-0.5, -0.6, -0.4),
-        gva.Interval(0, -1, 1),
-    ):
-        assert gva.status(difference, True) == "static"
 
 
 # Not a number, not a window
@@ -380,8 +476,9 @@ def test_a_freeze_control_scores_nothing_and_is_static():
         gva.gva_by_lag,
         gva.gva_adjacent,
         gva.gva_mean,
-        gva.checkpoint_variance,
-        gva.noise_floor,
+        gva.components,
+        gva.resolution,
+        gva.gva_protocol_1,
     ],
 )
 def test_wrong_shapes_raise(score, bad):
@@ -396,8 +493,9 @@ def test_nan_is_never_swallowed():
         gva.gva,
         gva.gva_adjacent,
         gva.gva_mean,
-        gva.checkpoint_variance,
-        gva.noise_floor,
+        gva.gva_protocol_1,
+        gva.gva_trend,
+        gva.resolution,
     ):
         assert math.isnan(score(bad))
     assert math.isnan(gva.amplification(bad, [1.0, 2.0, 3.0]))
@@ -406,7 +504,7 @@ def test_nan_is_never_swallowed():
 
 
 def test_lists_and_integers_are_taken_as_they_are():
-    assert gva.gva([[0, 0], [1, 3]]) == pytest.approx(SQRT((1 / 2 + 9 / 2) / 2), rel=1e-14)
+    assert gva.gva([[0, 0], [1, 3]]) == pytest.approx(SQRT((2**2 - (1 + 1) / 2) / 2), rel=1e-14)
 
 
 def test_regret_is_what_the_last_checkpoint_costs():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from stab.reports.figures import style
@@ -33,7 +32,7 @@ def others(results: Results, task: str) -> list[Series]:
 
 def steadiest(series: list[Series]) -> list[Series]:
     """All of them or, of more than ``MOST``, those of lowest GVA, in their order."""
-    scores = {one.stabilizer: np.mean(one.gva_per_seed) for one in series}
+    scores = {one.stabilizer: one.score for one in series}
     best = sorted(scores, key=lambda string: scores[string])[:MOST]
     return [one for one in series if one.stabilizer in best]
 
@@ -61,7 +60,7 @@ def rows(results: Results, task: str, shown: list[Series], of: int) -> Figure:
             (mean,) = axes.plot(series.updates, values.mean(0), color=colour, linewidth=1.5)
             mean.set(marker="o", markersize=2)
             axes.margins(x=0.02)
-        label = f"{style.name(series.stabilizer, 16)}\nGVA {np.mean(series.gva_per_seed):.3f}"
+        label = f"{style.name(series.stabilizer, 16)}\nGVA {series.score:.3f}"
         left.set_ylabel(label, fontsize=SIZE, rotation=0, ha="right", va="center")
     for axes, name in zip(grid[0], (style.RETURN, "validation loss"), strict=True):
         axes.set_title(name, fontsize=SIZE + 0.5)

@@ -57,7 +57,7 @@ def draw(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
     for row, width in ((1, 1.0), (len(lines), 1.0), (1 + ranked, 0.5)):
         axes.axhline(edges[row], color="black", linewidth=width, clip_on=False)
     unranked = "; below the thin line: not ranked" if 0 < ranked < len(shown) else ""
-    below = [f"GVA: lower is steadier, ± 95 % interval over seeds{unranked}"]
+    below = [f"GVA: lower is steadier; behind it its 95 % interval{unranked}"]
     if len(shown) < len(entries):
         below.insert(0, f"... and {len(entries) - len(shown)} more")
     for warning in sheet.warnings:

@@ -21,8 +21,9 @@ ROWS = 60
 def draw(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
     """Draw GVA and return in the order of the leaderboard, unranked entries below a line.
 
-    A filled dot is the mean over seeds with its 95 % interval, hollow ones are the seeds; the band
-    around ``none`` is the noise floor. Of many entries the first ``ROWS`` are shown, and ``none``.
+    A filled dot has its 95 % interval, hollow ones are the seeds; in the band at 0 a swing of
+    ``none`` could hardly be told from none. Of many entries the first ``ROWS`` are shown, and
+    ``none``.
     """
     every = table.entries(leaderboard, task)
     shown = [e for n, e in enumerate(every) if n < ROWS or e["stabilizer"] == "none"]
@@ -37,13 +38,11 @@ def draw(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
         axes.grid(axis="x", color=SHADE)
         axes.tick_params(axis="y", length=0)
         axes.set_axisbelow(True)
-    floor = leaderboard["run"]["tasks"][task]["noise_floor"]
+    style.band(left, leaderboard["run"]["tasks"][task]["resolution"])
     for y, entry in zip(centres, shown, strict=True):
         if entry["gva"] is None:
             continue
         colour = VERMILION if entry["stabilizer"] == "none" else BLUE
-        if entry["stabilizer"] == "none" and floor is not None:
-            left.axvspan(entry["gva"] - floor, entry["gva"] + floor, color=SHADE, zorder=0)
         seeds = entry["gva_per_seed"]
         _dot(left, y, entry, "gva", colour)
         left.plot(seeds, [y] * len(seeds), "o", color=colour, mfc="white", markersize=3.5)
@@ -59,7 +58,7 @@ def draw(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
     left.set_xlabel(style.GVA, fontsize=SIZE)
     right.set_xlabel(style.RETURN, fontsize=SIZE)
     below = (
-        "filled: mean and 95 % interval; hollow: each seed; band: none ± noise floor; "
+        "filled: all seeds, with 95 % interval; hollow: each seed; band: too small to tell from 0; "
         "tick: worst checkpoint"
     )
     cut = f" ({len(shown)} of {len(every)} entries)" if len(shown) < len(every) else ""

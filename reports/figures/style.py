@@ -46,6 +46,12 @@ def plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def band(axes: Axes, resolution: float | None) -> None:
+    """Shade the GVAs that can hardly be told from 0 (``gva.resolution``)."""
+    if resolution:
+        axes.axvspan(0, resolution, color=SHADE, zorder=0)
+
+
 def titles(figure: Figure, smoke: bool, above: str, below: str = "") -> None:
     """Write what is above and below the axes; a smoke run says that it is one."""
     if below:

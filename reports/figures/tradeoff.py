@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from stab.reports.figures import style
-from stab.reports.figures.style import BLUE, GREY, SHADE, SIZE, VERMILION
+from stab.reports.figures.style import BLUE, GREY, SIZE, VERMILION
 from stab.reports.results import Results
 
 NAME = "tradeoff"
@@ -25,18 +25,17 @@ def draw(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
     """Draw the return of every entry against its GVA.
 
     A dot's area is its cost in samples, relative to ``none``. Entries that are not ranked are
-    hollow, thin lines are 95 % intervals, and the band around ``none`` is the noise floor. Of more
-    than ``NAMED`` dots only ``none`` and the ``BEST`` ranked ones have labels.
+    hollow, thin lines are 95 % intervals, and in the band at 0 a swing of ``none`` could hardly be
+    told from none. Of more than ``NAMED`` dots only ``none`` and the ``BEST`` ranked ones have
+    labels.
     """
     entries = style.scored(leaderboard, task)
     base = next(entry for entry in entries if entry["stabilizer"] == "none")
-    floor = leaderboard["run"]["tasks"][task]["noise_floor"]
     labels, key = _labels(entries)
     figure = style.figure(3.8 + 0.15 * math.ceil(len(key) / 2))
     axes = figure.subplots()
     style.plain(axes)
-    if floor is not None:
-        axes.axvspan(base["gva"] - floor, base["gva"] + floor, color=SHADE, zorder=0)
+    style.band(axes, leaderboard["run"]["tasks"][task]["resolution"])
     times = [entry["samples"] / base["samples"] for entry in entries]
     unit = min(30.0, 500 / max(times))  # square points for the samples of none
     # Below 4 square points a dot could not be seen.
@@ -45,7 +44,7 @@ def draw(results: Results, leaderboard: dict[str, Any], task: str) -> Figure:
     for i in sorted(range(len(dots)), key=lambda i: -dots[i][2]):  # small ones on top
         _dot(axes, entries[i], dots[i][2])
     right = axes.get_xlim()[1]
-    axes.set_xlim(-0.02 * right, 1.03 * right)  # intervals may reach below 0, a GVA cannot
+    axes.set_xlim(-0.02 * right, 1.03 * right)
     axes.set_xlabel(style.GVA, fontsize=SIZE)
     axes.set_ylabel(style.RETURN, fontsize=SIZE)
     _legend(figure, {cost: diameters[cost] for cost in sorted({min(times), 1.0, max(times)})}, key)
@@ -82,7 +81,7 @@ def _legend(figure: Figure, diameters: dict[float, float], key: dict[str, str]) 
         ncols=2 if key else 3,
         **style.LEGEND,
         title="area: samples drawn, in those of none; hollow: not ranked; "
-        "lines: 95 % intervals; band: none ± noise floor",
+        "lines: 95 % intervals; band: too small to tell from 0",
         title_fontsize=SIZE,
     )
 

@@ -38,7 +38,7 @@ HALF_LIFE, AVERAGE_EVERY = 10_000, 20
 GAMMA = 1 - 2 ** (-AVERAGE_EVERY / HALF_LIFE)
 # Environment steps between evaluations (a tenth of a short training); reset seeds and number of
 # their episodes.
-EVALUATE_EVERY, EVALUATION_SEED, EVALUATION_EPISODES = 50_000, 10_000, 20
+EVALUATE_EVERY, EVALUATION_SEED, EVALUATION_EPISODES = 50_000, 10_000, 100
 LEARNING_STARTS = 10_000
 SHORTEST = 1_000
 # fmt: off
@@ -76,9 +76,9 @@ def train(
     1174 and the average 4356 +- 115, of humanoid 3597 +- 1764 and 5110 +- 21.
 
     Every 50,000 environment steps (a tenth of a training shorter than 500,000) the average is
-    evaluated over 20 greedy episodes, and the best so far by mean - std is written out, with a card
-    that says it is unfinished. At the end it is measured over 100 other episodes, and these are the
-    returns on the card.
+    evaluated over 100 greedy episodes, and the best so far by mean - std is written out, with a
+    card that says it is unfinished. At the end it is measured over 100 other episodes, and these
+    are the returns on the card.
 
     At every evaluation <task>.checkpoint.npz is replaced (up to 0.5 GB: the replay buffer), and the
     same call resumes from it after an interruption or a kill; with more ``steps`` it resumes a
