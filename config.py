@@ -42,8 +42,8 @@ class Evaluation:
         horizon: steps of an episode at most, >= 1; it ends sooner if the environment ends it.
     """
 
-    checkpoint_every: int = 200
-    starts: int = 8
+    checkpoint_every: int = 150
+    starts: int = 4
     horizon: int = 1000
 
 
@@ -81,7 +81,7 @@ class Config:
 
     tasks: tuple[str, ...] = ()
     stabilizers: tuple[str, ...] = ()
-    seeds: int = 3
+    seeds: int = 4
     smoke: bool = False
     train: Recipe = field(default_factory=Recipe)
     eval: Evaluation = field(default_factory=Evaluation)

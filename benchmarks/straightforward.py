@@ -165,7 +165,7 @@ def run(
     task: str = "hopper",
     seed: int = 0,
     updates: int = 6000,
-    checkpoint_every: int = 200,
+    checkpoint_every: int = 150,
     starts: int = 8,
     horizon: int = 1000,
     progress: Progress = no_progress,

@@ -50,7 +50,7 @@ def compare(
             "--stabilizers", "-s", help="Comma-separated: ema,ema:half_life=500,lr_decay+ema"
         ),
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Training seeds (default 3).")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Training seeds (default 4).")] = None,
     updates: Annotated[
         int | None,
         typer.Option(help="Optimizer steps (default 6000; texts 2400); same as train.updates=N."),

@@ -1,16 +1,17 @@
-"""How often the test of the leaderboard is wrong, and how often it finds a halved swing.
+"""How often the test of the leaderboard is wrong, what it finds, and how often intervals cover.
 
 Boards of eight entries are drawn from real rows (score_rows.npz: the returns of the window, float16,
 arrays (seeds, checkpoints, starts), of `stab compare --task TASK --all --seeds 5 eval.starts=16
 eval.checkpoint_every=100`, once for hopper and once for walker2d, with torch 2.11). Each seed of each entry is a trajectory drawn at random, and on it
 blocks of checkpoints, so that checkpoints keep their correlation and seeds their differences.
 
-    python docs/score_simulation.py [--boards 500]
+    python docs/score_simulation.py [--boards 500] [--sizes]
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,10 @@ from stab.reports import inference
 
 CHECKPOINTS, STARTS, BLOCK = 16, 8, 4  # defaults of `stab compare`; checkpoints drawn together
 SEEDS = (3, 5, 10)
+# Seeds, checkpoints, starts.
+SIZES = (
+    (3, 16, 8), (3, 32, 4), (3, 32, 6), (4, 24, 4), (4, 24, 6), (4, 32, 4), (5, 24, 4), (5, 32, 6),
+)  # fmt: skip
 STEADY = ["ema", "polyak", "swa", "lr_decay", "accumulation"]
 # What the entries are drawn from, `none` first. Those of the same rows as `none` are true nulls.
 BOARDS = {
@@ -38,10 +43,12 @@ def halved(J: np.ndarray) -> np.ndarray:
     return J - 0.5 * (J.mean(-1, keepdims=True) - J.mean((-2, -1), keepdims=True))
 
 
-def draw(rows: np.ndarray, seeds: int, starts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return (seeds, CHECKPOINTS, starts) rows of an entry."""
+def draw(
+    rows: np.ndarray, seeds: int, checkpoints: int, starts: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return (seeds, checkpoints, starts) rows of an entry."""
     own = rng.integers(len(rows), size=(seeds, 1))
-    first = rng.integers(rows.shape[1] - BLOCK + 1, size=(seeds, CHECKPOINTS // BLOCK))
+    first = rng.integers(rows.shape[1] - BLOCK + 1, size=(seeds, checkpoints // BLOCK))
     at = (first[:, :, None] + np.arange(BLOCK)).reshape(seeds, -1)
     return rows[own, at][..., starts]
 
@@ -59,8 +66,8 @@ def permutation(scored: np.ndarray) -> list[float]:
     swap = np.repeat(sides, BLOCK, axis=1).astype(bool)[:, None, :, None]  # (sides, 1, M, 1)
     rng, p_values = np.random.default_rng(0), []
     for own in centred[1:]:
-        left = component(np.where(swap, own, centred[0]))
-        right = component(np.where(swap, centred[0], own))
+        left = gva.components(np.where(swap, own, centred[0])).checkpoint
+        right = gva.components(np.where(swap, centred[0], own)).checkpoint
         change = (left - right).T  # (seeds, sides); sides 0 is as observed
         drawn = rng.integers(2**blocks, size=(seeds, 2000))
         null = np.take_along_axis(change, drawn, 1).sum(0)
@@ -68,27 +75,35 @@ def permutation(scored: np.ndarray) -> list[float]:
     return inference.holm(p_values)
 
 
-def component(J: np.ndarray) -> np.ndarray:
-    """Return ``gva.checkpoint_variance`` of (..., checkpoints, starts), for many at once."""
-    M, N = J.shape[-2:]
-    means = J.mean(-1, keepdims=True)
-    rest = J - means - J.mean(-2, keepdims=True) + J.mean((-2, -1), keepdims=True)
-    return means[..., 0].var(-1, ddof=1) - np.square(rest).sum((-2, -1)) / ((M - 1) * (N - 1) * N)
-
-
 def holm_t(levels: np.ndarray) -> list[float]:
     """Return p-values of paired t-tests, corrected by Holm."""
     return inference.holm([inference.paired_p(own, levels[0]) for own in levels[1:]])
 
 
-def simulate(rows: dict[str, np.ndarray], kinds: list[str], seeds: int, boards: int) -> np.ndarray:
-    """Return (tests, 2): share of boards with a false finding, share of true ones found, or NaN."""
-    rng, found = np.random.default_rng(0), []  # the same boards for every test
-    false = np.array(kinds[1:]) == kinds[0]
+def boards_of(
+    rows: dict[str, np.ndarray], kinds: list[str], size: tuple[int, int, int], boards: int
+) -> Iterator[np.ndarray]:
+    """Yield (entries, seeds, checkpoints, starts) returns of boards of a size; the same each time."""
+    seeds, checkpoints, count = size
+    rng = np.random.default_rng(0)
     for _ in range(boards):
-        starts = rng.choice(rows["none"].shape[2], STARTS, replace=False)
-        scored = np.stack([draw(rows[kind], seeds, starts, rng) for kind in kinds])
-        levels = np.array([[gva.gva(J) for J in own] for own in scored])
+        starts = rng.choice(rows["none"].shape[2], count, replace=False)
+        yield np.stack([draw(rows[kind], seeds, checkpoints, starts, rng) for kind in kinds])
+
+
+def simulate(
+    rows: dict[str, np.ndarray], kinds: list[str], size: tuple[int, int, int], boards: int
+) -> tuple[np.ndarray, float]:
+    """Return what tests and intervals are worth on boards.
+
+    First (tests, 2): share of boards with a false finding, share of true ones found, or NaN. Then
+    the share of intervals that hold the expectation of the score, which is the mean over boards of
+    the unbiased checkpoint variance.
+    """
+    found, variances, ends = [], [], []
+    false = np.array(kinds[1:]) == kinds[0]
+    for scored in boards_of(rows, kinds, size, boards):
+        levels = np.array([gva.gva_per_seed(own) for own in scored])
         steadier = levels[1:].mean(1) < levels[0].mean()
         line = []
         for p in (inference.many_to_one(levels), holm_t(levels), permutation(scored)):
@@ -97,28 +112,77 @@ def simulate(rows: dict[str, np.ndarray], kinds: list[str], seeds: int, boards: 
             wrong = (hit & false).any() if false.any() else np.nan
             line.append((wrong, right.mean() if right.size else np.nan))
         found.append(line)
-    return np.mean(found, axis=0)
+        variances.append(gva.components(scored).checkpoint.mean(1))
+        ends.append(np.square(inference.score_intervals(scored)))
+    truth = {
+        kind: np.mean(np.array(variances)[:, [k for k, name in enumerate(kinds) if name == kind]])
+        for kind in kinds
+    }
+    expected = np.maximum([truth[kind] for kind in kinds], 0)
+    low, high = np.moveaxis(np.array(ends), -1, 0)
+    covered = (low <= expected) & (expected <= high)
+    return np.mean(found, axis=0), float(covered.mean())
+
+
+def returns(rows: dict[str, np.ndarray], kinds: list[str], seeds: int, boards: int) -> list[float]:
+    """Return how often a return is misjudged: an entry that is 0.05 below ``none`` is said to hold,
+    an entry as good as ``none`` is called unsound. Both should be at most 0.05 per entry.
+    """
+    wrong = []
+    for scored in boards_of(rows, kinds, (seeds, CHECKPOINTS, STARTS), boards):
+        means = scored.mean((2, 3))
+        expected = np.array([rows[kind].mean() for kind in kinds])
+        same = means - expected[:, None] + expected[0]  # all entries are worth the same
+        low, high = np.transpose(inference.return_bounds(same))
+        unsound = (high < 0) & (low <= -gva.MARGIN)
+        same[1:] -= gva.MARGIN
+        low, _ = np.transpose(inference.return_bounds(same))
+        wrong.append([(low > -gva.MARGIN).mean(), unsound.mean()])
+    return np.mean(wrong, axis=0).tolist()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--boards", type=int, default=500)
-    boards = parser.parse_args().boards
+    parser.add_argument("--sizes", action="store_true", help="power by seeds, checkpoints, starts")
+    arguments = parser.parse_args()
+    boards = arguments.boards
     with np.load(Path(__file__).with_name("score_rows.npz")) as file:
         every = {name: file[name].astype(np.float64) for name in file.files}
-    print("| rows | board | seeds | Dunnett | paired t | permutation |")
-    print("| :-- | :-- | --: | --: | --: | --: |")
+    tasks = {}
     for task in ("hopper", "walker2d"):
-        rows = {name.split("/")[1]: J for name, J in every.items() if name.startswith(task)}
-        rows["halved"] = halved(rows["none"])
+        tasks[task] = {name.split("/")[1]: J for name, J in every.items() if name.startswith(task)}
+        tasks[task]["halved"] = halved(tasks[task]["none"])
+    if arguments.sizes:
+        print("| rows | seeds x checkpoints x starts | false findings | found |")
+        print("| :-- | :-- | --: | --: |")
+        for task, rows in tasks.items():
+            for size in SIZES:
+                found, _ = simulate(rows, BOARDS["three of none, five steady"], size, boards)
+                print(
+                    f"| {task} | {' x '.join(map(str, size))} | {found[0, 0]:.3f} | {found[0, 1]:.2f} |"
+                )
+        return
+    print("| rows | board | seeds | Dunnett | paired t | permutation | intervals that cover |")
+    print("| :-- | :-- | --: | --: | --: | --: | --: |")
+    for task, rows in tasks.items():
         for name, kinds in BOARDS.items():
             for seeds in SEEDS:
+                found, covered = simulate(rows, kinds, (seeds, CHECKPOINTS, STARTS), boards)
                 cells = []
-                for error, power in simulate(rows, kinds, seeds, boards):
+                for error, power in found:
                     shown = [] if np.isnan(error) else [f"{error:.3f}"]
                     shown += [] if np.isnan(power) else [f"{power:.2f}"]
                     cells.append(" / ".join(shown))
+                cells.append(f"{covered:.2f}")
                 print(f"| {task} | {name} | {seeds} | {' | '.join(cells)} |", flush=True)
+    print("\n| rows | board | seeds | said to hold, 0.05 lower | unsound, as good |")
+    print("| :-- | :-- | --: | --: | --: |")
+    for task, rows in tasks.items():
+        for name in ("eight of none", "three of none, five steady"):
+            for seeds in SEEDS:
+                holds, unsound = returns(rows, BOARDS[name], seeds, boards)
+                print(f"| {task} | {name} | {seeds} | {holds:.3f} | {unsound:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

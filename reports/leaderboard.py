@@ -47,7 +47,7 @@ def leaderboard(results: Results) -> dict[str, Any]:
         own = [_entry(results, task, string, scored.get(string)) for string in config.stabilizers]
         _add_intervals(own, scored)
         _compare_returns(own, scored)
-        ranked = sorted((e for e in own if e["status"] == "sound"), key=_order)
+        ranked = sorted((e for e in own if e["status"] == "ranked"), key=_order)
         open_ranks = inference.rank_intervals([e["gva_per_seed"] for e in ranked]) if ranked else []
         for rank, (entry, (low, high)) in enumerate(zip(ranked, open_ranks, strict=True), 1):
             entry |= {"rank": rank, "rank_low": low, "rank_high": high}
@@ -103,7 +103,7 @@ def _compare_returns(own: list[dict[str, Any]], scored: dict[str, Scored]) -> No
     base, others = _finished(own)
     for entry in [base, *others] if base else others:
         static = scored[entry["stabilizer"]].series.static
-        entry["status"] = "static" if static.all() else "sound"
+        entry["status"] = "static" if static.all() else "ranked"
     if base is None:
         for entry in others:
             entry["notes"].append("none has not finished, so its return is compared with nothing")
@@ -125,7 +125,7 @@ def _compare_returns(own: list[dict[str, Any]], scored: dict[str, Scored]) -> No
                     f"return not shown to hold ({difference:+.2f} against none, and no less than"
                     f" {low:+.2f})"
                 )
-        if worse and entry["status"] == "sound":
+        if worse and entry["status"] == "ranked":
             entry["status"] = "unsound"
 
 

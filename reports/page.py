@@ -22,9 +22,7 @@ from stab.reports.columns import shown
 from stab.reports.figures import CAPTIONS
 from stab.reports.results import Results
 
-STATISTICS = (
-    "ranks: those that the seeds leave open (paired t-tests of all pairs, Holm's correction, 5 %)."
-)
+STATISTICS = "ranks: those that the seeds leave open (t-tests of all pairs, their error pooled, Holm's correction, 5 %)."
 LEFT_OUT = ("leaderboard",)  # figures of what is a table here
 READ = (1_000, 2_000)  # characters of a text before and after the first token that differs
 TIDY = 1.5  # an SVG, sharp at every size, may be this much longer than the PNG
@@ -162,7 +160,7 @@ def _line(leaderboard: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     rank, _, *columns = shown("page")
     return {
         "name": entry["stabilizer"],
-        "status": "" if entry["status"] == "sound" else entry["status"],
+        "status": "" if entry["rank"] else entry["status"],
         "rank": rank.show(entry, train),
         "cells": [
             (" ".join(column.show(entry, train).split()), entry[column.key]) for column in columns

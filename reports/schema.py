@@ -57,7 +57,7 @@ def _entry() -> dict[str, Any]:
     complete = [c for c in COLUMNS if c.null == "unfinished"]
     return _record(**{column.key: _property(column) for column in COLUMNS}) | {
         "allOf": [
-            _if_status(["sound"], {"rank": {"type": "integer"}}, {"rank": {"type": "null"}}),
+            _if_status(["ranked"], {"rank": {"type": "integer"}}, {"rank": {"type": "null"}}),
             _if_status(
                 UNFINISHED,
                 _all_of("null", figures) | {"reason": TEXT},

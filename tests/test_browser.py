@@ -107,7 +107,7 @@ def test_text_is_the_leaderboard_with_its_names_and_numbers(tab, leaderboard):
     for entry, row in zip(
         leaderboard["entries"], rows[-len(leaderboard["entries"]) :], strict=True
     ):
-        mark = "" if entry["status"] == "sound" else f" ({entry['status']})"
+        mark = "" if entry["status"] == "ranked" else f" ({entry['status']})"
         assert row.startswith(
             f"{entry['rank'] or '–'} {entry['stabilizer']}{mark} {entry['gva']:.3f} ±"
         )

@@ -69,8 +69,8 @@ def name(string: str, width: int, most: int = 8) -> str:
 
 
 def status(entry: dict[str, Any]) -> str:
-    """The status in parentheses if it is not sound."""
-    return "" if entry["status"] == "sound" else f" ({entry['status']})"
+    """The status in parentheses if it is not ranked."""
+    return "" if entry["status"] == "ranked" else f" ({entry['status']})"
 
 
 def colourbar(figure: Figure, colours: Any, axes: Any, label: str, extend: str) -> None:

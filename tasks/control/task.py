@@ -82,6 +82,13 @@ class Control(Task):
         loss: Tensor = policy.loss(batch)
         return loss
 
+    def additive(self, policy: Any) -> bool:
+        """Whether a batch's loss is the mean of its samples' losses: the policy knows.
+
+        Not if a subclass has a loss of its own.
+        """
+        return type(self).loss is Control.loss and getattr(policy, "additive", False)
+
     def rollout(
         self,
         policy: Any,

@@ -36,6 +36,15 @@ class Policy(nn.Module):
     action_space: gym.Space[Any]
     gaussian: bool = False
 
+    @property
+    def additive(self) -> bool:
+        """Whether ``loss`` is a mean over samples that do not depend on each other.
+
+        Where it is, micro-batches are computed as one batch. A policy declares it for itself, not
+        for its subclasses, which may add BatchNorm or other terms.
+        """
+        return False
+
     def loss(self, batch: Batch) -> Tensor:
         """Return the one-step loss: ``error`` of the expert's actions at the observations."""
         return self.error(self(batch.observations), batch.actions)

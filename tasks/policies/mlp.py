@@ -58,6 +58,10 @@ class MLP(Network):
         self.linears = [layer for layer in layers if isinstance(layer, Linear)]
         self.dropouts = [layer for layer in layers if isinstance(layer, Dropout)]
 
+    @property
+    def additive(self) -> bool:
+        return type(self) is MLP
+
     def forward(self, observations: Tensor) -> Tensor:
         inputs = self.normalise(observations)
         if not self._plain(inputs):

@@ -86,7 +86,7 @@ def _write_cell(
     config: Config,
     riders: Sequence[str],
     seed: int,
-    level: dict[str, float],
+    level: dict[str, Any],
     static: str,
 ) -> None:
     recipe = parse(riders[0]).apply(config.train)
@@ -105,7 +105,7 @@ def _write_cell(
             )
             for start in starts:
                 value = (
-                    level[string]
+                    (level[string][seed] if isinstance(level[string], list) else level[string])
                     + SWING[string] * (1 if update % 20 == 0 else -1)
                     + 0.01 * generator.normal()
                 )

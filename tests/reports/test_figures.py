@@ -66,7 +66,7 @@ def many(leaderboard: dict[str, Any], count: int) -> dict[str, Any]:
         }
         | {
             "rank": n + 1 if 2 * n < count else None,
-            "status": "sound" if 2 * n < count else "unsound",
+            "status": "ranked" if 2 * n < count else "unsound",
         }
         for n in range(count)
     ]
@@ -410,7 +410,7 @@ def lives(entries: list[tuple[str, int | None, float, int | None]]) -> dict[str,
     """A leaderboard of (stabilizer, half-life, GVA, rank)."""
     found = [
         {"task": "toy", "stabilizer": s, "half_life": None if life is None else [life, life],
-         "gva": value, "return": 1 - value, "rank": rank, "status": "sound" if rank else "unsound"}
+         "gva": value, "return": 1 - value, "rank": rank, "status": "ranked" if rank else "unsound"}
         for s, life, value, rank in entries
     ]  # fmt: skip
     strings = [s for s, *_ in entries]

@@ -137,14 +137,17 @@ def test_unfinished_seeds_say_how_to_go_on(run: Path) -> None:
     assert dropout["reason"] == "0 of 3 seeds finished; resume with --resume"
 
 
-def test_without_none_nothing_is_called_sound(run: Path) -> None:
+def test_without_none_returns_are_compared_with_nothing(run: Path) -> None:
     for path in (run / "cells").glob("*.json"):
         if json.loads(path.read_text())["raw"] == "none":
             path.unlink()
     leaderboard = render(run)
     check(leaderboard)
     status = {entry["stabilizer"]: entry["status"] for entry in leaderboard["entries"]}
-    assert (status["none"], status["lr_decay"]) == ("failed", "undecided")
+    assert (status["none"], status["lr_decay"]) == ("failed", "ranked")
+    (decay,) = (e for e in leaderboard["entries"] if e["stabilizer"] == "lr_decay")
+    assert decay["return_holds"] is None
+    assert "its return is compared with nothing" in decay["notes"][-1]
     assert "nothing can be compared" in (run / "leaderboard.md").read_text()
 
 

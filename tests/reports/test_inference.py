@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from stab import gva
 from stab.reports import inference, statistics
 
 
@@ -140,6 +143,92 @@ def test_dunnett_at_its_edges() -> None:
     assert inference.many_to_one([[0.3] * 3, [0.1] * 3]) == [0]
     swapped = inference.many_to_one([[0.1, 0.2, 0.3], [0.9, 0.8, 1.1]])
     assert swapped == pytest.approx(inference.many_to_one([[0.9, 0.8, 1.1], [0.1, 0.2, 0.3]]))
+
+
+def swinging(rng: np.random.Generator, size: tuple[int, ...], swing: float, noise: float) -> Any:
+    """Returns (..., checkpoints, starts) of a normal two-way model."""
+    shared = swing * rng.standard_normal((*size[:-1], 1))
+    return (
+        shared
+        + 3 * rng.standard_normal((*size[:-2], 1, size[-1]))
+        + noise * rng.standard_normal(size)
+    )
+
+
+@pytest.mark.parametrize(("swing", "noise"), [(0.3, 0.1), (0.1, 0.4), (0.0, 0.3)])
+def test_intervals_cover_the_swing(swing: float, noise: float) -> None:
+    rng, covered, above = np.random.default_rng(4), [], []
+    for _ in range(400):
+        ends = inference.score_intervals(swinging(rng, (4, 3, 16, 6), swing, noise))
+        covered += [low <= swing <= high for low, high in ends]
+        above += [low > 0 for low, _ in ends]
+        assert all(0 <= low <= high for low, high in ends)
+    assert 0.93 < np.mean(covered) < 0.99
+    if swing == 0:
+        assert np.mean(above) < 0.05
+    if (swing, noise) == (0.3, 0.1):
+        assert np.mean(above) == 1
+
+
+def test_an_interval_by_hand() -> None:
+    J = swinging(np.random.default_rng(5), (2, 4, 10, 5), 0.2, 0.1)
+    b = J.mean(-1).var(-1, ddof=1)
+    noise = gva.components(J).episode.mean(1) / 5
+    c = sum(b[k].var() * 4 for k in range(2)) / (3 * sum(b.mean(1) ** 2))
+    nu, rest = 2 * 4 / max(c, 2 / 9), 4 * 9 * 4
+    for k, (low, high) in enumerate(inference.score_intervals(J)):
+        wide = [b[k].mean() / stats.f.ppf(q, nu, rest) - noise[k] for q in (0.975, 0.025)]
+        assert (low, high) == pytest.approx(np.sqrt(np.maximum(wide, 0)), rel=1e-9)
+    assert inference.score_intervals(np.full((2, 3, 4, 5), 0.7)) == [(0, 0)] * 2
+    assert np.isnan(inference.score_intervals(J[:, :2])).all()
+
+
+def test_bounds_of_the_return_by_hand() -> None:
+    y = np.array([[0.9, 0.8, 1.0], [0.8, 0.8, 0.9], [0.2, 0.9, 0.4]])
+    residual = y - y.mean(1, keepdims=True) - y.mean(0) + y.mean()
+    pooled = np.square(residual).sum() / 4
+    for k, (low, high) in enumerate(inference.return_bounds(y), 1):
+        d = y[k] - y[0]
+        half = stats.t.ppf(0.95, 4) * max(2 * pooled, d.var(ddof=1)) ** 0.5 / 3**0.5
+        assert (low, high) == pytest.approx((d.mean() - half, d.mean() + half))
+    assert np.isnan(inference.return_bounds(y[:, :2])).all()
+    assert inference.return_bounds(y[:1]) == []
+
+
+def test_a_return_at_the_margin_is_said_to_hold_in_5_of_100_cases() -> None:
+    rng, wrong = np.random.default_rng(6), []
+    for _ in range(1500):
+        y = 0.1 * rng.standard_normal((5, 4)) + 0.2 * rng.standard_normal(4)
+        y[1:] -= gva.MARGIN
+        wrong += [low > -gva.MARGIN for low, _ in inference.return_bounds(y)]
+    assert 0.02 < np.mean(wrong) < 0.06
+
+
+def test_the_seeds_that_are_needed_find_it_in_80_of_100_cases() -> None:
+    rng = np.random.default_rng(7)
+    level = np.array([0.3, 0.3, 0.2, 0.12])[:, None]
+    few = level + 0.05 * rng.standard_normal((4, 2000))  # the spread as it is, hardly by chance
+    spread = few[:, :3] - few[:, :3].mean(1, keepdims=True)
+    exact = level + spread * 0.05 * 3**0.5 / np.sqrt(np.square(spread).sum(1, keepdims=True))
+    needed = inference.seeds_needed(exact)
+    assert needed[0] is None, "no difference"
+    assert needed[1] is not None
+    assert needed[1] > (needed[2] or 0)
+    boards = level + 0.06 * rng.standard_normal((600, 4, needed[1]))
+    found = np.mean([inference.many_to_one(board)[1] < 0.05 for board in boards])
+    assert 0.6 < found < 0.95
+    assert inference.seeds_needed(exact[:, :2]) == [None] * 3
+    assert inference.seeds_needed([[0.3, 0.3, 0.3], [0.1, 0.1, 0.1]]) == [4]
+
+
+def test_whether_none_still_learns() -> None:
+    rng = np.random.default_rng(8)
+    flat = 0.05 * rng.standard_normal((1000, 6, 3))
+    assert np.mean([inference.rises(gains) for gains in flat]) < 0.05
+    assert np.mean([inference.rises(gains + 0.2) for gains in flat]) > 0.95
+    assert not inference.rises(np.full((3, 4), 0.04)), "too little to matter"
+    assert inference.rises([[0.1, 0.2]])
+    assert not inference.rises([[-0.3, -0.4, -0.3], [0.5, 0.5, 0.5]])
 
 
 def test_the_verdict_is_plain() -> None:

@@ -162,8 +162,8 @@ def test_a_protocol_or_a_smoke_run_is_not_mixed(pair: tuple[Path, Path], make_ru
     settings(pair[1], smoke=True)
     with pytest.raises(StabError, match="other is a smoke run"):
         merged(*pair)
-    change(pair[1], lambda cell: cell.update(protocol=2))
-    with pytest.raises(StabError, match="protocol 2, this stab scores protocol 1"):
+    change(pair[1], lambda cell: cell.update(protocol=3))
+    with pytest.raises(StabError, match="protocol 3, this stab scores protocol 2 and older"):
         merged(*pair)
 
 

@@ -78,7 +78,7 @@ def test_it_holds_every_entry_and_says_who_is_steadiest(run: Path) -> None:
     parsed = Parsed(written(run))
     for entry in leaderboard["entries"]:
         assert any(cell.split(" ")[0] == entry["stabilizer"] for cell in parsed.cells)
-        for key in ("gva", "gva_adjacent", "gva_late"):
+        for key in ("gva",):
             if entry[key] is not None:
                 assert any(cell.startswith(f"{entry[key]:.3f}") for cell in parsed.cells)
         if entry["reason"]:
@@ -238,7 +238,7 @@ def test_one_seed(run: Path) -> None:
     text = Parsed(written(run)).text
     assert "1 seed:" in text
     assert "1 seed × " in text
-    assert "±–" in text
+    assert "too few to say" in text
 
 
 def test_several_tasks(run: Path) -> None:
@@ -299,4 +299,4 @@ def test_it_is_written_in_any_locale(run: Path, monkeypatch: pytest.MonkeyPatch)
     results = statistics.read(run)
     page.write(results, statistics.leaderboard(results), run / "figures", run / "report.html")
     assert text[0].isascii()
-    assert "&#177;" in text[0]
+    assert "&#8211;" in text[0]

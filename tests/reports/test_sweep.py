@@ -32,7 +32,7 @@ def entry(string: str, scores: list[float], **more: Any) -> dict[str, Any]:
             "task": "toy",
             "stabilizer": string,
             "method": method(string),
-            "status": "sound",
+            "status": "ranked",
             "reason": None,
         },
         **{
@@ -75,8 +75,8 @@ def leaderboard() -> dict[str, Any]:
     strings = [string.removesuffix("+none") for string in strings]
     found = [entry(string, rng.random(3).tolist()) for string in strings]
     for one in found:
-        one["status"] = "unsound" if one["stabilizer"] in UNSOUND else "sound"
-    ranked = sorted((e for e in found if e["status"] == "sound"), key=lambda e: e["gva"])
+        one["status"] = "unsound" if one["stabilizer"] in UNSOUND else "ranked"
+    ranked = sorted((e for e in found if e["status"] == "ranked"), key=lambda e: e["gva"])
     for rank, one in enumerate(ranked, 1):
         one["rank"] = rank
     settings = {
@@ -86,7 +86,8 @@ def leaderboard() -> dict[str, Any]:
     }
     about = {
         "warnings": [],
-        "noise_floor": 0.01,
+        "resolution": 0.01,
+        "more_seeds": None,
         "environment": "Toy-v0",
         "verdict": "Nothing.",
         "none": NONE,
