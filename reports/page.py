@@ -22,7 +22,10 @@ from stab.reports.columns import shown
 from stab.reports.figures import CAPTIONS
 from stab.reports.results import Results
 
-STATISTICS = "ranks: those that the seeds leave open (t-tests of all pairs, their error pooled, Holm's correction, 5 %)."
+STATISTICS = (
+    "ranks: those that the seeds leave open (t-tests of all pairs, their error pooled, Holm's"
+    " correction, 5 %)."
+)
 LEFT_OUT = ("leaderboard",)  # figures of what is a table here
 READ = (1_000, 2_000)  # characters of a text before and after the first token that differs
 TIDY = 1.5  # an SVG, sharp at every size, may be this much longer than the PNG

@@ -11,7 +11,7 @@ def test_the_defaults():
     config = load()
     assert config == Config()
     assert config.seeds == 3
-    assert config.eval == Evaluation(checkpoint_every=200, starts=8, horizon=1000)
+    assert config.eval == Evaluation(checkpoint_every=150, starts=4, horizon=1000)
     assert config.data == Data(dataset=None, train_episodes=20, validation_episodes=5)
     assert config.train == Recipe()
     assert config.window == list(range(3000, 6001, 200))

@@ -433,6 +433,25 @@ def test_accumulation_is_one_big_batch():
             torch.testing.assert_close(a.raw[name], b.raw[name], rtol=1e-5, atol=1e-6)
 
 
+class Mean(Toy):
+    """Its loss is known to be a mean over samples."""
+
+    def additive(self, policy):
+        return True
+
+
+def test_micro_batches_of_a_mean_are_computed_as_one():
+    recipe = replace(SMALL, accumulation=4)
+    split, whole = Toy(), Mean()
+    one, other = points(split, recipe), points(whole, recipe)
+    sizes = [len(drawn) for drawn in whole.data.drawn]
+    assert sizes.count(32) >= 12
+    assert [i for drawn in split.data.drawn[:4] for i in drawn] == whole.data.drawn[0]
+    for a, b in zip(one, other, strict=True):
+        for name in a.raw:
+            torch.testing.assert_close(a.raw[name], b.raw[name], rtol=1e-5, atol=1e-6)
+
+
 @dataclass
 class Steps:
     seen: list = field(default_factory=list)

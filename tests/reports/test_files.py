@@ -137,6 +137,23 @@ def test_unfinished_seeds_say_how_to_go_on(run: Path) -> None:
     assert dropout["reason"] == "0 of 3 seeds finished; resume with --resume"
 
 
+def test_rows_of_protocol_1_are_scored_again(run: Path) -> None:
+    before = render(run)
+    for path in (run / "cells").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"protocol": 1}))
+    after = render(run)
+    check(after)
+    assert after["protocol"] == 2
+    assert after["entries"] == before["entries"]
+    (warning,) = after["run"]["tasks"]["toy"]["warnings"]
+    assert warning == ("The rows were made under protocol 1; this is protocol 2's score of them.")
+    assert warning in (run / "leaderboard.md").read_text()
+    for path in (run / "cells").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"protocol": 0}))
+    with pytest.raises(StabError, match="rows of protocol 0"):
+        render(run)
+
+
 def test_without_none_returns_are_compared_with_nothing(run: Path) -> None:
     for path in (run / "cells").glob("*.json"):
         if json.loads(path.read_text())["raw"] == "none":

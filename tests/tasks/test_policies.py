@@ -10,6 +10,7 @@ from torch import nn
 
 from stab.recipe import Recipe
 from stab.registry import StabError
+from stab.tasks import tasks
 from stab.tasks.policies import MLP, Actor, MLPStack, Policy, Stack, build, output_size, policies
 from stab.tasks.policies.kernels.dropout import Dropout
 from stab.tasks.policies.kernels.linear import Linear
@@ -77,6 +78,35 @@ def test_mlp_by_hand(width, depth):
         out = out @ layer.weight.detach().numpy().astype(np.float64).T + layer.bias.detach().numpy()
         out = np.maximum(out, 0) if i < depth else out
     np.testing.assert_allclose(policy(obs).detach().numpy(), out, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_an_mlp_s_loss_is_the_mean_over_its_samples(gaussian):
+    policy = mlp(8, 2, gaussian=gaussian)
+    assert policy.additive
+    observations, actions = torch.randn(12, 11), torch.rand(12, 3)
+    whole = policy.loss(batch_of(observations, actions))
+    parts = [policy.loss(batch_of(observations[i : i + 4], actions[i : i + 4])) for i in (0, 4, 8)]
+    torch.testing.assert_close(whole, sum(parts) / 3)
+
+
+def test_what_others_make_of_it_is_not_taken_for_a_mean():
+    class Normed(MLP):
+        pass
+
+    assert not Policy().additive
+    box = gym.spaces.Box(-1, 1, (3,))
+    made = Normed(torch.zeros(11), torch.ones(11), box, width=4, depth=1, dropout=0, squashed=False)
+    assert not made.additive
+    hopper = tasks.get("hopper")(name="hopper")
+    assert hopper.additive(mlp(4, 1))
+    assert not hopper.additive(made)
+
+    class Other(type(hopper)):
+        def loss(self, policy, batch):
+            return policy.loss(batch)
+
+    assert not Other("hopper").additive(mlp(4, 1))
 
 
 def test_layer_norm_by_hand():
