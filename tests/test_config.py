@@ -10,12 +10,12 @@ from stab.registry import StabError
 def test_the_defaults():
     config = load()
     assert config == Config()
-    assert config.seeds == 3
+    assert config.seeds == 4
     assert config.eval == Evaluation(checkpoint_every=150, starts=4, horizon=1000)
     assert config.data == Data(dataset=None, train_episodes=20, validation_episodes=5)
     assert config.train == Recipe()
-    assert config.window == list(range(3000, 6001, 200))
-    assert config.checkpoints == [600, 1800, *range(3000, 6001, 200)]
+    assert config.window == list(range(3000, 6001, 150))
+    assert config.checkpoints == [600, 1800, *range(3000, 6001, 150)]
 
 
 def test_later_layers_win(tmp_path):
