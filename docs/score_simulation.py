@@ -19,11 +19,11 @@ import numpy as np
 from stab import gva
 from stab.reports import inference
 
-CHECKPOINTS, STARTS, BLOCK = 16, 8, 4  # defaults of `stab compare`; checkpoints drawn together
+CHECKPOINTS, STARTS, BLOCK = 20, 4, 4  # about the defaults; checkpoints drawn together
 SEEDS = (3, 5, 10)
 # Seeds, checkpoints, starts.
 SIZES = (
-    (3, 16, 8), (3, 32, 4), (3, 32, 6), (4, 24, 4), (4, 24, 6), (4, 32, 4), (5, 24, 4), (5, 32, 6),
+    (3, 16, 8), (4, 16, 6), (4, 20, 4), (4, 24, 6), (4, 32, 4), (5, 20, 4), (5, 32, 6),
 )  # fmt: skip
 STEADY = ["ema", "polyak", "swa", "lr_decay", "accumulation"]
 # What the entries are drawn from, `none` first. Those of the same rows as `none` are true nulls.
