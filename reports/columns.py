@@ -161,8 +161,11 @@ def _score(entry: Entry, _: Train) -> str:
         return EMPTY
     if entry["gva_high"] is None:
         return f"{entry['gva']:.3f}"
-    low, high = (f"{entry[key]:.2f}".removeprefix("0") for key in ("gva_low", "gva_high"))
-    return f"{entry['gva']:.3f} {low}–{high}"  # without zeros it fits 80 columns
+    # Rounded outwards; without zeros it fits 80 columns.
+    hundredths = [round(100 * entry[key], 6) for key in ("gva_low", "gva_high")]
+    ends = math.floor(hundredths[0]) / 100, math.ceil(hundredths[1]) / 100
+    low, high = (f"{end:.2f}".removeprefix("0") for end in ends)
+    return f"{entry['gva']:.3f} {low}–{high}"
 
 
 def _against_none(entry: Entry, _: Train) -> str:

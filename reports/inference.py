@@ -129,13 +129,18 @@ def score_intervals(J: ArrayLike) -> list[tuple[float, float]]:
     (``gva.components``). With their means over seeds b and w, and F quantiles of nu and S (M - 1)(N
     - 1) degrees of freedom, the interval is
 
-        sqrt(max(0, b / F_0.975 - w))  to  sqrt(max(0, b / F_0.025 - w)),   nu = 2 S / c
+        sqrt(max(0, b / F_0.975 - w))  to  sqrt(max(0, b / F_0.025 - w)),   nu = 2 / (c / S + d)
 
     (Williams, Biometrika 49, 1962; Tukey, Ann. Math. Statist. 22, 1951). c is the squared
     coefficient of variation of b over seeds, of all entries together: sum of (b_ks - b_k)^2 / ((S -
-    1) sum of b_k^2), and at least 2 / (M - 1), its value for normal checkpoints and equal seeds. So
-    seeds that differ and checkpoints that correlate widen it. Coverage is simulated in
-    docs/score.md. NaN below 3 seeds.
+    1) sum of b_k^2), and at least 2 / (M - 1), its value for normal checkpoints and equal seeds. d
+    is that over starts: the jackknife variances of b - w, leaving out a start at a time, over the
+    sum of b_k^2; 0 with two starts. So seeds that differ, checkpoints that correlate and starts
+    that differ widen it.
+
+    An entry that never failed has no spread of its own, which does not prove that it never fails:
+    the upper end is at least ``gva.resolution`` with the mean episode noise of all entries.
+    Coverage is simulated in docs/score.md. NaN below 3 seeds.
     """
     from scipy.special import fdtri  # scipy.stats takes a second to import
 
@@ -145,14 +150,19 @@ def score_intervals(J: ArrayLike) -> list[tuple[float, float]]:
         return [(math.nan, math.nan)] * entries
     b = J.mean(-1).var(-1, ddof=1)
     level, noise = b.mean(1), gva.components(J).episode.mean(1) / N
-    total = (seeds - 1) * np.square(level).sum()
-    relative = np.square(b - level[:, None]).sum() / total if total > 0 else 0.0
-    nu, rest = 2 * seeds / max(relative, 2 / (M - 1)), seeds * (M - 1) * (N - 1)
+    squares = np.square(level).sum()
+    over_seeds = over_starts = 0.0
+    if squares > 0:
+        over_seeds = np.square(b - level[:, None]).sum() / ((seeds - 1) * squares)
+        if N > 2:
+            left = [gva.components(np.delete(J, n, -1)).checkpoint.mean(1) for n in range(N)]
+            over_starts = np.var(left, axis=0).sum() * (N - 1) / squares
+    nu = 2 / (max(over_seeds, 2 / (M - 1)) / seeds + over_starts)
+    rest, least = seeds * (M - 1) * (N - 1), gva.resolution(J.reshape(-1, M, N)) * entries**0.25
     low, high = (
-        np.sqrt(np.maximum(0, level / fdtri(nu, rest, share) - noise)).tolist()
-        for share in (0.975, 0.025)
+        np.sqrt(np.maximum(0, level / fdtri(nu, rest, share) - noise)) for share in (0.975, 0.025)
     )
-    return list(zip(low, high, strict=True))
+    return list(zip(low.tolist(), np.maximum(high, least).tolist(), strict=True))
 
 
 def return_bounds(returns: ArrayLike) -> list[tuple[float, float]]:
