@@ -195,7 +195,7 @@ def rises(gains: ArrayLike) -> bool:
     from scipy.special import stdtrit
 
     g = np.asarray(gains, dtype=np.float64)
-    entries, seeds = g.shape
+    seeds = g.shape[1]
     mean = float(g[0].mean())
     if mean <= gva.MARGIN or seeds < 3:
         return mean > gva.MARGIN

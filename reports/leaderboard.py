@@ -105,13 +105,11 @@ def _compare_returns(own: list[dict[str, Any]], scored: dict[str, Scored]) -> No
         static = scored[entry["stabilizer"]].series.static
         entry["status"] = "static" if static.all() else "ranked"
     if base is None:
-        for entry in others:
-            entry["notes"].append("none has not finished, so its return is compared with nothing")
         return
     means = [scored[e["stabilizer"]].series.scored.mean((1, 2)) for e in (base, *others)]
     for entry, (low, high) in zip(others, inference.return_bounds(means), strict=True):
-        difference = entry["return_difference"]
-        worse = difference < -gva.MARGIN  # below 3 seeds nothing is shown, and the mean decides
+        # Below 3 seeds nothing is shown, and the mean decides.
+        worse = entry["return_difference"] < -gva.MARGIN
         if not math.isnan(low):
             holds = low > -gva.MARGIN
             worse = high < 0 and not holds
@@ -120,11 +118,6 @@ def _compare_returns(own: list[dict[str, Any]], scored: dict[str, Scored]) -> No
                 "return_difference_high": high,
                 "return_holds": holds,
             }
-            if not (holds or worse):
-                entry["notes"].append(
-                    f"return not shown to hold ({difference:+.2f} against none, and no less than"
-                    f" {low:+.2f})"
-                )
         if worse and entry["status"] == "ranked":
             entry["status"] = "unsound"
 

@@ -22,6 +22,7 @@ STATUS = {
     "static": "its read-out does not change in the window, so there is nothing to score.",
     "unsound": f"its return is shown to be below none's, and may be more than {gva.MARGIN} below.",
 }
+NAMED = 6  # entries that a sentence names
 HEAD = 24  # characters of the name of a metric: a task may call it anything
 
 
@@ -190,6 +191,14 @@ def task_notes(leaderboard: dict[str, Any], task: str) -> list[str]:
         low, high = about["references"]["random"][-1], about["references"]["expert"][-1]
         lines.append(
             f"Returns of {low:.4g} (random) and {high:.4g} (expert) count as 0 and 1; {source}."
+        )
+    open_ = [e for e in own if e["rank"] is not None and e["return_holds"] is False]
+    if open_:
+        names = [f"{e['stabilizer']} {e['return_difference_low']:+.2f}" for e in open_[:NAMED]]
+        more = f" and {len(open_) - NAMED} more" * (len(open_) > NAMED)
+        lines.append(
+            "Return not shown to hold against none, with its lower 95 % bound:"
+            f" {', '.join(names)}{more}."
         )
     if about["more_seeds"]:
         lines.append(about["more_seeds"])
