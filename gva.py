@@ -224,6 +224,17 @@ def share_below(J: ArrayLike, level: float) -> float:
     return float((_window(J).mean(-1) < level).mean())
 
 
+def reached(J: ArrayLike, level: float) -> int | None:
+    """Return from where on the mean over seeds and starts is at least ``level``.
+
+    The place of that checkpoint in J (..., checkpoints, starts); None if the last one is below.
+    """
+    J = np.asarray(J, dtype=np.float64)
+    below = np.flatnonzero(J.mean((*range(J.ndim - 2), -1)) < level)
+    place = int(below[-1]) + 1 if len(below) else 0
+    return place if place < J.shape[-2] else None
+
+
 def jumps(J: ArrayLike) -> np.ndarray:
     """Return (..., checkpoints - 1): the size of the change of the mean over starts."""
     return np.asarray(np.abs(np.diff(_window(J).mean(-1), axis=-1)))

@@ -77,6 +77,15 @@ class Scored:
         values = gva.gva_by_horizon(self.series.by_horizon[:, self.series.window])
         return dict(zip(map(str, self.series.horizons), values, strict=True))
 
+    def updates_saved(self) -> int | None:
+        """How many updates before the end it is worth, and stays worth, what ``none`` is."""
+        if self.base is None:
+            return None
+        place = gva.reached(self.series.returns, float(self.base.scored.mean()))
+        if place is None:
+            return None
+        return self.series.recipe.updates - int(self.series.updates[place])
+
     def measures(self) -> dict[str, float]:
         """The mean over seeds, checkpoints of the window and starts of each metric, NaN aside."""
         means = {}
@@ -356,6 +365,13 @@ COLUMNS = [
     Column(
         "below_nine_tenths", "Share of them that return less than 0.9.", SHARE,
         lambda s: s.of(gva.share_below, 0.9), "unfinished",
+    ),
+    Column(
+        "updates_saved",
+        "Updates by which training could have been shorter: from the checkpoint on at which they"
+        " begin, all return at least the mean of none over the window; null if the last does not.",
+        {"type": "integer", "minimum": 0}, Scored.updates_saved, "maybe", "updates saved",
+        ("page",), lambda e, _: EMPTY if e["updates_saved"] is None else f"{e['updates_saved']:,}",
     ),
     Column(
         "val_loss", "One-step validation loss, mean over the window.", NUMBER,

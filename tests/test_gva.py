@@ -516,6 +516,12 @@ def test_regret_is_what_the_last_checkpoint_costs():
         gva.regret(J[:1])
 
 
+def test_from_where_a_level_is_reached_and_kept():
+    J = np.array([[0.2, 0.4], [1.0, 0.8], [0.5, 0.7], [0.4, 1.0]])  # means 0.3, 0.9, 0.6, 0.7
+    assert [gva.reached(J, level) for level in (0.2, 0.6, 0.65, 0.7, 0.8)] == [0, 1, 3, 3, None]
+    assert gva.reached([J, J + 1], 1.15) == 3
+
+
 def test_the_share_of_checkpoints_below_a_level():
     J = np.array([[0.2, 0.4], [1.0, 0.8], [0.5, 0.7], [0.4, 0.6]])
     assert gva.share_below(J, 0.5) == 0.25  # a checkpoint of mean 0.5 is not below it
