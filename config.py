@@ -101,8 +101,9 @@ class Config:
                 raise StabError(f"{name}={value} is out of range: expected an integer >= 1")
         if self.eval.starts < 2:
             raise StabError(
-                f"eval.starts={self.eval.starts} cannot be scored: a change between two checkpoints"
-                " and the noise of one episode cannot be told apart; expected an integer >= 2"
+                f"eval.starts={self.eval.starts} is out of range: expected an integer >= 2; with one"
+                " start, a change between two checkpoints cannot be told from the noise of its"
+                " episode"
             )
         every = self.snapshots.every
         if every is not None and (every < 1 or self.eval.checkpoint_every % every):

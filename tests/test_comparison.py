@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -49,9 +50,9 @@ def test_the_default_plan_is_the_design_s():
     assert made.config.stabilizers[:8] == (
         "none", "ema", "polyak", "swa", "accumulation", "lr_decay", "weight_decay", "dropout",
     )  # fmt: skip
-    assert made.config.window == list(range(3000, 6001, 200))
-    assert len(made.config.window) == 16
-    assert (made.config.seeds, made.config.eval.starts, made.config.eval.horizon) == (3, 8, 1000)
+    assert made.config.window == list(range(3000, 6001, 150))
+    assert len(made.config.window) == 21
+    assert (made.config.seeds, made.config.eval.starts, made.config.eval.horizon) == (4, 4, 1000)
     assert (made.config.data.train_episodes, made.config.data.validation_episodes) == (20, 5)
     assert made.config.train.optimizer == "torch.optim:AdamW"
     assert (made.config.train.lr, made.config.train.weight_decay, made.config.train.batch_size) == (
@@ -193,10 +194,17 @@ def test_scores_are_those_of_the_rows(tiny_run):
             ]:
                 low, high = row["references"]["random"][-1], row["references"]["expert"][-1]
                 J.setdefault(row["start"], []).append((row["cumulative"][-1] - low) / (high - low))
-        variances = [sum((x - sum(v) / len(v)) ** 2 for x in v) / (len(v) - 1) for v in J.values()]
-        scores.append(math.sqrt(sum(variances) / len(variances)))
+        # All pairs of checkpoints: half the squared mean change, without its noise.
+        pairs, N = [], len(J)
+        for a, b in itertools.combinations(range(len(next(iter(J.values())))), 2):
+            changes = [v[a] - v[b] for v in J.values()]
+            mean = sum(changes) / N
+            noise = sum((x - mean) ** 2 for x in changes) / (N - 1) / N
+            pairs.append((mean**2 - noise) / 2)
+        scores.append(sum(pairs) / len(pairs))
         means.append(sum(map(sum, J.values())) / sum(map(len, J.values())))
-    assert entry["gva"] == pytest.approx(sum(scores) / 2, rel=1e-9)
+    assert entry["gva"] == pytest.approx(math.sqrt(max(0, sum(scores) / 2)), rel=1e-9)
+    assert entry["checkpoint_variance"] == pytest.approx(sum(scores) / 2, rel=1e-9)
     assert entry["return"] == pytest.approx(sum(means) / 2, rel=1e-9)
     assert entry["gva_low"] is None
 

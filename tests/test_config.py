@@ -124,6 +124,7 @@ def test_a_value_of_the_wrong_type(override):
         ("seeds=0", "seeds=0"),
         ("eval.checkpoint_every=0", "eval.checkpoint_every=0"),
         ("eval.starts=-1", "eval.starts=-1"),
+        ("eval.starts=1", "cannot be told from the noise of its episode"),
         ("eval.horizon=0", "eval.horizon=0"),
         ("data.train_episodes=0", "data.train_episodes=0"),
         ("data.validation_episodes=0", "data.validation_episodes=0"),
@@ -264,7 +265,7 @@ def test_lists_of_recipe_settings_are_taken_out_where_a_sweep_is_wanted(tmp_path
         ).train.schedule_power
         == 4
     )
-    assert load({"train": {"schedule_power": "${seeds}"}}, swept=swept).train.schedule_power == 3
+    assert load({"train": {"schedule_power": "${seeds}"}}, swept=swept).train.schedule_power == 4
     with pytest.raises(StabError, match=r"is not valid at train\.lr"):
         load(file)  # a run's config.yaml holds none
 

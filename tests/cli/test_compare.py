@@ -161,7 +161,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(stab, tmp_path):
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     assert "20 cells" in said
-    assert "saves 9 training runs" in said
+    assert "saves 12 training runs" in said
     assert re.search(r"about \d+ (seconds|minutes) with \d+ workers", said)
     assert list(tmp_path.iterdir()) == []
 

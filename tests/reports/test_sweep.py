@@ -33,6 +33,7 @@ def entry(string: str, scores: list[float], **more: Any) -> dict[str, Any]:
             "stabilizer": string,
             "method": method(string),
             "status": "ranked",
+            "return_holds": None,
             "reason": None,
         },
         **{
