@@ -101,8 +101,8 @@ class Config:
                 raise StabError(f"{name}={value} is out of range: expected an integer >= 1")
         if self.eval.starts < 2:
             raise StabError(
-                f"eval.starts={self.eval.starts} is out of range: expected an integer >= 2; with one"
-                " start, a change between two checkpoints cannot be told from the noise of its"
+                f"eval.starts={self.eval.starts} is out of range: expected an integer >= 2; with"
+                " one start, a change between two checkpoints cannot be told from the noise of its"
                 " episode"
             )
         every = self.snapshots.every
