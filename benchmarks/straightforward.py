@@ -166,7 +166,7 @@ def run(
     seed: int = 0,
     updates: int = 6000,
     checkpoint_every: int = 150,
-    starts: int = 8,
+    starts: int = 4,
     horizon: int = 1000,
     progress: Progress = no_progress,
 ) -> dict[str, dict[str, Any]]:
@@ -231,8 +231,8 @@ def main() -> None:
     parser.add_argument("--task", default="hopper")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--updates", type=int, default=6000)
-    parser.add_argument("--checkpoint-every", type=int, default=200)
-    parser.add_argument("--starts", type=int, default=8)
+    parser.add_argument("--checkpoint-every", type=int, default=150)
+    parser.add_argument("--starts", type=int, default=4)
     parser.add_argument("--horizon", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--quick", action="store_true", help=f"the sizes {QUICK}")
