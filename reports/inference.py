@@ -80,8 +80,7 @@ def _pooled(g: np.ndarray) -> float:
     """Return the residual mean square of entries x seeds, (K - 1)(S - 1) degrees of freedom."""
     entries, seeds = g.shape
     within = g - g.mean(1, keepdims=True)
-    residual = float(np.square(within - within.mean(0)).sum())
-    return residual / ((entries - 1) * (seeds - 1))
+    return float(np.square(within - within.mean(0)).sum() / ((entries - 1) * (seeds - 1)))
 
 
 def seeds_needed(scores: ArrayLike) -> list[int | None]:
