@@ -136,7 +136,7 @@ def test_limit_of_a_run(load, tiny_run):
     [
         (
             "straightforward",
-            "--threads 1 --updates 20 --checkpoint-every 5 --starts 1 --horizon 10",
+            "--threads 1 --updates 20 --checkpoint-every 5 --starts 2 --horizon 10",
             "| dropout |",
         ),
         ("rollouts", "--task hopper --quick", "| hopper |"),

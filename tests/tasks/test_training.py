@@ -274,7 +274,7 @@ def test_an_unfinished_card_says_so_and_can_be_used(tmp_path):
     publish(tmp_path, so_far=1_000)
     card = experts.load(HOPPER, tmp_path / "hopper.safetensors").card
     assert "1,000 of 2,000 steps" in card["unfinished"]
-    assert card["evaluation"] == "100 greedy episodes, reset seeds 10000 to 10099"
+    assert card["evaluation"] == "20 greedy episodes, reset seeds 10000 to 10019"
 
 
 def test_nothing_finite_is_an_error(tmp_path):
