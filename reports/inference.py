@@ -57,11 +57,15 @@ def many_to_one(scores: ArrayLike) -> list[float]:
     entries, seeds = g.shape
     if seeds < 3 or entries < 2:
         return [math.nan] * (entries - 1)
+    freedom = (entries - 1) * (seeds - 1)
+    return [_dunnett(t, entries - 1, freedom) for t in _statistics(g).tolist()]
+
+
+def _statistics(g: np.ndarray) -> np.ndarray:
+    """Return |T_k| of entries 1, 2, ..., as in ``many_to_one``; 0 without a difference."""
     difference, variance = _against_first(g)
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(difference > 0, difference / np.sqrt(variance / seeds), 0.0)
-    freedom = (entries - 1) * (seeds - 1)
-    return [_dunnett(float(value), entries - 1, freedom) for value in t]
+        return np.where(difference > 0, difference / np.sqrt(variance / g.shape[1]), 0.0)
 
 
 def _against_first(g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -268,10 +272,7 @@ def rank_intervals(scores: ArrayLike) -> list[tuple[int, int]]:
     for i in range(n):
         # Entry i first: the rest of the family stays the same, so that the error does, too.
         order = [i, *(j for j in range(n) if j != i)]
-        difference, variance = _against_first(g[order])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.where(difference > 0, difference / np.sqrt(variance / seeds), 0.0)
-        for j, p in zip(order[1:], 2 * stdtr(freedom, -t), strict=True):
+        for j, p in zip(order[1:], 2 * stdtr(freedom, -_statistics(g[order])), strict=True):
             if j < i:
                 pairs.append((i, j))
                 p_values.append(float(p))
