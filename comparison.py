@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,8 @@ def compare(
     device: str | None = None,
     preset: str | None = None,
     quick: bool = False,
+    until_decided: bool = False,
+    max_seeds: int | None = None,
     workers: int | None = None,
     engine: str = "local",
     address: str | None = None,
@@ -65,6 +67,8 @@ def compare(
         seeds, updates, dataset, policy, device, quick: shorthands for settings; see
             ``stab.config.Config``.
         preset: settings by name, see ``stab.config.PRESETS``.
+        until_decided: train more seeds of what is undecided, up to ``max_seeds`` (default 16); the
+            entries are tested at every doubling, with p-values that account for it.
         workers: jobs at a time; by default as many as cores. Does not change a number.
         engine: where cells run: "local" for processes on this machine, "ray" for a Ray cluster, or
             a plug-in's (``stab.engines``).
@@ -92,6 +96,8 @@ def compare(
         device=device,
         preset=preset,
         quick=quick,
+        until_decided=until_decided,
+        max_seeds=max_seeds,
         overrides=overrides,
     )
     run = Path(out) if out is not None else default_out(config)
@@ -102,11 +108,26 @@ def compare(
             check_unchanged(plan, run, config, resume, overwrite)
             open_folder(run, plan.config, plan.skipped, overwrite)
             began = time.monotonic()
-            for _ in execute_live(plan, run, started):
-                pass
+            for one in rounds(plan, run, broken):
+                for _ in execute_live(one, run, started):
+                    pass
             write_run_info(run, ["stab.compare"], time.monotonic() - began)
             leaderboard = render(run)
     return Comparison(run, leaderboard["entries"], leaderboard, read(run))
+
+
+def rounds(plan: Plan, run: Path, broken: dict[str, str] | None) -> Iterator[Plan]:
+    """Yield the plan; with ``until_decided``, after each round that of what is undecided."""
+    from stab.reports.leaderboard import undecided
+    from stab.reports.results import read
+
+    yield plan
+    before: dict[tuple[str, str], int] = {}
+    while wanted := undecided(read(run)) if plan.config.until_decided else {}:
+        if wanted == before:  # cells failed: nothing came of it
+            return
+        before = wanted
+        yield make_plan(plan.config, broken, wanted)
 
 
 def execute_live(plan: Plan, run: Path, engine: Engine) -> Generator[tuple[Cell, Event]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,8 @@ from stab import gva
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.stabilizers.recipe import SETTINGS
+
+LEAST_SEEDS = 3  # that a test needs
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ class Config:
         stabilizers: stabilizer strings, with ``|`` between alternatives
             (``ema:half_life=100|300``); ``none`` is always run.
         seeds: training seeds 0 .. seeds - 1, >= 1.
+        looks: numbers of seeds, rising, each >= 3 and < ``seeds``, at which the entries are tested
+            before the last ones are trained (``reports.inference.sequential``).
+        until_decided: train seeds beyond the first look of undecided entries alone.
         smoke: whether this is a smoke run (``--quick``), whose numbers are not meaningful.
         train: the base recipe. In a file or override, a setting may be a list: a sweep, see
             ``run.plan.cross``.
@@ -82,6 +88,8 @@ class Config:
     tasks: tuple[str, ...] = ()
     stabilizers: tuple[str, ...] = ()
     seeds: int = 4
+    looks: tuple[int, ...] = ()
+    until_decided: bool = False
     smoke: bool = False
     train: Recipe = field(default_factory=Recipe)
     eval: Evaluation = field(default_factory=Evaluation)
@@ -99,6 +107,17 @@ class Config:
         for name, value in limits.items():
             if value < 1:
                 raise StabError(f"{name}={value} is out of range: expected an integer >= 1")
+        rising = itertools.pairwise((LEAST_SEEDS - 1, *self.tests))
+        if self.looks and any(a >= b for a, b in rising):
+            raise StabError(
+                f"looks={list(self.looks)} with seeds={self.seeds} is out of range: expected rising"
+                f" numbers of seeds, from {LEAST_SEEDS} to below seeds"
+            )
+        if self.until_decided and not self.looks:
+            raise StabError(
+                "until_decided=True needs looks, numbers of seeds below seeds at which to test:"
+                " give --until-decided, which chooses them"
+            )
         if self.eval.starts < 2:
             raise StabError(
                 f"eval.starts={self.eval.starts} is out of range: expected an integer >= 2; with"
@@ -118,6 +137,16 @@ class Config:
                 f" give {len(self.window)}: lower eval.checkpoint_every"
                 f" ({self.eval.checkpoint_every}) or raise train.updates ({self.train.updates})"
             )
+
+    @property
+    def tests(self) -> tuple[int, ...]:
+        """Every number of seeds at which the entries are tested, the last included."""
+        return (*self.looks, self.seeds)
+
+    @property
+    def shared_seeds(self) -> int:
+        """The number of seeds that every entry has."""
+        return self.tests[0] if self.until_decided else self.seeds
 
     @property
     def window(self) -> list[int]:

@@ -51,6 +51,15 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Training seeds (default 4).")] = None,
+    until_decided: Annotated[
+        bool,
+        typer.Option(
+            "--until-decided", help="Train more seeds of entries that more seeds would decide."
+        ),
+    ] = False,
+    max_seeds: Annotated[
+        int | None, typer.Option(help="Most seeds with --until-decided (default 16).")
+    ] = None,
     updates: Annotated[
         int | None,
         typer.Option(help="Optimizer steps (default 6000; texts 2400); same as train.updates=N."),
@@ -137,6 +146,8 @@ def compare(
         device=device,
         preset=preset,
         quick=quick,
+        until_decided=until_decided,
+        max_seeds=max_seeds,
         file=config,
         overrides=overrides or (),
     )
@@ -154,7 +165,7 @@ def compare(
             return
         cost = dict(zip((cell.key for cell in todo), expected or [], strict=False))
         try:
-            _run(console, plan, run, started, settings, cost, resume, overwrite)
+            _run(console, plan, run, started, settings, broken, cost, resume, overwrite)
         except KeyboardInterrupt:
             if run.exists():
                 count = len(list((run / "cells").glob("*.json")))
@@ -176,12 +187,15 @@ def _run(
     run: Path,
     engine: Engine,
     settings: Config,
+    broken: dict[str, str] | None,
     cost: dict[str, tuple[float, float]],
     resume: bool,
     overwrite: bool,
 ) -> None:
     """Fill the run folder; print the leaderboard."""
-    from stab.run.execute import check_unchanged
+    from stab.comparison import rounds
+    from stab.run import estimate
+    from stab.run.execute import check_unchanged, unfinished
     from stab.run.folder import held, open_folder, write_run_info
 
     _prepare(console, plan, run if resume else None)
@@ -189,7 +203,13 @@ def _run(
         check_unchanged(plan, run, settings, resume, overwrite)
         open_folder(run, plan.config, plan.skipped, overwrite)
         began = time.monotonic()
-        _execute(console, plan, run, engine, cost)
+        for one in rounds(plan, run, broken):
+            if one is not plan:
+                todo = unfinished(one, run)
+                expected = estimate.seconds(one, todo)
+                _show_round(console, one, len(todo), expected, engine.count)
+                cost = dict(zip((cell.key for cell in todo), expected or [], strict=False))
+            _execute(console, one, run, engine, cost)
         engine.close()
         write_run_info(run, sys.argv, time.monotonic() - began)
         _show_results(console, run)
@@ -222,12 +242,16 @@ def _show_plan(
     tried = Counter(method(string) for string in config.stabilizers)
     if max(tried.values()) > 1:
         console.print(f"tuning budget, settings a method: {sweep.budget(tried)}", markup=False)
-    seeds = f"{config.seeds} seed{'s' * (config.seeds != 1)}"
+    first = config.shared_seeds
+    seeds = f"{first} seed{'s' * (first != 1)}"
     console.print(
         f"{cells} cells (training runs) of {config.train.updates} updates, {seeds}; sharing"
         f" trajectories saves {plan.shared} training runs; up to {plan.rollouts} episodes of at"
         f" most {estimate.longest_episode(config)} steps"
     )
+    if config.until_decided:
+        looks = ", ".join(map(str, config.tests[1:]))
+        console.print(f"then more seeds of what is undecided: {looks} at most")
     for (task, string), reason in plan.skipped.items():
         console.print(f"skipped: {task} x {string}: {reason}", markup=False)
     if done:
@@ -246,6 +270,25 @@ def _show_plan(
             f"snapshots of every {config.snapshots.every} updates: {megabytes:.0f} MB on disk"
         )
     console.print(f"run folder: {run}", markup=False, soft_wrap=True)
+
+
+def _show_round(
+    console: Console,
+    plan: Plan,
+    todo: int,
+    expected: list[tuple[float, float]] | None,
+    workers: int,
+) -> None:
+    from stab.run import estimate
+
+    own = dict.fromkeys(s for cell in plan.cells for s in cell.stabilizers)
+    seeds = max(cell.seed for cell in plan.cells) + 1
+    wall = estimate.wall_seconds(expected, workers) if expected else None
+    about = f", about {_duration(wall)}" if wall is not None else ""
+    console.print(
+        f"{seeds} seeds for what is undecided ({_entries([*own])}): {todo} cells{about}",
+        markup=False,
+    )
 
 
 def _prepare(console: Console, plan: Plan, resumed: Path | None) -> None:

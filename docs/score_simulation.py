@@ -5,7 +5,7 @@ arrays (seeds, checkpoints, starts), of `stab compare --task TASK --all --seeds 
 eval.checkpoint_every=100`, once for hopper and once for walker2d, with torch 2.11). Each seed of each entry is a trajectory drawn at random, and on it
 blocks of checkpoints, so that checkpoints keep their correlation and seeds their differences.
 
-    python docs/score_simulation.py [--boards 500] [--sizes]
+    python docs/score_simulation.py [--boards 500] [--sizes | --until-decided]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ SEEDS = (3, 5, 10)
 SIZES = (
     (3, 16, 8), (4, 16, 6), (4, 20, 4), (4, 24, 6), (4, 32, 4), (5, 20, 4), (5, 32, 6),
 )  # fmt: skip
+TESTS = (4, 8, 16)  # seeds at which --until-decided tests
 STEADY = ["ema", "polyak", "swa", "lr_decay", "accumulation"]
 # What the entries are drawn from, `none` first. Those of the same rows as `none` are true nulls.
 BOARDS = {
@@ -124,6 +125,44 @@ def simulate(
     return np.mean(found, axis=0), float(covered.mean())
 
 
+def grow(levels: np.ndarray) -> tuple[list[inference.Tested], list[int]]:
+    """Train seeds of a board until it is decided; return what is said, and seeds of each entry."""
+    counts = [TESTS[0]] * len(levels)
+    while True:
+        own = [level[:count].tolist() for level, count in zip(levels, counts, strict=True)]
+        tested = inference.sequential(own, TESTS)
+        more = {
+            k: min(test for test in TESTS if test > of.seeds)
+            for k, of in enumerate(tested, 1)
+            if of.undecided
+        }
+        if not more:
+            return tested, counts
+        for k, seeds in {0: max(more.values()), **more}.items():
+            counts[k] = max(seeds, counts[k])
+
+
+def until_decided(
+    rows: dict[str, np.ndarray], kinds: list[str], boards: int
+) -> dict[str, tuple[float, float, float]]:
+    """Return the share of boards with a false finding, of true ones found, and the mean seeds."""
+    false = np.array(kinds[1:]) == kinds[0]
+    lines: dict[str, list[tuple[float, float, float]]] = {}
+    for scored in boards_of(rows, kinds, (TESTS[-1], CHECKPOINTS, STARTS), boards):
+        levels = np.array([gva.gva_per_seed(own) for own in scored])
+        rules = {f"{n} seeds": inference.sequential(levels[:, :n].tolist(), (n,)) for n in TESTS}
+        counts = {f"{n} seeds": [n] for n in TESTS}
+        rules["until decided"], counts["until decided"] = grow(levels)
+        for rule, tested in rules.items():
+            steadier = np.array([of.difference < 0 for of in tested])
+            hit = np.array([of.p < inference.LEVEL for of in tested])
+            right = (hit & steadier)[~false]
+            wrong = (hit & false).any() if false.any() else np.nan
+            found = right.mean() if right.size else np.nan
+            lines.setdefault(rule, []).append((wrong, found, np.mean(counts[rule])))
+    return {rule: tuple(np.mean(every, axis=0)) for rule, every in lines.items()}
+
+
 def returns(rows: dict[str, np.ndarray], kinds: list[str], seeds: int, boards: int) -> list[float]:
     """Return how often a return is misjudged: an entry that is 0.05 below ``none`` is said to hold,
     an entry as good as ``none`` is called unsound. Both should be at most 0.05 per entry.
@@ -145,6 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--boards", type=int, default=500)
     parser.add_argument("--sizes", action="store_true", help="power by seeds, checkpoints, starts")
+    parser.add_argument("--until-decided", action="store_true", help="error, power and seeds of it")
     arguments = parser.parse_args()
     boards = arguments.boards
     with np.load(Path(__file__).with_name("score_rows.npz")) as file:
@@ -162,6 +202,15 @@ def main() -> None:
                 print(
                     f"| {task} | {' x '.join(map(str, size))} | {found[0, 0]:.3f} | {found[0, 1]:.2f} |"
                 )
+        return
+    if arguments.until_decided:
+        print("| rows | board | rule | false findings | found | seeds per entry |")
+        print("| :-- | :-- | :-- | --: | --: | --: |")
+        for task, rows in tasks.items():
+            for name, kinds in BOARDS.items():
+                for rule, line in until_decided(rows, kinds, boards).items():
+                    shown = ["" if np.isnan(share) else f"{share:.3f}" for share in line[:2]]
+                    print(f"| {task} | {name} | {rule} | {' | '.join(shown)} | {line[2]:.1f} |")
         return
     print("| rows | board | seeds | Dunnett | paired t | permutation | intervals that cover |")
     print("| :-- | :-- | --: | --: | --: | --: | --: |")

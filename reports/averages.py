@@ -46,6 +46,7 @@ def summary(results: Results) -> dict[str, Any]:
 
 def _entry(results: Results, series: Series, interval: tuple[float, float]) -> dict[str, Any]:
     online = results.series.get((series.task, series.stabilizer))
+    online = online and online.first(len(series.seeds))
     scored = Scored(series, series, None, ())
     blocks = [cell["read_off"] for cell in series.cells]
     distances = [block["distance"] for block in blocks]

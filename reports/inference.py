@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,7 +39,7 @@ def paired_p(first: ArrayLike, second: ArrayLike) -> float:
     return float(2 * stdtr(len(d) - 1, -abs(d.mean() / spread)))
 
 
-def many_to_one(scores: ArrayLike) -> list[float]:
+def many_to_one(scores: ArrayLike, family: int | None = None, tests: int = 1) -> list[float]:
     """Return the p-values of entries 1, 2, ... against entry 0, corrected for their number.
 
     ``scores`` is (entries, seeds), seeds are blocks. With the means g_k over S seeds,
@@ -52,13 +54,19 @@ def many_to_one(scores: ArrayLike) -> list[float]:
     p-value is ``P(max_k |T_k| >= t)``, two-sided, T a multivariate t with correlations 1/2
     (Dunnett, J. Am. Statist. Assoc. 50, 1955). NaN below 3 seeds. Of one entry it is the p-value of
     the paired t-test, or a larger one.
+
+    If entries were tested before, with fewer seeds, and some of them stopped, ``family`` counts all
+    that began (default: those in ``scores``), and the p-values are multiplied by ``tests``, the
+    number of tests that are planned: the chance of any false finding in any of them is at most the
+    sum over tests (Bonferroni).
     """
     g = np.asarray(scores, dtype=np.float64)
     entries, seeds = g.shape
     if seeds < 3 or entries < 2:
         return [math.nan] * (entries - 1)
     freedom = (entries - 1) * (seeds - 1)
-    return [_dunnett(t, entries - 1, freedom) for t in _statistics(g).tolist()]
+    family = family or entries - 1
+    return [min(1.0, tests * _dunnett(t, family, freedom)) for t in _statistics(g).tolist()]
 
 
 def _statistics(g: np.ndarray) -> np.ndarray:
@@ -87,41 +95,104 @@ def _pooled(g: np.ndarray) -> float:
     return float(np.square(within - within.mean(0)).sum() / ((entries - 1) * (seeds - 1)))
 
 
-def seeds_needed(scores: ArrayLike) -> list[int | None]:
+def seeds_needed(scores: ArrayLike, family: int | None = None, tests: int = 1) -> list[int | None]:
     """Return how many seeds would show each difference to entry 0, if it is as large as measured.
 
     The least S' above S for which a difference and a variance as measured in ``scores`` (entries,
     seeds) give T_k >= c + 0.842, c the 5 % critical value of ``many_to_one`` with S' seeds: a
-    chance of about 80 %. None if more than 30 would be needed, or below 3 seeds.
+    chance of about 80 %. None if more than 30 would be needed, or below 3 seeds. ``family`` and
+    ``tests`` as in ``many_to_one``, the test to come included.
     """
     g = np.asarray(scores, dtype=np.float64)
     entries, seeds = g.shape
     if seeds < 3 or entries < 2:
         return [None] * (entries - 1)
     difference, variance = _against_first(g)
-    critical = {n: _critical(entries - 1, (entries - 1) * (n - 1)) for n in (seeds + 1, MOST_SEEDS)}
+    family = family or entries - 1
+
+    def threshold(n: int) -> float:
+        return _critical(family, (entries - 1) * (n - 1), LEVEL / tests) + POWER
+
     needed: list[int | None] = []
     for d, v in zip(difference.tolist(), variance.tolist(), strict=True):
         low, high = seeds, MOST_SEEDS  # not enough, enough
-        if d * math.sqrt(high) < (critical[high] + POWER) * math.sqrt(v) or not d > 0:
+        if seeds >= high or d * math.sqrt(high) < threshold(high) * math.sqrt(v) or not d > 0:
             needed.append(None)
             continue
         while high - low > 1:
             n = (low + high) // 2
-            if n not in critical:
-                critical[n] = _critical(entries - 1, (entries - 1) * (n - 1))
-            enough = d * math.sqrt(n) >= (critical[n] + POWER) * math.sqrt(v)
+            enough = d * math.sqrt(n) >= threshold(n) * math.sqrt(v)
             low, high = (low, n) if enough else (n, high)
         needed.append(high)
     return needed
 
 
-def _critical(entries: int, freedom: int) -> float:
-    """Return the value that the largest |T| exceeds with a chance of 5 %."""
+@dataclass(frozen=True)
+class Tested:
+    """An entry against entry 0, at the last test that it took part in.
+
+    Attributes:
+        seeds: of that test.
+        difference: mean score minus that of entry 0, over these seeds.
+        p: of ``many_to_one``, adjusted for entries and tests.
+        needed: of ``seeds_needed``; None as well if the difference is shown.
+        undecided: whether it is not shown, but the last test would show it with its own variance if
+            the difference were a standard error larger than measured.
+    """
+
+    seeds: int
+    difference: float
+    p: float
+    needed: int | None
+    undecided: bool
+
+
+def sequential(scores: Sequence[Sequence[float]], tests: Sequence[int]) -> list[Tested]:
+    """Test entries 1, 2, ... against entry 0 where some have more seeds than others.
+
+    ``scores`` has the scores per seed of each entry, entry 0 with the most; ``tests`` are the
+    numbers of seeds at which a test is planned. An entry is tested at its own number of seeds,
+    beside all that have as many, so what is said of it stays the same while others get more seeds.
+    """
+    counts, family = [len(own) for own in scores], len(scores) - 1
+    tested: dict[int, Tested] = {}
+    for seeds in sorted(set(counts[1:])):
+        members = [k for k, count in enumerate(counts) if count >= seeds]
+        g = np.array([scores[k][:seeds] for k in members])
+        p_values = many_to_one(g, family, len(tests))
+        # After the last planned test, more seeds are one test more.
+        needed = seeds_needed(g, family, len(tests) + (seeds == tests[-1]))
+        reach = _reach(g, tests[-1])
+        critical = _critical(family, (len(g) - 1) * (tests[-1] - 1), LEVEL / len(tests))
+        for i, k in enumerate(members[1:]):
+            if counts[k] == seeds:
+                shown = p_values[i] < LEVEL
+                tested[k] = Tested(
+                    seeds,
+                    float(g[i + 1].mean() - g[0].mean()),
+                    p_values[i],
+                    None if shown else needed[i],
+                    not shown and seeds < tests[-1] and reach[i] >= critical,
+                )
+    return [tested[k] for k in range(1, len(scores))]
+
+
+def _reach(g: np.ndarray, seeds: int) -> np.ndarray:
+    """Return |T_k| with so many seeds if differences are a standard error larger than measured."""
+    difference, variance = _against_first(g)
+    error = np.sqrt(variance / g.shape[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        reach = (difference + error) / np.sqrt(variance / seeds)
+    return np.where(error > 0, reach, 0.0)
+
+
+@functools.cache
+def _critical(entries: int, freedom: int, level: float) -> float:
+    """Return the value that the largest |T| exceeds with a chance of ``level``."""
     low, high = 0.0, 50.0
     while high - low > 1e-3:
         middle = (low + high) / 2
-        low, high = (middle, high) if _dunnett(middle, entries, freedom) > LEVEL else (low, middle)
+        low, high = (middle, high) if _dunnett(middle, entries, freedom) > level else (low, middle)
     return high
 
 

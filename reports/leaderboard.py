@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,15 @@ def leaderboard(results: Results) -> dict[str, Any]:
         _add_intervals(own, scored)
         _compare_returns(own, scored)
         ranked = sorted((e for e in own if e["status"] == "ranked"), key=_order)
-        open_ranks = inference.rank_intervals([e["gva_per_seed"] for e in ranked]) if ranked else []
+        shared = min((e["seeds"] for e in ranked), default=0)
+        per_seed = [e["gva_per_seed"][:shared] for e in ranked]
+        open_ranks = inference.rank_intervals(per_seed) if ranked else []
         for rank, (entry, (low, high)) in enumerate(zip(ranked, open_ranks, strict=True), 1):
             entry |= {"rank": rank, "rank_low": low, "rank_high": high}
         others = [e for e in own if e["rank"] is None]
         others.sort(key=lambda e: (STATUSES.index(e["status"]), e["gva"] or 0))
         entries += ranked + others
-        verdict, more = _compare_scores(own, results.run)
+        verdict, more = _compare_scores(own, config, results.run)
         about = _about_task(results, task, own)
         about["warnings"] += _learning(own, scored)
         tasks[task] = about | {
@@ -88,14 +91,52 @@ def _finished(own: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, list[di
     return base, [e for e in finished if e is not base]
 
 
+def undecided(results: Results) -> dict[tuple[str, str], int]:
+    """Return how many seeds undecided entries have next, by (task, stabilizer), and ``none`` too.
+
+    Undecided is a ranked entry of which ``inference.sequential`` says so. {} without
+    ``until_decided``.
+    """
+    config, every = results.config, leaderboard(results)["entries"]
+    wanted: dict[tuple[str, str], int] = {}
+    for task in config.tasks if config.until_decided else ():
+        base, others = _finished([e for e in every if e["task"] == task])
+        if base is None:
+            continue
+        for entry, of in zip(others, _tested(base, others, config), strict=True):
+            if of.undecided and entry["rank"] is not None:
+                more = min(test for test in config.tests if test > of.seeds)
+                wanted[task, entry["stabilizer"]] = more
+                wanted[task, "none"] = max(more, wanted.get((task, "none"), 0))
+    return wanted
+
+
+def _tested(
+    base: dict[str, Any], others: list[dict[str, Any]], config: Config
+) -> list[inference.Tested]:
+    return inference.sequential([e["gva_per_seed"] for e in (base, *others)], config.tests)
+
+
+def _by_seeds(finished: list[dict[str, Any]]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Yield each number of seeds that an entry ends with, and the entries with at least as many.
+
+    What is said of an entry rests on its own seeds and those of the entries beside it then, so that
+    it stays the same while undecided entries get more.
+    """
+    for seeds in sorted({e["seeds"] for e in finished}):
+        yield seeds, [e for e in finished if e["seeds"] >= seeds]
+
+
 def _add_intervals(own: list[dict[str, Any]], scored: dict[str, Scored]) -> None:
     """Add the interval of each GVA; how far seeds differ is pooled over the entries."""
     finished = [e for e in own if e["gva"] is not None]
     if not finished:
         return
-    J = np.stack([scored[e["stabilizer"]].series.scored for e in finished])
-    for entry, (low, high) in zip(finished, inference.score_intervals(J), strict=True):
-        entry.update(plain({"gva_low": low, "gva_high": high}))
+    for seeds, members in _by_seeds(finished):
+        J = np.stack([scored[e["stabilizer"]].series.scored[:seeds] for e in members])
+        for entry, (low, high) in zip(members, inference.score_intervals(J), strict=True):
+            if entry["seeds"] == seeds:
+                entry.update(plain({"gva_low": low, "gva_high": high}))
 
 
 def _compare_returns(own: list[dict[str, Any]], scored: dict[str, Scored]) -> None:
@@ -106,8 +147,14 @@ def _compare_returns(own: list[dict[str, Any]], scored: dict[str, Scored]) -> No
         entry["status"] = "static" if static.all() else "ranked"
     if base is None:
         return
-    means = [scored[e["stabilizer"]].series.scored.mean((1, 2)) for e in (base, *others)]
-    for entry, (low, high) in zip(others, inference.return_bounds(means), strict=True):
+    bounds = {}
+    for seeds, members in _by_seeds([base, *others]):
+        means = [scored[e["stabilizer"]].series.scored[:seeds].mean((1, 2)) for e in members]
+        for entry, ends in zip(members[1:], inference.return_bounds(means), strict=True):
+            if entry["seeds"] == seeds:
+                bounds[entry["stabilizer"]] = ends
+    for entry in others:
+        low, high = bounds[entry["stabilizer"]]
         # Below 3 seeds nothing is shown, and the mean decides.
         worse = entry["return_difference"] < -gva.MARGIN
         if not math.isnan(low):
@@ -122,7 +169,9 @@ def _compare_returns(own: list[dict[str, Any]], scored: dict[str, Scored]) -> No
             entry["status"] = "unsound"
 
 
-def _compare_scores(own: list[dict[str, Any]], run: Path) -> tuple[str | None, str | None]:
+def _compare_scores(
+    own: list[dict[str, Any]], config: Config, run: Path
+) -> tuple[str | None, str | None]:
     """Add to each entry how its GVA compares with that of ``none``.
 
     Return the verdict in words, and how more seeds would change it.
@@ -130,18 +179,14 @@ def _compare_scores(own: list[dict[str, Any]], run: Path) -> tuple[str | None, s
     base, others = _finished(own)
     if base is None or not others:
         return None, None
-    scores = [e["gva_per_seed"] for e in (base, *others)]
-    level = np.mean(scores, axis=1)
-    needed = inference.seeds_needed(scores)
-    for k, (entry, p) in enumerate(zip(others, inference.many_to_one(scores), strict=True)):
-        if not math.isnan(p):  # below 3 seeds there is no test
+    for entry, of in zip(others, _tested(base, others, config), strict=True):
+        if not math.isnan(of.p):  # below 3 seeds there is no test
             entry["improvement"] = inference.probability_of_improvement(
-                entry["gva_per_seed"], base["gva_per_seed"]
+                entry["gva_per_seed"], base["gva_per_seed"][: of.seeds]
             )
-            entry["p_value"] = p
-            entry["against_none"] = inference.against_none(level[k + 1] - level[0], p)
-            if p >= inference.LEVEL:
-                entry["seeds_needed"] = needed[k]
+            entry["p_value"] = of.p
+            entry["against_none"] = inference.against_none(of.difference, of.p)
+            entry["seeds_needed"] = of.needed
     ranked = sorted((e for e in others if e["rank"] is not None), key=lambda e: int(e["rank"]))
     verdict = inference.verdict(
         [(e["stabilizer"], e["against_none"], e["p_value"]) for e in ranked],
@@ -154,7 +199,8 @@ def _compare_scores(own: list[dict[str, Any]], run: Path) -> tuple[str | None, s
     said = ", ".join(f"{count} for {name}" for count, name in few)
     others_too = f"; more than {inference.MOST_SEEDS} for the rest" * (len(few) < len(undecided))
     again = ["--config", str(run / "config.yaml"), "--out", str(run), "--resume"]
-    command = shlex.join(["stab", "compare", *again, "--seeds", str(few[-1][0])])
+    more = ["--until-decided", "--max-seeds", str(max(few[-1][0], config.seeds))]
+    command = shlex.join(["stab", "compare", *again, *more])
     return verdict, (
         "Seeds that would show a difference as large as the measured one (chance 80 %):"
         f" {said}{others_too}. Add them: {command}"
@@ -166,7 +212,7 @@ def _learning(own: list[dict[str, Any]], scored: dict[str, Scored]) -> list[str]
     base, others = _finished(own)
     if base is None:
         return []
-    entries = [base, *others]
+    entries = [e for e in (base, *others) if e["seeds"] == base["seeds"]]
     gains = [[gva.gain(J) for J in scored[e["stabilizer"]].series.scored] for e in entries]
     if not inference.rises(gains):
         return []
@@ -179,10 +225,13 @@ def _learning(own: list[dict[str, Any]], scored: dict[str, Scored]) -> list[str]
 
 def _scored(results: Results, series: Series) -> Scored:
     """What the figures of a finished entry are computed from."""
+    raw, base = results.series[series.task, series.cells[0]["raw"]], None
+    if (series.task, "none") in results.series:
+        base = results.series[series.task, "none"].first(len(series.seeds))
     return Scored(
         series=series,
-        raw=results.series[series.task, series.cells[0]["raw"]],
-        base=results.series.get((series.task, "none")),
+        raw=raw.first(len(series.seeds)),
+        base=base,
         timings=[results.timings[rows.cell_key(cell)] for cell in series.cells],
     )
 
@@ -198,7 +247,7 @@ def _entry(results: Results, task: str, string: str, scored: Scored | None) -> d
         "settings": sweep.settings(string, recipe),
         "samples": recipe.samples,
         "updates": recipe.updates,
-        "seeds": config.seeds,
+        "seeds": config.shared_seeds,
         "checkpoints": len(config.window),
         "starts": config.eval.starts,
     }
@@ -206,6 +255,7 @@ def _entry(results: Results, task: str, string: str, scored: Scored | None) -> d
         status = "skipped" if key in results.skipped else "failed"
         reason = results.skipped.get(key) or results.failures[key]
         return entry | {"status": status, "reason": reason}
+    entry["seeds"] = len(scored.series.seeds)
     figures = {column.key: column.figure(scored) for column in COLUMNS if column.figure}
     entry |= plain(figures)
     return entry

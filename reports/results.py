@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -56,6 +57,19 @@ class Series:
     rider: dict[str, Any]
     cells: list[dict[str, Any]]
 
+    def first(self, seeds: int) -> Series:
+        """Return the series of the first seeds alone."""
+        if seeds >= len(self.seeds):
+            return self
+        per_seed: dict[str, Any] = {
+            field.name: value[:seeds]
+            for field in dataclasses.fields(self)
+            if field.name not in ("updates", "window", "horizons")
+            and isinstance(value := getattr(self, field.name), np.ndarray | list)
+        }
+        measures = {name: values[:seeds] for name, values in self.measures.items()}
+        return dataclasses.replace(self, measures=measures, **per_seed)
+
     @cached_property
     def scored(self) -> np.ndarray:
         """(S, M, N) the returns of the window."""
@@ -88,11 +102,13 @@ class Results:
     """A run folder, read.
 
     Attributes:
-        series: by (task, stabilizer), for what has finished on every seed of the run.
+        series: by (task, stabilizer), for what has finished on every seed of the run; with
+            ``until_decided``, on the first look's seeds at least.
         about: how the run was made (run.json).
         timings: cell key -> seconds and bytes.
         failures, skipped: (task, stabilizer) -> reason.
-        post_hoc: by (task, stabilizer), averages computed from snapshots, finished on every seed.
+        post_hoc: by (task, stabilizer), averages computed from snapshots, finished on every seed
+            that all entries have.
     """
 
     run: Path
@@ -118,8 +134,8 @@ def read(run: Path) -> Results:
     about = files.read_as(path, rows.ABOUT, "record") if path.exists() else {}
     series = {
         key: _series(*key, cells)
-        for key, cells in grouped.items()
-        if key not in failures and len(cells) == config.seeds
+        for key, cells in _looked_at(grouped, config).items()
+        if key not in failures
     }
     for task, string in list(series):
         raw = series[task, string].cells[0]["raw"]
@@ -128,7 +144,7 @@ def read(run: Path) -> Results:
             failures[task, string] = f"{raw}, its raw iterates: {reason}"
     averages: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in rows.cells(run, "averages"):
-        if cell["task"] in config.tasks and cell["seed"] < config.seeds:
+        if cell["task"] in config.tasks and cell["seed"] < config.shared_seeds:
             averages.setdefault((cell["task"], cell["stabilizers"][0]), []).append(cell)
     return Results(
         run=run,
@@ -141,7 +157,7 @@ def read(run: Path) -> Results:
         post_hoc={
             key: _series(*key, cells)
             for key, cells in averages.items()
-            if len(cells) == config.seeds
+            if len(cells) == config.shared_seeds
         },
     )
 
@@ -198,11 +214,31 @@ def _failures(
         for string in failed["stabilizers"]:
             reason = f"seed {failed['seed']}: {failed['reason']}"
             failures.setdefault((failed["task"], string), reason)
+    needed = config.shared_seeds
     for key in itertools.product(config.tasks, config.stabilizers):
-        finished = len(grouped.get(key, []))
-        if finished < config.seeds and key not in failures and key not in skipped:
-            failures[key] = f"{finished} of {config.seeds} seeds finished; resume with --resume"
+        finished = sum(cell["seed"] < needed for cell in grouped.get(key, []))
+        if finished < needed and key not in failures and key not in skipped:
+            failures[key] = f"{finished} of {needed} seeds finished; resume with --resume"
     return failures
+
+
+def _looked_at(
+    grouped: dict[tuple[str, str], list[dict[str, Any]]], config: Config
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Return each entry's cells up to the last look at which it and ``none`` have all seeds."""
+    least = config.shared_seeds
+    looks = [look for look in config.tests if look >= least]
+    seeds = {key: {cell["seed"] for cell in cells} for key, cells in grouped.items()}
+    last = {
+        key: max((look for look in looks if own.issuperset(range(look))), default=0)
+        for key, own in seeds.items()
+    }
+    kept = {}
+    for (task, string), cells in grouped.items():
+        count = min(last[task, string], max(last.get((task, "none"), 0), least))
+        if count:
+            kept[task, string] = [cell for cell in cells if cell["seed"] < count]
+    return kept
 
 
 def _shape(cell: dict[str, Any], string: str) -> tuple[Any, ...]:

@@ -170,7 +170,8 @@ def groups(leaderboard: dict[str, Any], task: str, by: Sequence[str] = ("method"
     fallback = leaderboard["run"]["tasks"][task]["none"]
     result = []
     for name, members in ranked.items():
-        scores = np.array([entry["gva_per_seed"] for entry in members])
+        shared = min((entry["seeds"] for entry in members), default=0)
+        scores = np.array([entry["gva_per_seed"][:shared] for entry in members])
         result.append(
             Group(
                 name=name,

@@ -166,8 +166,12 @@ def title(leaderboard: dict[str, Any], task: str) -> str:
     environment = leaderboard["run"]["tasks"][task].get("environment")
     dataset = leaderboard["run"]["settings"]["data"]["dataset"]
     where = ", ".join(filter(None, (environment, dataset)))
-    counts = [(entry[f"{word}s"], word) for word in ("seed", "checkpoint", "start")]
+    seeds = {e["seeds"] for e in entries(leaderboard, task) if e["gva"] is not None}
+    most = max(seeds, default=entry["seeds"])
+    counts = [(most, "seed"), *((entry[f"{word}s"], word) for word in ("checkpoint", "start"))]
     size = " x ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts)
+    if len(seeds) > 1:
+        size = f"{min(seeds)} to {size}"
     return f"{task}{f' ({where})' if where else ''}: {size}"
 
 
@@ -202,6 +206,17 @@ def task_notes(leaderboard: dict[str, Any], task: str) -> list[str]:
         )
     if about["more_seeds"]:
         lines.append(about["more_seeds"])
+    looks = [*run["settings"]["looks"], run["settings"]["seeds"]]
+    if len(looks) > 1:
+        at = f"{', '.join(map(str, looks[:-1]))} and {looks[-1]}"
+        lines.append(f"Tested at {at} seeds at most: p-values are multiplied by {len(looks)}.")
+    decided: dict[int, list[str]] = {}
+    for e in own:
+        if e["gva"] is not None:
+            decided.setdefault(e["seeds"], []).append(e["stabilizer"])
+    if len(decided) > 1:
+        counts = "; ".join(f"{n} {', '.join(names)}" for n, names in sorted(decided.items()))
+        lines.append(f"Seeds: {counts}.")
     return lines
 
 

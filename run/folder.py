@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stab import files
-from stab.config import Config, flat, load
+from stab.config import LEAST_SEEDS, Config, flat, load
 from stab.engines.base import cores
 from stab.registry import NAME, StabError
 from stab.run import rows
@@ -226,17 +226,23 @@ def _join(run: Path, before: Config, config: Config) -> Config:
             f"--resume: {run} was made with other settings ({changes}): choose another --out"
         )
     strings = [*(s for s in before.stabilizers if s not in skipped), *config.stabilizers]
+    # Scores that were shown were looked at; so are those of seeds that are still to come.
+    shown = before.until_decided or (run / "leaderboard.json").exists()
+    more = [seeds for seeds in config.tests if seeds > before.seeds]
+    tests = [*before.looks, *([before.seeds] if shown or not more else []), *more]
     return dataclasses.replace(
         config,
         tasks=tuple(dict.fromkeys(before.tasks + config.tasks)),
         stabilizers=tuple(dict.fromkeys(strings)),
-        seeds=max(before.seeds, config.seeds),
+        seeds=tests[-1],
+        looks=tuple(seeds for seeds in tests[:-1] if seeds >= LEAST_SEEDS),
+        until_decided=before.until_decided or config.until_decided,
     )
 
 
 def _deciding(config: Config) -> dict[str, str]:
     """Return what must be equal for two runs to share a folder, by dotted key."""
-    joined = ("tasks", "stabilizers", "seeds")
+    joined = ("tasks", "stabilizers", "seeds", "looks", "until_decided")
     shared = {key: value for key, value in config.to_dict().items() if key not in joined}
     return {key: repr(value) for key, value in flat(shared).items()}
 

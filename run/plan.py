@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stab.config import PRESETS, QUICK, Config, flat, load, names
+from stab.config import LEAST_SEEDS, PRESETS, QUICK, Config, flat, load, names
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError, reason, suggest
 from stab.run.cells import Cell, make_task
 from stab.stabilizers import Stabilizer, expand, parse, split, stabilizers
 from stab.stabilizers.strings import LARGEST
 from stab.tasks import tasks
+
+MAX_SEEDS = 16  # of --until-decided
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Plan:
     @property
     def shared(self) -> int:
         """Training runs saved by entries that share another's trajectory."""
-        return max(0, (self.entries - len(self.skipped)) * self.config.seeds - len(self.cells))
+        own = set(self.config.stabilizers)
+        return sum(max(0, len(own.intersection(cell.stabilizers)) - 1) for cell in self.cells)
 
     @property
     def rollouts(self) -> int:
@@ -60,6 +63,8 @@ def make_config(
     device: str | None = None,
     preset: str | None = None,
     quick: bool = False,
+    until_decided: bool = False,
+    max_seeds: int | None = None,
     file: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> tuple[Config, dict[str, str] | None]:
@@ -67,7 +72,8 @@ def make_config(
 
     Later ones win: defaults, the task's, preset, file, quick, arguments, overrides. ``stabilizers``
     is "all", a list, or a comma-separated string. A dataset without a task belongs to the built-in
-    task of its environment, or is one of its own. Raises StabError for anything unknown or out of
+    task of its environment, or is one of its own. ``until_decided`` adds looks: numbers of seeds,
+    each twice the one before, up to ``max_seeds``. Raises StabError for anything unknown or out of
     range, and when no task or no stabilizer is named.
     """
     if preset is not None and preset not in PRESETS:
@@ -108,9 +114,25 @@ def make_config(
         strings += [text] if broken and text in broken else expand(text)
     usable = [s for s in dict.fromkeys(strings) if not (broken and s in broken)]
     crossed = cross(config.train, swept, usable)
-    return dataclasses.replace(
-        config, stabilizers=tuple(dict.fromkeys([*crossed, *strings]))
-    ), broken
+    config = dataclasses.replace(config, stabilizers=tuple(dict.fromkeys([*crossed, *strings])))
+    if until_decided:
+        config = _add_looks(config, MAX_SEEDS if max_seeds is None else max_seeds)
+    elif max_seeds is not None:
+        raise StabError("--max-seeds is for --until-decided; the number of seeds is --seeds")
+    return config, broken
+
+
+def _add_looks(config: Config, most: int) -> Config:
+    tests = list(config.tests)
+    more = most > tests[-1] or (config.until_decided and most == tests[-1])
+    if tests[0] < LEAST_SEEDS or not more:
+        raise StabError(
+            f"--until-decided begins with {tests[-1]} seeds and ends with --max-seeds, {most}:"
+            f" expected {LEAST_SEEDS} at least to begin with, and more to end with"
+        )
+    while tests[-1] < most:
+        tests.append(min(2 * tests[-1], most))
+    return dataclasses.replace(config, seeds=tests[-1], looks=tuple(tests[:-1]), until_decided=True)
 
 
 def _load_for(
@@ -195,8 +217,15 @@ def every_stabilizer() -> tuple[list[str], dict[str, str]]:
     return [entry.name for entry in listing], broken
 
 
-def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
+def make_plan(
+    config: Config,
+    broken: dict[str, str] | None = None,
+    wanted: Mapping[tuple[str, str], int] | None = None,
+) -> Plan:
     """Group entries by their trajectory.
+
+    ``wanted`` is how many seeds each (task, stabilizer) has, 0 if it is not in it. By default they
+    have all seeds; with ``until_decided``, those of the first look.
 
     A pair that cannot run is skipped with its reason if stabilizers are those of "all" (``broken``
     is given, and names the ones known to be broken); otherwise it raises StabError. So do an
@@ -233,11 +262,13 @@ def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
                 entries.append(stabilizer.raw)
             if string not in entries:
                 entries.append(string)
-    cells = [
-        Cell(task, recipe, seed, tuple(entries))
-        for (task, _), (recipe, entries) in grouped.items()
-        for seed in range(config.seeds)
-    ]
+    every, cells = config.shared_seeds, []
+    for (task, _), (recipe, (raw, *entries)) in grouped.items():
+        counts = {s: every if wanted is None else wanted.get((task, s), 0) for s in [raw, *entries]}
+        cells += [
+            Cell(task, recipe, seed, (raw, *(s for s in entries if seed < counts[s])))
+            for seed in range(max(counts.values()))
+        ]
     per_entry = 1000 * len(config.checkpoints)
     cells.sort(key=lambda cell: -(cell.recipe.samples + per_entry * len(cell.stabilizers)))
     return Plan(config, cells, skipped)

@@ -62,7 +62,7 @@ def unfinished(run: Path, strings: Sequence[str]) -> list[PostHoc]:
             )
         recipe = stabilizer.apply(config.train)
         stabilizer.average.init({}, recipe.updates)
-        for task, seed in itertools.product(config.tasks, range(config.seeds)):
+        for task, seed in itertools.product(config.tasks, range(config.shared_seeds)):
             cell = cells.get((task, recipe.key, seed))
             if cell is None:
                 trained = {c["raw"] for c in cells.values() if c["task"] == task}

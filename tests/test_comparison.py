@@ -796,3 +796,33 @@ def test_a_full_disk_is_a_clear_line_and_loses_nothing(hopper, tmp_path):
     assert [path.read_bytes() for path in sorted((whole / "cells").iterdir())] == [
         path.read_bytes() for path in sorted((tmp_path / "run" / "cells").iterdir())
     ]
+
+
+def test_undecided_entries_alone_are_trained_again_and_no_row_of_before_changes(
+    hopper, tmp_path, monkeypatch
+):
+    asked = iter([{("hopper", "lr_decay"): 6, ("hopper", "none"): 6}, {}])
+    monkeypatch.setattr("stab.reports.leaderboard.undecided", lambda _: next(asked))
+    strings, out = ["none", "ema", "lr_decay"], tmp_path / "run"
+    found = comparison.compare(
+        "hopper", strings, seeds=3, until_decided=True, max_seeds=6, out=out, overrides=TINY
+    )
+    seeds = {}
+    for row in rows.rows(out):
+        seeds.setdefault(row["stabilizer"], set()).add(row["seed"])
+    assert seeds == {"none": {*range(6)}, "ema": {*range(3)}, "lr_decay": {*range(6)}}
+    assert {e["stabilizer"]: e["seeds"] for e in found.entries} == {
+        "none": 6,
+        "ema": 3,
+        "lr_decay": 6,
+    }
+    plain = comparison.compare(
+        "hopper", strings, seeds=3, out=tmp_path / "plain", overrides=TINY
+    ).run
+    for path in (plain / "cells").iterdir():
+        assert (out / "cells" / path.name).read_bytes() == path.read_bytes()
+    # A resumed run asks again, and finds everything done.
+    asked = iter([{("hopper", "lr_decay"): 6, ("hopper", "none"): 6}, {}])
+    before = {path.name: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    comparison.compare("hopper", strings, seeds=3, out=out, resume=True, overrides=TINY)
+    assert {path.name: path.stat().st_mtime_ns for path in (out / "cells").iterdir()} == before

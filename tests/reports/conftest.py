@@ -54,8 +54,15 @@ def _make(
     level: dict[str, float] | None = None,
     static: str = "",
     learned: bool = True,
+    seeds: dict[str, int] | None = None,
+    looks: tuple[int, ...] = (),
 ) -> Path:
+    """``seeds`` of each string, with ``looks``: a run until it was decided."""
     run, config = folder / "run", dataclasses.replace(CONFIG, smoke=smoke)
+    if seeds:
+        config = dataclasses.replace(
+            config, seeds=max(seeds.values()), looks=looks, until_decided=True
+        )
     files.write_text(run / "config.yaml", json.dumps(config.to_dict()))  # YAML contains JSON
     files.write_json(run / "run.json", {"command": "stab compare toy", "seconds": 1.0, "cores": 2})
     files.write_json(
@@ -70,8 +77,9 @@ def _make(
     if not learned:
         levels = {string: value - 0.55 for string, value in levels.items()}
     for riders in (("none", "ema"), ("lr_decay",)):
-        for seed in range(config.seeds):
-            _write_cell(run, config, riders, seed, levels, static)
+        for seed in range(seeds[riders[0]] if seeds else config.seeds):
+            own = [string for string in riders if not seeds or seed < seeds[string]]
+            _write_cell(run, config, own, seed, levels, static)
     return run
 
 
