@@ -9,11 +9,10 @@ import numpy as np
 
 from stab import gva
 from stab.reports import inference
-from stab.reports.columns import Column, Scored, shown
+from stab.reports.columns import SCHEMA, Column, Scored, shown
 from stab.reports.leaderboard import plain
 from stab.reports.results import Results, Series
 from stab.reports.sheets import Sheet, csv_text
-from stab.run import rows
 
 POOR = 0.25  # of misplaced weight: an average of other iterates than its name says
 NOTES = (
@@ -37,7 +36,7 @@ def summary(results: Results) -> dict[str, Any]:
         entries += [_entry(results, one, ends) for one, ends in zip(own, intervals, strict=True)]
     entries.sort(key=lambda e: (tasks.index(e["task"]), e["half_life"][1], e["stabilizer"]))
     return {
-        "schema": rows.SCHEMA,
+        "schema": SCHEMA,
         "protocol": gva.PROTOCOL,
         "every": results.config.snapshots.every,
         "entries": entries,

@@ -17,6 +17,7 @@ from stab.reports.results import Series
 Entry = Mapping[str, Any]
 Train = Mapping[str, Any]  # the settings of the base recipe
 Text = Callable[[Entry, Train], str]
+SCHEMA = 2  # of leaderboard.json; another one if a key goes or changes its meaning
 STATUSES = ["ranked", "static", "unsound", "failed", "skipped"]
 UNFINISHED = STATUSES[3:]
 EMPTY = "–"

@@ -14,7 +14,7 @@ from stab import gva
 from stab.config import Config
 from stab.recipe import Recipe
 from stab.reports import inference, sweep
-from stab.reports.columns import COLUMNS, STATUSES, Scored
+from stab.reports.columns import COLUMNS, SCHEMA, STATUSES, Scored
 from stab.reports.results import Results, Series
 from stab.run import rows
 from stab.stabilizers import parse
@@ -66,7 +66,7 @@ def leaderboard(results: Results) -> dict[str, Any]:
             "none": next((e["gva"] for e in own if e["stabilizer"] == "none"), None),
         }
     return {
-        "schema": rows.SCHEMA,
+        "schema": SCHEMA,
         "protocol": gva.PROTOCOL,
         "run": {
             "smoke": config.smoke,

@@ -16,12 +16,11 @@ from stab import gva
 from stab.config import flat
 from stab.registry import StabError
 from stab.reports import inference, sweep
-from stab.reports.columns import COLUMNS, EMPTY, Column, shown
+from stab.reports.columns import COLUMNS, EMPTY, SCHEMA, Column, shown
 from stab.reports.leaderboard import leaderboard, plain
 from stab.reports.results import Results, Series
 from stab.reports.results import read as read_run
 from stab.reports.sheets import Sheet, csv_text
-from stab.run import rows
 
 RUN = Column("run", "The letter of the run.", {"type": "string"}, heading="run")
 CHANGES = ("stabilizer", "GVA before", "after", "difference, 95 %", "p", "return")
@@ -154,7 +153,7 @@ def merge(origins: Sequence[Origin], conditions: Sequence[str] = ()) -> dict[str
         entries = sweep.matching(entries, conditions)
     kept = {(entry["task"], entry["stabilizer"]) for entry in entries}
     merged = {
-        "schema": rows.SCHEMA,
+        "schema": SCHEMA,
         "protocol": gva.PROTOCOL,
         "runs": {origin.label: _about(origin) for origin in origins},
         "warnings": _warnings(origins),

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from stab import gva
-from stab.reports.columns import COLUMNS, POSITIVE, TEXT, UNFINISHED, Column
-from stab.run import rows
+from stab.reports.columns import COLUMNS, POSITIVE, SCHEMA, TEXT, UNFINISHED, Column
 
 
 def schema() -> dict[str, Any]:
@@ -17,7 +16,7 @@ def schema() -> dict[str, Any]:
         "title": "leaderboard.json of stab",
         "additionalProperties": False,
         **_record(
-            schema={"const": rows.SCHEMA},
+            schema={"const": SCHEMA},
             protocol={"const": gva.PROTOCOL},
             run=_record(
                 smoke={"type": "boolean", "description": "Whether numbers have no meaning."},
