@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from stab.registry import StabError, reason
-from stab.stabilizers.base import Average
+from stab.stabilizers.base import Average, MeanState
+from stab.stabilizers.ema import SMALL
 from stab.stabilizers.strings import parse, spell
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class Attached:
             if not average.averages_buffers
         }
         self._states = self._begin()
+        self._large = self._live.size() > SMALL and all(
+            isinstance(state, MeanState) for state in self._states.values()
+        )
         self._open = all(map(_without_total, self.averages.values()))
         self._raw: dict[str, tuple[Slot, Tensor]] | None = None  # within swapped()
         self._optimizer = optimizer
@@ -80,6 +84,8 @@ class Attached:
         from stab.stabilizers.live import plain
 
         with plain():
+            if self._raw is None:
+                self._mend()
             average = dict(self._read(self._known(name)))
             left = {
                 name: slot.tensor.detach().clone()
@@ -104,11 +110,15 @@ class Attached:
         """
         import torch
 
+        from stab.stabilizers.live import plain
+
         name = self._known(name)
         self._outside("swapped()")
         raw: dict[str, tuple[Slot, Tensor]] = {}
         self._raw = raw
         try:
+            with plain():
+                self._mend()
             slots = self._live.chosen()
             # Inference mode, in which tensors that were made in it can be written to as well.
             with torch.inference_mode():
@@ -127,7 +137,11 @@ class Attached:
 
         Tensors are those that the averages go on with, as in ``torch.nn.Module.state_dict``.
         """
+        from stab.stabilizers.live import plain
+
         self._outside("state_dict()")
+        with plain():
+            self._mend()
         return {
             "step": self.step,
             "total": self.total,
@@ -198,19 +212,33 @@ class Attached:
                 for state in self._states.values():
                     state.load_state_dict(self._live.local(state.state_dict()))
             self.step += 1
-            if spoiled := self._live.spoiled(params):
-                self._skip(spoiled)
+            if self._live.spoiled(params, sample=self._large):
+                self._report(
+                    f"{self._live.which()} is not finite after update {self.step}: averages"
+                )
                 return
             for name, average in self.averages.items():
                 average.update(self._states[name], self._part(name, params), self.step)
+            if self._large and self.step % 64 == 0:
+                self._mend()
 
-    def _skip(self, spoiled: list[str]) -> None:
+    def _mend(self) -> None:
+        """Look for what a sample of each update may have missed, in averages of large modules."""
+        if not self._large:
+            return
+        params = self._live.look()
+        for name, state in self._states.items():
+            if mended := state.mend(self._part(name, params)):
+                self._report(
+                    f"{', '.join(map(repr, mended[:3]))} was not finite before update {self.step}:"
+                    " such numbers begin again, averages"
+                )
+
+    def _report(self, what: str) -> None:
         self.skipped += 1
         if self.skipped == 1:
             warnings.warn(
-                f"{spoiled[0]!r} is not finite after update {self.step}: averages leave such"
-                " updates out, and count them in .skipped",
-                stacklevel=4,
+                f"{what} leave such updates out, and count them in .skipped", stacklevel=4
             )
 
     def _part(self, name: str, params: Params) -> Params:

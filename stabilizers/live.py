@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from stab.registry import StabError
-from stab.stabilizers.means import form, short
+from stab.stabilizers.means import finite, form, short
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -138,16 +137,25 @@ class Live:
             for name, tensor, (_, dtype) in zip(self.names, found, self._forms, strict=True)
         }
 
-    def spoiled(self, params: Params) -> list[str]:
-        """Return the names of tensors with an infinity or NaN, on any process of a sharded one."""
-        # The sum of finite numbers is finite, unless it overflows: then look at each.
-        names = [] if _finite_sum(params) else [n for n, v in params.items() if not _finite(v)]
+    def spoiled(self, params: Params, sample: bool = False) -> bool:
+        """Whether there is an infinity or NaN, on any process if tensors are sharded.
+
+        With ``sample``, look at one number in 64 of each tensor: a loss that is NaN spoils all.
+        """
+        tensors = list(params.values())
+        if sample:
+            tensors = [value if value.dim() == 0 else value[::64] for value in tensors]
+        spoiled = not finite(tensors)
         if self._known.sharded:
-            some = torch.tensor(float(bool(names)), device=self.devices[0])
+            some = torch.tensor(float(spoiled), device=self.devices[0])
             torch.distributed.all_reduce(some)
-            if some and not names:
-                names = ["a part on another process"]
-        return names
+            spoiled = bool(some)
+        return spoiled
+
+    def which(self) -> str:
+        """Return which tensors are not finite, for a message."""
+        names = [name for name, slot in self.chosen().items() if not _finite(slot.tensor)]
+        return ", ".join(map(repr, names[:3])) or "a parameter on another process"
 
     def fitted(self, read: Params, paths: bool = False) -> Params:
         """Return a read-out as the module would hold it.
@@ -184,6 +192,10 @@ class Live:
             return part.to(devices.get(name, self.devices[0]))
 
         return _mapped(state, place)
+
+    def size(self) -> int:
+        """Return how many numbers this process looks at."""
+        return sum(shape.numel() for shape, _ in self._forms)
 
     def forms(self) -> dict[str, str]:
         """Return dtype and shape of each tensor, in words."""
@@ -310,15 +322,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _finite(tensor: Tensor) -> bool:
     local = tensor.to_local() if _sharded(tensor) else tensor  # type: ignore[operator]
-    return bool(local.detach().to(_wide(local.dtype)).isfinite().all())
-
-
-def _finite_sum(params: Params) -> bool:
-    sums = [(torch.view_as_real(v) if v.is_complex() else v).sum() for v in params.values()]
-    if all(one.device.type == "cpu" for one in sums):
-        return math.isfinite(sum(one.item() for one in sums))
-    first = sums[0].device  # one look at the device, not one for each tensor
-    return math.isfinite(sum(torch.stack([one.double().to(first) for one in sums]).tolist()))
+    return finite([local.detach().to(_wide(local.dtype))])
 
 
 def _mapped(tree: Any, change: Callable[[str, Tensor], Tensor], name: str = "") -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Params = dict[str, Tensor]
+    Lerp = Callable[[list[Tensor], list[Tensor], float], None]
 
 # Rates below which float32 is not enough. An average that moves by ``rate`` of its distance to the
 # iterate stands still when that is under half an ulp: it is then off by up to 2^-24 / rate of its
@@ -65,12 +67,7 @@ class MeanState:
             torch._foreach_copy_(list(self.mean.values()), self._matched(params))
         self.weight, self.older = 1.0, None
 
-    def take(
-        self,
-        params: Params,
-        rate: float,
-        lerp: Callable[[list[Tensor], list[Tensor], float], None] | None = None,
-    ) -> None:
+    def take(self, params: Params, rate: float, lerp: Lerp | None = None) -> None:
         """Take in an iterate: ``average <- average + rate (params - average)``, 0 < rate <= 1.
 
         ``lerp(mean, params, rate)`` does that in place as long as the average is not a long one;
@@ -79,7 +76,8 @@ class MeanState:
         import torch
 
         if rate == 1:
-            return self.restart(params)
+            self.restart(params)
+            return
         weight, own = self._weights(rate)
         if own < (LONG if self.older is None else BLOCK) and self._coarse:
             self._fold()
@@ -93,7 +91,18 @@ class MeanState:
             else:
                 torch._foreach_lerp_(mean, matched, own)
         self.weight = weight
-        return None
+
+    def mend(self, params: Params) -> list[str]:
+        """Restart numbers that are not finite with those of an iterate; return their tensors."""
+        mended = []
+        for name, value in self.mean.items():
+            kept = [value] if self.older is None else [value, self.older[name]]
+            if not finite(kept):
+                mended.append(name)
+                for one in kept:
+                    bad = ~one.isfinite()
+                    one[bad] = params[name].to(one.dtype)[bad]
+        return mended
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the average as new tensors, one by one."""
@@ -166,6 +175,20 @@ class MeanState:
             if (there.shape, there.dtype) != (value.shape, value.dtype):
                 raise StabError(f"{name!r} is {form(there)} in the state, {form(value)} here")
         return {name: saved[name].detach().clone() for name in self.mean}
+
+
+def finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no tensor holds an infinity or NaN; of those on a device, with one look at it."""
+    import torch
+
+    # The sum of finite numbers is finite, unless it overflows: then look at each.
+    sums = [(torch.view_as_real(v) if v.is_complex() else v).sum() for v in tensors]
+    if all(one.is_cpu for one in sums):
+        total = sum(one.item() for one in sums)
+    else:
+        first = sums[0].device
+        total = sum(torch.stack([one.double().to(first) for one in sums]).tolist())
+    return math.isfinite(total) or all(bool(v.isfinite().all()) for v in tensors)
 
 
 def form(tensor: Tensor) -> str:

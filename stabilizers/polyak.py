@@ -52,9 +52,8 @@ class Polyak(Average):
         return MeanState(clone(params), to_updates(self.start, total, "start"))
 
     def update(self, state: MeanState, params: Params, step: int) -> None:
-        if step >= state.start:
-            state.count += 1
-        state.take(params, 1 / max(1, state.count))
+        state.take(params, 1 / (state.count + 1))
+        state.count += step >= state.start
 
     def read(self, state: MeanState) -> Params:
         return dict(state.items())

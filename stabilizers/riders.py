@@ -47,8 +47,8 @@ class Riders:
             if average.averages_buffers not in seen:
                 live = self._live(average)
                 params = live.look()
-                if spoiled := live.spoiled(params):
-                    raise StabError(f"{spoiled[0]!r} is not finite after update {step}")
+                if live.spoiled(params):
+                    raise StabError(f"{live.which()} is not finite after update {step}")
                 seen[average.averages_buffers] = params
             average.update(self.states[name], seen[average.averages_buffers], step)
             ended = clock(device)

@@ -57,8 +57,8 @@ class SWA(Average):
         if step < state.start:
             state.restart(params)
         elif (step - state.start) % self.every == 0:
+            state.take(params, 1 / (state.count + 1))
             state.count += 1
-            state.take(params, 1 / state.count)
 
     def read(self, state: MeanState) -> Params:
         return dict(state.items())
