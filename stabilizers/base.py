@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from stab.stabilizers.means import Params
+    Params = dict[str, Tensor]
 
 __all__ = ["Average", "GradientTransform", "Intervention", "MeanState", "clone", "stabilizers"]
 
@@ -48,11 +48,11 @@ class Average(Declared):
     convex: ClassVar[bool] = False
     averages_buffers: ClassVar[bool] = False
 
-    def init(self, params: Params, total: int | None) -> Any:
+    def init(self, params: Params, total: int) -> Any:
         """Return the state at update 0. Raises StabError if a setting does not fit ``total``.
 
-        ``total`` is None if nobody knows how long training will be: then raise StabError (as
-        ``to_updates`` does) if it is needed.
+        ``stab.attach`` gives None for ``total`` if nobody knows it: an average that needs it then
+        raises (``to_updates`` does).
         """
         raise NotImplementedError
 

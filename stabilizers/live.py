@@ -48,8 +48,7 @@ class Slot:
     @property
     def local(self) -> Tensor:
         """This process's part, detached: all of it, but for sharded tensors."""
-        tensor = self.tensor.detach()
-        return tensor.to_local() if _sharded(tensor) else tensor  # type: ignore[operator,no-any-return]
+        return _part(self.tensor.detach())
 
 
 class Live:
@@ -123,7 +122,10 @@ class Live:
         if not self._known.unchanged():
             self.chosen()
             self._known = _Known(self.module, self.slots(), self.names)
-        found = [slot.local for slot in self._known.slots]
+        if self._known.sharded:
+            found = [slot.local for slot in self._known.slots]
+        else:
+            found = [slot.tensor.detach() for slot in self._known.slots]
         if [(tensor.shape, _wide(tensor.dtype)) for tensor in found] != self._forms:
             for name, tensor, (shape, dtype) in zip(self.names, found, self._forms, strict=True):
                 if (tensor.shape, _wide(tensor.dtype)) != (shape, dtype):
@@ -188,8 +190,7 @@ class Live:
         devices = dict(zip(self.names, self.devices, strict=True))
 
         def place(name: str, value: Tensor) -> Tensor:
-            part: Tensor = value.to_local() if _sharded(value) else value  # type: ignore[operator]
-            return part.to(devices.get(name, self.devices[0]))
+            return _part(value).to(devices.get(name, self.devices[0]))
 
         return _mapped(state, place)
 
@@ -235,6 +236,12 @@ class _Known:
             parent.reshard()  # type: ignore[operator]
         ids = [id(one) for holder in self._holders for one in holder.values()]
         return ids == self._ids and not any(tensor.requires_grad for tensor in self._left)
+
+
+def write(tensor: Tensor, value: Tensor) -> None:
+    """Copy into a tensor, even if it was made in inference mode."""
+    with torch.inference_mode():
+        tensor.copy_(value)
 
 
 def _modules(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
@@ -304,13 +311,19 @@ def _sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "to_local")
 
 
-def _whole(live: Tensor, value: Tensor) -> Tensor:
-    """Return a local part as a sharded tensor like ``live``; others as they are."""
-    if not _sharded(live) or value.shape != live.to_local().shape:  # type: ignore[operator]
-        return value
-    place = {"shape": live.shape, "stride": live.stride()}
-    make = type(live.detach()).from_local  # type: ignore[attr-defined]
-    whole: Tensor = make(value, live.device_mesh, live.placements, **place)  # type: ignore[attr-defined]
+def _part(tensor: Any) -> Tensor:
+    """Return this process's part of a sharded tensor; others whole."""
+    part: Tensor = tensor.to_local() if _sharded(tensor) else tensor
+    return part
+
+
+def _whole(live: Any, part: Tensor) -> Tensor:
+    """Inverse of ``_part``, for a tensor like ``live``."""
+    if not _sharded(live) or part.shape != live.to_local().shape:
+        return part
+    whole: Tensor = type(live.detach()).from_local(
+        part, live.device_mesh, live.placements, shape=live.shape, stride=live.stride()
+    )
     return whole
 
 
@@ -321,7 +334,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _finite(tensor: Tensor) -> bool:
-    local = tensor.to_local() if _sharded(tensor) else tensor  # type: ignore[operator]
+    local = _part(tensor)
     return finite([local.detach().to(_wide(local.dtype))])
 
 
