@@ -80,6 +80,11 @@ class Declared:
                 name = f"{self.prefix}{f.name}"
                 raise StabError(f"{name}={value!r} is out of range: expected {meta['expected']}")
 
+    @classmethod
+    def instead(cls, key: str, value: str) -> str:  # noqa: ARG003
+        """Return advice on an argument that does not exist, or nothing: other libraries' names."""
+        return ""
+
 
 def parse_arguments(text: str, cls: type, what: str) -> dict[str, Any]:
     """Parse ``key=value,key=value`` against the fields of a dataclass.
@@ -95,7 +100,9 @@ def parse_arguments(text: str, cls: type, what: str) -> dict[str, Any]:
         if not equals or not value:
             raise StabError(f"{what}: {pair!r} is not key=value. Valid: {valid}")
         if key not in known:
-            raise StabError(f"{what} has no argument {key!r}.{suggest(key, known)} Valid: {valid}")
+            hint = cls.instead(key, value) if issubclass(cls, Declared) else ""
+            hint = hint or suggest(key, known)
+            raise StabError(f"{what} has no argument {key!r}.{hint} Valid: {valid}")
         if key in args:
             raise StabError(f"{what}: {key!r} is given twice")
         args[key] = _value(value, types[key], f"{what}: {key}={value}", str(known[key]))

@@ -36,8 +36,9 @@ class Incompatible(Exception):
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'ema'?"`` for the nearest known name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    lower = {one.lower(): one for one in known}  # EMA, Ema
+    close = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.5)
+    return f" Did you mean {lower[close[0]]!r}?" if close else ""
 
 
 @dataclass(frozen=True)

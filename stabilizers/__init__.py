@@ -16,7 +16,8 @@ from stab.stabilizers import (
 
 # ruff: isort: on
 from stab.arguments import hyper
-from stab.stabilizers.attach import Attached, attach
+from stab.stabilizers.attach import attach
+from stab.stabilizers.attached import Attached
 from stab.stabilizers.base import Average, GradientTransform, Intervention, stabilizers
 from stab.stabilizers.strings import Stabilizer, expand, parse, split
 

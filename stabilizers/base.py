@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from stab.arguments import Declared
 from stab.recipe import Recipe
 from stab.registry import Registry, StabError
+from stab.stabilizers.means import MeanState, clone
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
     Params = dict[str, Tensor]
+
+__all__ = ["Average", "GradientTransform", "Intervention", "MeanState", "clone", "stabilizers"]
 
 
 class State(Protocol):
@@ -32,7 +33,8 @@ class Average(Declared):
     """Looks at the iterates of a run and never changes them.
 
     Subclasses are frozen dataclasses of hyper-parameters. ``Params`` is a dict of tensors; leaves
-    may carry leading axes, one entry of them a run of its own.
+    may carry leading axes, one entry of them a run of its own. Whatever the module's dtype, an
+    average is shown float32 at least, always in the same order; read-outs are cast back.
 
     Attributes:
         convex: declares that the read-out is a convex combination of the iterates so far, with
@@ -47,7 +49,11 @@ class Average(Declared):
     averages_buffers: ClassVar[bool] = False
 
     def init(self, params: Params, total: int) -> Any:
-        """Return the state at update 0. Raises StabError if a setting does not fit ``total``."""
+        """Return the state at update 0. Raises StabError if a setting does not fit ``total``.
+
+        ``stab.attach`` gives None for ``total`` if nobody knows it: an average that needs it then
+        raises (``to_updates`` does).
+        """
         raise NotImplementedError
 
     def update(self, state: Any, params: Params, step: int) -> None:
@@ -57,6 +63,10 @@ class Average(Declared):
     def read(self, state: Any) -> Params:
         """Return the average as new tensors; before the average begins, the latest iterate."""
         raise NotImplementedError
+
+    def items(self, state: Any) -> Iterator[tuple[str, Tensor]]:
+        """Yield what ``read`` returns, tensor by tensor, where that saves memory."""
+        yield from self.read(state).items()
 
     def notes(self, total: int) -> list[str]:
         """Return what a reader of the leaderboard should know of these settings."""
@@ -75,22 +85,6 @@ class Intervention(Declared):
     def apply(self, recipe: Recipe) -> Recipe:
         """Return the edited recipe; pure. May raise ``stab.registry.Incompatible``."""
         raise NotImplementedError
-
-
-@dataclass
-class MeanState:
-    """The mean of ``count`` iterates from ``start`` on; while it is 0, the latest iterate."""
-
-    mean: Params
-    start: int
-    count: int = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"mean": dict(self.mean), "start": self.start, "count": self.count}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.mean = copy.deepcopy(state["mean"])
-        self.start, self.count = state["start"], state["count"]
 
 
 class GradientTransform:
@@ -113,24 +107,6 @@ class GradientTransform:
         """Inverse of state_dict."""
 
 
-def clone(params: Params) -> Params:
-    """Return detached copies."""
-    return {name: value.detach().clone() for name, value in params.items()}
-
-
-def averaged(module: nn.Module, average: Average) -> Params:
-    """Return the live tensors that an average looks at: parameters and declared buffers."""
-    # Tied parameters under each of their names, so that a read-out loads into the module whole.
-    parameters = module.named_parameters(remove_duplicate=False)
-    tensors: Params = {name: parameter.detach() for name, parameter in parameters}
-    if average.averages_buffers:
-        persistent = module.state_dict().keys()  # others are not part of a read-out
-        for name, buffer in module.named_buffers():
-            if buffer.is_floating_point() and name in persistent:
-                tensors[name] = buffer
-    return tensors
-
-
 def is_moment(value: object) -> bool:
     """A moment or length of training: an integer >= 0 (updates) or a fraction in [0, 1)."""
     return (isinstance(value, int) and value >= 0) or (isinstance(value, float) and 0 <= value < 1)
@@ -139,14 +115,25 @@ def is_moment(value: object) -> bool:
 MOMENT = "an integer >= 0 (updates) or a fraction of training in [0, 1)"
 
 
-def to_updates(value: float, total: int, name: str) -> int:
+def to_updates(value: float, total: int | None, name: str) -> int:
     """Convert a moment to updates. Raises StabError if it does not lie within training."""
-    updates = value if isinstance(value, int) else round(value * total)
-    if not 0 <= updates < total:
+    need_total(total, **{name: value})
+    updates = value if isinstance(value, int) else round(value * (total or 0))
+    if updates < 0 or (total is not None and updates >= total):
         raise StabError(
             f"{name}={value} does not fit {total} updates of training: expected fewer than {total}"
         )
     return updates
+
+
+def need_total(total: int | None, **moments: float) -> None:
+    """Raise StabError if there is no ``total`` and a moment is a fraction of it."""
+    fractions = [f"{name}={v}" for name, v in moments.items() if isinstance(v, float)]
+    if total is None and fractions:
+        raise StabError(
+            f"{' and '.join(fractions)}: fractions of training. Give total=, the number of"
+            " optimizer steps, or integers (updates)"
+        )
 
 
 def weight_profile(average: Average, total: int, steps: Iterable[int]) -> dict[int, np.ndarray]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stab.registry import reason
-from stab.stabilizers.base import Average, averaged, clone
+from stab.registry import StabError, reason
+from stab.stabilizers.base import Average, clone
+from stab.stabilizers.live import Live, plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,21 +26,31 @@ class Riders:
         self.states: dict[str, Any] = {}
         self.seconds = dict.fromkeys(averages, 0.0)
         self.failed: dict[str, str] = {}
+        self.live: dict[bool, Live] = {}  # with buffers, and without
 
         def begin(name: str, average: Average) -> None:
-            self.states[name] = average.init(averaged(policy, average), total)
+            if average.averages_buffers not in self.live:
+                self.live[average.averages_buffers] = Live(policy, average.averages_buffers)
+            self.states[name] = average.init(self._live(average).look(), total)
 
         self._each(begin)
 
     def update(self, step: int, device: torch.device, began: float) -> None:
-        """Show the live parameters to every average; ``began`` is the time before the first."""
-        live: dict[bool, Params] = {}
+        """Show the live parameters to every average; ``began`` is the time before the first.
+
+        If they are not finite, every average is dropped.
+        """
+        seen: dict[bool, Params] = {}
 
         def look(name: str, average: Average) -> None:
             nonlocal began
-            if average.averages_buffers not in live:
-                live[average.averages_buffers] = averaged(self.policy, average)
-            average.update(self.states[name], live[average.averages_buffers], step)
+            if average.averages_buffers not in seen:
+                live = self._live(average)
+                params = live.look()
+                if live.spoiled(params):
+                    raise StabError(f"{live.which()} is not finite after update {step}")
+                seen[average.averages_buffers] = params
+            average.update(self.states[name], seen[average.averages_buffers], step)
             ended = clock(device)
             self.seconds[name] += ended - began
             began = ended
@@ -52,7 +63,8 @@ class Riders:
 
         def read(name: str, average: Average) -> None:
             size = nbytes(self.states[name].state_dict())
-            read_outs[name], memory[name] = clone(raw) | average.read(self.states[name]), size
+            own = self._live(average).fitted(average.read(self.states[name]), paths=True)
+            read_outs[name], memory[name] = clone(raw) | own, size
 
         self._each(read)
         return read_outs, memory
@@ -71,12 +83,20 @@ class Riders:
         self.averages = {
             name: average for name, average in self.averages.items() if name in state["states"]
         }
-        self._each(lambda name, _: self.states[name].load_state_dict(state["states"][name]))
+
+        def load(name: str, average: Average) -> None:
+            self.states[name].load_state_dict(self._live(average).local(state["states"][name]))
+
+        self._each(load)
+
+    def _live(self, average: Average) -> Live:
+        return self.live[average.averages_buffers]
 
     def _each(self, call: Callable[[str, Average], None]) -> None:
         for name, average in tuple(self.averages.items()):
             try:
-                call(name, average)
+                with plain():
+                    call(name, average)
             except (Exception, SystemExit) as e:  # a plug-in may raise anything
                 self.failed[name] = reason(e)
                 del self.averages[name]

@@ -185,7 +185,17 @@ def _parse_atom(atom: str, text: str) -> tuple[Average | Intervention, str]:
         method = cls(**args)
     except Exception as e:  # a plug-in may raise anything
         raise StabError(f"{stabilizers.noun} {name!r}: {reason(e)}") from e
+    return method, _canonical(name, method)
+
+
+def spell(method: Average | Intervention) -> str:
+    """Return the canonical string of an object; of a class not registered, by its own name."""
+    names = [name for name in stabilizers.names() if stabilizers.peek(name) is type(method)]
+    return _canonical(names[0] if names else type(method).__name__, method)
+
+
+def _canonical(name: str, method: Average | Intervention) -> str:
     values = {f.name: (getattr(method, f.name), f.default) for f in dataclasses.fields(method)}
     changed = {key: value for key, (value, default) in values.items() if value != default}
     canonical = ",".join(f"{key}={changed[key]}" for key in sorted(changed))
-    return method, f"{name}:{canonical}" if canonical else name
+    return f"{name}:{canonical}" if canonical else name

@@ -232,6 +232,116 @@ def test_swa_and_polyak_are_torchs_averaged_model(average, counts, dtype):
     assert theirs.n_averaged > 1
 
 
+# Precision and names
+
+
+@pytest.mark.parametrize(
+    "average", [EMA(half_life=2000, burn_in=0), Polyak(start=0), SWA(start=0, every=2)], ids=str
+)
+def test_long_averages_lose_nothing_that_float32_can_hold(average):
+    """Against the same average of the same iterates in float64.
+
+    In float32 alone an average stands still when its step is under half an ulp: it would be off by
+    up to 2^-24 / rate, 2e-4 here. In blocks of 64 that is 4e-6, and no more than they drift.
+    """
+    total = 8000
+    time = torch.arange(total + 1, dtype=F64) / total
+    noise = torch.randn(total + 1, generator=torch.Generator().manual_seed(0), dtype=F64)
+    slow, step = 1 + 1e-3 * time, (time > 0).double()
+    iterates = torch.stack([step, slow, 1 + 0.1 * noise, 1 - 2 * slow], 1).float()
+    single = average.init({"w": iterates[0].clone()}, total)
+    double = average.init({"w": iterates[0].double()}, total)
+    for t in range(1, total + 1):
+        average.update(single, {"w": iterates[t]}, t)
+        average.update(double, {"w": iterates[t].double()}, t)
+    found, exact = average.read(single)["w"], average.read(double)["w"]
+    assert found.dtype == torch.float32
+    assert ((found.double() - exact).abs() <= 2**-18 * exact.abs()).all()
+    saved = single.state_dict()
+    assert saved["older"]["w"].dtype == F64
+    again = average.init({"w": torch.zeros(4)}, total)
+    again.load_state_dict(saved)
+    assert torch.equal(average.read(again)["w"], found)
+
+
+def test_short_averages_hold_one_copy_in_float32():
+    for average in (EMA(half_life=700), Polyak(), SWA(every=1)):
+        *_, (_, state) = run(average, walk(dtype=torch.float32))
+        saved = state.state_dict()
+        assert saved["older"] is None
+        assert saved["mean"]["w"].dtype == torch.float32
+
+
+def test_large_models_get_the_same_average_to_an_ulp_of_every_update():
+    """Up to 2^20 parameters torch-ema computes an update, beyond that torch's lerp."""
+    drawn = torch.randn(31, 2**20 + 1, generator=torch.Generator().manual_seed(0))
+    average = EMA(half_life=4, burn_in=2)
+    large, small = average.init({"w": drawn[0]}, 30), average.init({"w": drawn[0, :1000]}, 30)
+    for step in range(1, 31):
+        average.update(large, {"w": drawn[step]}, step)
+        average.update(small, {"w": drawn[step, :1000]}, step)
+    found, theirs = average.read(large)["w"][:1000], average.read(small)["w"]
+    assert not torch.equal(found, theirs)
+    torch.testing.assert_close(found, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("average", GENERIC, ids=name)
+def test_parameters_are_matched_by_name(average):
+    iterates = walk(dtype=torch.float32)
+    state = average.init(as_params(iterates[0]), TOTAL)
+    *_, (_, expected) = run(average, iterates)
+    for step in range(1, TOTAL + 1):
+        average.update(state, dict(reversed(as_params(iterates[step]).items())), step)
+        if step == 100:
+            saved = state.state_dict()
+            state = average.init(dict(reversed(as_params(iterates[0]).items())), TOTAL)
+            state.load_state_dict(saved)
+    for key, value in average.read(expected).items():
+        assert torch.equal(average.read(state)[key], value)
+
+
+@pytest.mark.parametrize("average", [EMA(), Polyak(), SWA()], ids=str)
+def test_what_does_not_fit_a_state_is_refused(average):
+    params = as_params(torch.zeros(3))
+    state = average.init(params, TOTAL)
+    with pytest.raises(StabError, match="the average is of w, b; it was shown w"):
+        average.update(state, {"w": params["w"]}, 1)
+    for other, words in (
+        (as_params(torch.zeros(4)), r"'w' is float32 \[4\] in the state, float32 \[3\] here"),
+        (as_params(torch.zeros(3, dtype=F64)), "'w' is float64"),
+        ({"w": params["w"]}, "the state is of w; the average is of w, b"),
+    ):
+        with pytest.raises(StabError, match=words):
+            state.load_state_dict(average.init(other, TOTAL).state_dict())
+    for dtype in (torch.bfloat16, torch.float16, torch.uint8):
+        with pytest.raises(StabError, match="averages take float32 at least"):
+            average.init(as_params(torch.zeros(3, dtype=dtype)), TOTAL)
+
+
+def test_states_of_ema_from_before_are_read():
+    """An interrupted run's: torch-ema's list of tensors beside their names."""
+    average, iterates = EMA(), walk(dtype=torch.float32)
+    *_, (_, state) = run(average, iterates[:101], TOTAL)
+    shadow = [state.mean["w"], state.mean["b"]]
+    old = {
+        "ema": {
+            "decay": 0.9,
+            "num_updates": None,
+            "shadow_params": shadow,
+            "collected_params": None,
+        },
+        "names": ["w", "b"],
+        "burn_in": 24,
+        "rate": state.rate,
+    }
+    other = average.init(as_params(iterates[0]), TOTAL)
+    other.load_state_dict(copy.deepcopy(old))
+    for step in range(101, TOTAL + 1):
+        for one in (state, other):
+            average.update(one, as_params(iterates[step]), step)
+    assert torch.equal(average.read(other)["w"], average.read(state)["w"])
+
+
 # What every average keeps
 
 

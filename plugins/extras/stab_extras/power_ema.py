@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from stab.stabilizers import Average, hyper
 from stab.stabilizers.base import MeanState, clone
@@ -53,14 +52,12 @@ class PowerEMA(Average):
         s2 = self.sigma_rel**2
         return float(np.roots([s2, 4 * s2, 5 * s2 - 1, 2 * s2]).real.max()) - 1
 
-    def init(self, params: Params, total: int) -> MeanState:
+    def init(self, params: Params, total: int | None) -> MeanState:
         return MeanState(clone(params), 0)
 
-    @torch.no_grad()
     def update(self, state: MeanState, params: Params, step: int) -> None:
+        state.take(params, 1 - (1 - 1 / (state.count + 1)) ** (self.gamma + 1))
         state.count += 1
-        rate = 1 - (1 - 1 / state.count) ** (self.gamma + 1)
-        torch._foreach_lerp_(list(state.mean.values()), list(params.values()), rate)
 
     def read(self, state: MeanState) -> Params:
-        return clone(state.mean)
+        return dict(state.items())
