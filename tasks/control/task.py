@@ -99,7 +99,7 @@ class Control(Task):
     ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Infos]:
         return rollout(self._episodes, policy, stacked, starts, horizons, progress)
 
-    def speed(self, recipe: Recipe) -> tuple[float, float]:
+    def speed(self, recipe: Recipe) -> tuple[float, float] | None:
         env, space = self._env, self._env.action_space
         size = math.prod(env.observation_space.shape or ())
         device = torch.device(recipe.device)
@@ -127,7 +127,10 @@ class Control(Task):
                     range(rows * policies), actions.reshape(rows * policies, *actions.shape[2:])
                 )
 
-        return speeds(trained, lambda policy: policy.loss(batch), step, rows * policies)
+        try:
+            return speeds(trained, lambda policy: policy.loss(batch), step, rows * policies)
+        except StabError:  # some environments do not bear steps after the end
+            return None
 
     @functools.cached_property
     def _spec(self) -> gym.envs.registration.EnvSpec:
