@@ -148,6 +148,15 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) 
         raise CannotWrite(f"cannot write {path}: {e}") from e
 
 
+def read_tensors(file: Any) -> dict[str, Tensor]:
+    """Return the tensors of an open safetensors file, aligned in memory as fresh ones are.
+
+    They lie in the file where its header ends, and products and sums over memory of another
+    alignment have other last bits.
+    """
+    return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+
+
 def load_tree(path: Path) -> Any:
     """Read what ``save_tree`` wrote. Raises StabError if the file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
@@ -155,8 +164,7 @@ def load_tree(path: Path) -> Any:
     try:
         with safe_open(path, "pt") as file:
             structure = json.loads(file.metadata()["tree"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return _put_together(structure, tensors)
+            return _put_together(structure, read_tensors(file))
     except (
         OSError,
         SafetensorError,

@@ -572,6 +572,30 @@ def test_training_goes_on_from_what_was_written_down_with_the_same_bits(case, at
         assert one.train_seconds > 0
 
 
+def wide(recipe):
+    """Sizes that are no multiples of what fits into one register."""
+    return nn.Sequential(*(nn.Linear(n, m, bias=False) for n, m in ((3, 61), (61, 37), (37, 1))))
+
+
+def optimizers():
+    """Those of torch; SparseAdam takes no dense gradients."""
+    found = [c for c in vars(torch.optim).values() if isinstance(c, type)]
+    names = {c.__name__ for c in found if issubclass(c, torch.optim.Optimizer)}
+    return sorted(names - {"Optimizer", "SparseAdam"})
+
+
+@pytest.mark.parametrize("name", optimizers())
+def test_every_optimizer_goes_on_with_the_same_bits(name, tmp_path):
+    recipe = replace(SMALL, optimizer=name, lr=0.05, schedule="linear")
+    whole = points(Toy(network=wide), recipe)
+    saved = next(p for p in train(Toy(network=wide), recipe, 0, {}, EVERY) if p.update == 5)
+    files.save_tree(tmp_path / "state", saved.state())
+    state = files.load_tree(tmp_path / "state")
+    rest = list(train(Toy(network=wide), recipe, 0, {}, EVERY, state))
+    assert len(rest) == 7
+    assert all(same(one.raw, other.raw) for one, other in zip(rest, whole[5:], strict=True))
+
+
 @dataclass
 class CountState:
     """Reads the number of updates it has seen, from an array."""

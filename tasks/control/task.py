@@ -26,7 +26,7 @@ from stab.tasks.environments import make
 from stab.tasks.policies import build
 from stab.tasks.references import Progress, References, no_progress
 from stab.tasks.speed import speeds
-from stab.tasks.transitions import Transitions, digest
+from stab.tasks.transitions import Transitions, digest, remarks
 
 UNLIMITED = 1000  # steps after which an episode of an environment without a time limit is ended
 
@@ -68,6 +68,7 @@ class Control(Task):
             digest(train, validation),
             datasets.stab_metadata(dataset).get("expert_sha256"),
             self._spec.id,
+            remarks(train, validation, self._env.action_space),
         )
 
     def _references(self, dataset: minari.MinariDataset, progress: Progress) -> References:

@@ -19,6 +19,7 @@ from stab_extras.schedule_free import ScheduleFree
 from stab_extras.truncated_noise import AddNoise, Truncate, TruncatedNoise, pareto
 from torch import nn
 
+from stab import files
 from stab.checks import Toy, parametrize_with_checks
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError
@@ -231,6 +232,23 @@ def test_state_of_wrapped_optimizers_resumes():
         return x.detach().clone()
 
     assert torch.equal(run(False), run(True))
+
+
+@pytest.mark.parametrize("string", [*NAMES, "lookahead+sam", "schedule_free+sam"])
+@pytest.mark.parametrize("recipe", [RECIPE, SGD], ids=["AdamW", "SGD"])
+def test_training_goes_on_from_what_was_written_down_with_the_same_bits(string, recipe, tmp_path):
+    stabilizer = parse(string)
+    if string.startswith("schedule_free"):
+        recipe = replace(recipe, optimizer_args={})
+    recipe = stabilizer.apply(recipe)
+    averages = {"average": stabilizer.average} if stabilizer.average else {}
+    *_, whole = train(TASK, recipe, 0, averages, [5, 13])
+    saved = next(train(TASK, recipe, 0, averages, [5]))
+    files.save_tree(tmp_path / "state", saved.state())
+    (end,) = train(TASK, recipe, 0, averages, [13], files.load_tree(tmp_path / "state"))
+    assert all(torch.equal(end.raw[name], whole.raw[name]) for name in whole.raw)
+    for name, average in whole.averages.items():
+        assert all(torch.equal(end.averages[name][key], average[key]) for key in average)
 
 
 def test_schedules_act_on_the_inner_optimizer():
