@@ -297,13 +297,23 @@ def _epoch(transitions: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer. Raises StabError if it does not exist or fit the recipe."""
+    """Return the recipe's optimizer.
+
+    Raises StabError if it does not exist or fit the recipe, or its arguments contradict it.
+    """
     cls = load_object(recipe.optimizer)
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         raise StabError(
             f"train.optimizer={recipe.optimizer!r} is not a torch optimizer: expected one such as"
             " AdamW or torch.optim:SGD"
         )
+    for name in ("lr", "weight_decay"):
+        given = recipe.optimizer_args.get(name, getattr(recipe, name))
+        if given != getattr(recipe, name):
+            raise StabError(
+                f"train.optimizer_args.{name}={given} contradicts"
+                f" train.{name}={getattr(recipe, name)}: leave it out, and set train.{name}"
+            )
     accepted = inspect.signature(cls).parameters
     args: dict[str, Any] = {"lr": recipe.lr}
     if "weight_decay" in accepted:

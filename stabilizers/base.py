@@ -76,6 +76,12 @@ class Intervention(Declared):
         """Return the edited recipe; pure. May raise ``stab.registry.Incompatible``."""
         raise NotImplementedError
 
+    def check(self, recipe: Recipe) -> None:
+        """Raise ``Incompatible`` if this intervention cannot serve the finished recipe.
+
+        It is asked after all interventions were applied: what conflicts is refused in any order.
+        """
+
 
 @dataclass
 class MeanState:

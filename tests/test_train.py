@@ -825,6 +825,20 @@ def test_weight_decay_reaches_the_optimizer(optimizer):
         )
 
 
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+@pytest.mark.parametrize(("name", "mine"), [("lr", 0.5), ("weight_decay", 0.1)])
+def test_arguments_that_contradict_the_recipe_are_refused(optimizer, name, mine):
+    """The recipe is the record of what trained."""
+    args = {name: mine}
+    with pytest.raises(
+        StabError, match=rf"train.optimizer_args.{name}={mine} contradicts train.{name}=0"
+    ):
+        points(recipe=replace(SMALL, optimizer=optimizer, optimizer_args=args))
+    agreeing = replace(SMALL, optimizer=optimizer, optimizer_args=args, **args)
+    plain = replace(SMALL, optimizer=optimizer, **args)
+    assert same(final(recipe=agreeing), final(recipe=plain))
+
+
 @pytest.mark.parametrize("optimizer", ["LBFGS", f"{HERE}:OnlyLR"])
 def test_an_optimizer_without_weight_decay_refuses_it(optimizer):
     points(recipe=replace(SMALL, optimizer=optimizer))

@@ -314,6 +314,14 @@ def test_schedule_free_refuses_what_it_cannot_serve(recipe, message):
         ScheduleFree().apply(recipe)
 
 
+@pytest.mark.parametrize("string", ["schedule_free+lr_decay", "lr_decay+schedule_free", "recipe:schedule=cosine+schedule_free",
+                                    "schedule_free+recipe:schedule=cosine", "layer_norm+recipe:policy=transformer",
+                                    "recipe:policy=transformer+layer_norm", "recipe:optimizer=LBFGS+sam"])  # fmt: skip
+def test_conflicts_are_refused_in_any_order(string):
+    with pytest.raises(Incompatible):
+        parse(string).apply(RECIPE)
+
+
 # layer_norm
 
 
