@@ -77,6 +77,14 @@ class Additive(Protocol):
         """Whether a batch's loss is the mean of its samples' losses, independent of each other."""
 
 
+@runtime_checkable
+class Uneven(Protocol):
+    """Problems whose samples count differently: a loss is the mean over their parts, as tokens."""
+
+    def parts(self, policy: nn.Module, batch: Any) -> int:
+        """Return how many parts a batch's loss is the mean of."""
+
+
 class Diverged(RuntimeError):
     """Training reached a loss that is not finite."""
 
@@ -202,10 +210,11 @@ def train(
             for parameter in parameters:
                 parameter.grad = None
             total = 0.0
-            for micro in indices:
-                loss = problem.loss(policy, source.batch(micro))
-                if len(indices) > 1:
-                    loss = loss / len(indices)
+            batches = [source.batch(micro) for micro in indices]
+            for batch, share in zip(batches, _shares(problem, policy, batches), strict=True):
+                loss = problem.loss(policy, batch)
+                if len(batches) > 1:
+                    loss = loss / share
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
             for transform in transforms:
@@ -252,6 +261,17 @@ def train(
                 failed=dict(riders.failed),
                 state=everything,
             )
+
+
+def _shares(problem: Problem, policy: nn.Module, batches: list[Any]) -> list[float]:
+    """Return what divides each micro-batch's loss, so that they add up to that of one batch.
+
+    That is their number, or all parts over its own ones.
+    """
+    if len(batches) == 1 or not isinstance(problem, Uneven):
+        return [len(batches)] * len(batches)
+    parts = [problem.parts(policy, batch) for batch in batches]
+    return [sum(parts) / one for one in parts]
 
 
 def minibatches(data: Split, recipe: Recipe, seed: int, update: int) -> tuple[Split, np.ndarray]:

@@ -23,7 +23,7 @@ from stab.tasks.control.episodes import Episodes, make_episodes
 from stab.tasks.control.measured import references_of
 from stab.tasks.control.rollout import rollout
 from stab.tasks.environments import make
-from stab.tasks.policies import build
+from stab.tasks.policies import Policy, build
 from stab.tasks.references import Progress, References, no_progress
 from stab.tasks.speed import speeds
 from stab.tasks.transitions import Transitions, digest, remarks
@@ -89,6 +89,11 @@ class Control(Task):
         Not if a subclass has a loss of its own.
         """
         return type(self).loss is Control.loss and getattr(policy, "additive", False)
+
+    def parts(self, policy: Any, batch: Any) -> int:
+        """Return how many parts a batch's loss is the mean of: the policy knows, as above."""
+        own = type(self).loss is Control.loss and isinstance(policy, Policy)
+        return policy.parts(batch) if own else 1
 
     def rollout(
         self,
