@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NUMBER = (int, float)
+FOLDERS = (  # environment variables that name one
+    "MINARI_DATASETS_PATH", "TMPDIR", "TEMP", "TMP", "HOME", "HF_HOME", "TORCH_HOME",
+    "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR",
+)  # fmt: skip
 LARGEST = 2**53  # of numbers; NaN is not below it, either
 
 
@@ -216,6 +220,13 @@ def _put_together(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {key: _put_together(one, tensors) for key, one in content}
     elements = [_put_together(one, tensors) for one in content]
     return {"list": elements, "tuple": tuple(elements)}[kind]
+
+
+def make_variables_absolute() -> None:
+    """Make folders in environment variables absolute: workers run elsewhere, and find them so."""
+    for name in FOLDERS:
+        if value := os.environ.get(name):
+            os.environ[name] = os.path.abspath(value)
 
 
 def cache_folder() -> Path:
