@@ -184,6 +184,13 @@ def train(
             transform.load_state_dict(its)
         train_seconds, done = state["train_seconds"], state["update"]
 
+    def schedule(update: int) -> None:
+        if recipe.scheduled:
+            for group, whole in zip(optimizer.param_groups, full, strict=True):
+                group["lr"] = whole * recipe.lr_factor(update)
+
+    schedule(done)
+
     def everything() -> dict[str, Any]:
         return {
             "update": done,
@@ -225,9 +232,7 @@ def train(
             loss = optimizer.step(closure)
         if not math.isfinite(loss):
             raise Diverged(f"training diverged: loss is {loss} at update {update}")
-        if recipe.schedule != "constant":
-            for group, whole in zip(optimizer.param_groups, full, strict=True):
-                group["lr"] = whole * recipe.lr_factor(update)
+        schedule(update)
         ended = clock(device)
         train_seconds += ended - began
         riders.update(update, device, ended)

@@ -29,7 +29,7 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         self.taken = 0
 
     @property
-    def spec(self) -> gym.envs.registration.EnvSpec | None:
+    def spec(self) -> gym.envs.registration.EnvSpec | None:  # type: ignore[override]
         """How to make the environment; this wrapper comes by itself."""
         return self.env.spec
 

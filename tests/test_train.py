@@ -537,6 +537,7 @@ RESUMED = TRAJECTORIES | {
         replace(SMALL, optimizer="SGD", gradient_transforms=(Call(f"{HERE}:Inertia"),)),
     ),
     "SAM-like": (linear, replace(SMALL, optimizer=f"{HERE}:Twice")),
+    "warm-up": (linear, replace(SMALL, schedule="linear", schedule_warmup=0.5)),
     "cosine": (dropout, replace(SMALL, schedule="cosine", dropout=0.5)),
     "RAdam": (linear, replace(SMALL, optimizer="RAdam")),
 }
@@ -733,6 +734,8 @@ def total_weight(policy, batch):
     [
         {},
         {"schedule": "linear"},
+        {"schedule_warmup": 0.5},
+        {"schedule": "cosine", "schedule_warmup": 0.25},
         {"schedule": "cosine", "schedule_final": 0.1},
         {"schedule": "polynomial", "schedule_power": 2.0},
     ],

@@ -54,6 +54,8 @@ class ScheduleFree(Intervention):
             raise Incompatible(
                 f"schedule_free replaces the schedule, the recipe has one: {recipe.schedule}"
             )
+        if recipe.schedule_warmup:
+            raise Incompatible("schedule_free has a warm-up of its own: schedule_free:warmup=")
 
     def apply(self, recipe: Recipe) -> Recipe:
         self.check(recipe)

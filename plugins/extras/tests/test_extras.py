@@ -305,6 +305,7 @@ def test_schedule_free_deploys_the_average():
     ("recipe", "message"),
     [
         (Recipe(schedule="linear"), "the recipe has one: linear"),
+        (Recipe(schedule_warmup=0.1), "a warm-up of its own: schedule_free:warmup="),
         (Recipe(optimizer="RMSprop"), "for AdamW and SGD"),
         (Recipe(optimizer="SGD", optimizer_args={"nesterov": True}), "has no nesterov"),
     ],
