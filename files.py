@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NUMBER = (int, float)
+FOLDERS = (  # environment variables that name one
+    "MINARI_DATASETS_PATH", "TMPDIR", "TEMP", "TMP", "HOME", "HF_HOME", "TORCH_HOME",
+    "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR",
+)  # fmt: skip
 LARGEST = 2**53  # of numbers; NaN is not below it, either
 
 
@@ -148,6 +152,15 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) 
         raise CannotWrite(f"cannot write {path}: {e}") from e
 
 
+def read_tensors(file: Any) -> dict[str, Tensor]:
+    """Return the tensors of an open safetensors file, aligned in memory as fresh ones are.
+
+    They lie in the file where its header ends, and products and sums over memory of another
+    alignment have other last bits.
+    """
+    return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+
+
 def load_tree(path: Path) -> Any:
     """Read what ``save_tree`` wrote. Raises StabError if the file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
@@ -155,8 +168,7 @@ def load_tree(path: Path) -> Any:
     try:
         with safe_open(path, "pt") as file:
             structure = json.loads(file.metadata()["tree"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return _put_together(structure, tensors)
+            return _put_together(structure, read_tensors(file))
     except (
         OSError,
         SafetensorError,
@@ -208,6 +220,13 @@ def _put_together(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {key: _put_together(one, tensors) for key, one in content}
     elements = [_put_together(one, tensors) for one in content]
     return {"list": elements, "tuple": tuple(elements)}[kind]
+
+
+def make_variables_absolute() -> None:
+    """Make folders in environment variables absolute: workers run elsewhere, and find them so."""
+    for name in FOLDERS:
+        if value := os.environ.get(name):
+            os.environ[name] = os.path.abspath(value)
 
 
 def cache_folder() -> Path:

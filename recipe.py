@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from stab.arguments import Declared, choice, hyper, integer, number
 from stab.registry import StabError
 
+NEWER = {"schedule_warmup": 0.0}  # so that keys, and files named after them, stay the same
 SCHEDULES = ("constant", "linear", "cosine", "polynomial")
 
 
@@ -55,7 +56,8 @@ class Recipe(Declared):
 
     With s = t / updates and f = ``schedule_final`` the factor of ``lr`` is 1 (constant),
     f + (1 - f)(1 - s) (linear), f + (1 - f)(1 + cos(pi s)) / 2 (cosine) or
-    f + (1 - f)(1 - s)^schedule_power (polynomial).
+    f + (1 - f)(1 - s)^schedule_power (polynomial). With w = ``schedule_warmup`` times ``updates``,
+    rounded, the first w updates take u / w of that (u = 1, 2, ...).
 
     Each of ``gradient_transforms`` names a subclass of ``stab.stabilizers.GradientTransform``;
     ``object(**args)`` is called, in order, between the backward pass and the step, with the list of
@@ -77,6 +79,9 @@ class Recipe(Declared):
     schedule: str = hyper("constant", "shape of the learning rate", choice(*SCHEDULES))
     schedule_power: float = hyper(1.0, "power of the polynomial schedule", number("(0, inf)"))
     schedule_final: float = hyper(0.0, "fraction of lr left at the end", number("[0, 1]"))
+    schedule_warmup: float = hyper(
+        0.0, "fraction of training over which lr rises from 0", number("[0, 1)")
+    )
     weight_decay: float = hyper(0.0, "passed to the optimizer", number("[0, inf)"))
     dropout: float = hyper(0.0, "probability of dropping a hidden unit", number("[0, 1)"))
     batch_size: int = hyper(256, "transitions in a micro-batch", integer(1))
@@ -102,8 +107,18 @@ class Recipe(Declared):
         """Transitions drawn over the whole of training."""
         return self.updates * self.batch_size * self.accumulation
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether the learning rate changes."""
+        return self.schedule != "constant" or self.schedule_warmup > 0
+
     def lr_factor(self, update: int) -> float:
         """The factor of ``lr`` in force at the given number of completed updates."""
+        warmup = round(self.schedule_warmup * self.updates)
+        rising = (update + 1) / warmup if update < warmup else 1.0
+        return rising * self._falling(update)
+
+    def _falling(self, update: int) -> float:
         s = min(update / self.updates, 1.0)
         rest: float = {
             "constant": 1.0,
@@ -116,8 +131,9 @@ class Recipe(Declared):
         return self.schedule_final + (1 - self.schedule_final) * rest
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
+        """Plain data, for JSON. What earlier versions did not know is left out at its default."""
+        data = asdict(self)
+        return {k: v for k, v in data.items() if k not in NEWER or v != NEWER[k]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:

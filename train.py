@@ -77,6 +77,14 @@ class Additive(Protocol):
         """Whether a batch's loss is the mean of its samples' losses, independent of each other."""
 
 
+@runtime_checkable
+class Uneven(Protocol):
+    """Problems whose samples count differently: a loss is the mean over their parts, as tokens."""
+
+    def parts(self, policy: nn.Module, batch: Any) -> int:
+        """Return how many parts a batch's loss is the mean of."""
+
+
 class Diverged(RuntimeError):
     """Training reached a loss that is not finite."""
 
@@ -176,6 +184,13 @@ def train(
             transform.load_state_dict(its)
         train_seconds, done = state["train_seconds"], state["update"]
 
+    def schedule(update: int) -> None:
+        if recipe.scheduled:
+            for group, whole in zip(optimizer.param_groups, full, strict=True):
+                group["lr"] = whole * recipe.lr_factor(update)
+
+    schedule(done)
+
     def everything() -> dict[str, Any]:
         return {
             "update": done,
@@ -202,10 +217,11 @@ def train(
             for parameter in parameters:
                 parameter.grad = None
             total = 0.0
-            for micro in indices:
-                loss = problem.loss(policy, source.batch(micro))
-                if len(indices) > 1:
-                    loss = loss / len(indices)
+            batches = [source.batch(micro) for micro in indices]
+            for batch, share in zip(batches, _shares(problem, policy, batches), strict=True):
+                loss = problem.loss(policy, batch)
+                if len(batches) > 1:
+                    loss = loss / share
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
             for transform in transforms:
@@ -216,9 +232,7 @@ def train(
             loss = optimizer.step(closure)
         if not math.isfinite(loss):
             raise Diverged(f"training diverged: loss is {loss} at update {update}")
-        if recipe.schedule != "constant":
-            for group, whole in zip(optimizer.param_groups, full, strict=True):
-                group["lr"] = whole * recipe.lr_factor(update)
+        schedule(update)
         ended = clock(device)
         train_seconds += ended - began
         riders.update(update, device, ended)
@@ -252,6 +266,17 @@ def train(
                 failed=dict(riders.failed),
                 state=everything,
             )
+
+
+def _shares(problem: Problem, policy: nn.Module, batches: list[Any]) -> list[float]:
+    """Return what divides each micro-batch's loss, so that they add up to that of one batch.
+
+    That is their number, or all parts over its own ones.
+    """
+    if len(batches) == 1 or not isinstance(problem, Uneven):
+        return [len(batches)] * len(batches)
+    parts = [problem.parts(policy, batch) for batch in batches]
+    return [sum(parts) / one for one in parts]
 
 
 def minibatches(data: Split, recipe: Recipe, seed: int, update: int) -> tuple[Split, np.ndarray]:
@@ -297,13 +322,23 @@ def _epoch(transitions: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer. Raises StabError if it does not exist or fit the recipe."""
+    """Return the recipe's optimizer.
+
+    Raises StabError if it does not exist or fit the recipe, or its arguments contradict it.
+    """
     cls = load_object(recipe.optimizer)
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         raise StabError(
             f"train.optimizer={recipe.optimizer!r} is not a torch optimizer: expected one such as"
             " AdamW or torch.optim:SGD"
         )
+    for name in ("lr", "weight_decay"):
+        given = recipe.optimizer_args.get(name, getattr(recipe, name))
+        if given != getattr(recipe, name):
+            raise StabError(
+                f"train.optimizer_args.{name}={given} contradicts"
+                f" train.{name}={getattr(recipe, name)}: leave it out, and set train.{name}"
+            )
     accepted = inspect.signature(cls).parameters
     args: dict[str, Any] = {"lr": recipe.lr}
     if "weight_decay" in accepted:

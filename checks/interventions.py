@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stab.checks.base import (
     CheckFailed,
@@ -18,12 +18,11 @@ from stab.checks.base import (
 from stab.checks.toy import BASES, TOY, run_toy
 from stab.recipe import Recipe
 from stab.registry import Incompatible
-from stab.stabilizers import Stabilizer
+from stab.stabilizers import Intervention, Stabilizer, parse
 from stab.stabilizers.none import NoStabilizer
 from stab.train import Diverged
 
-if TYPE_CHECKING:
-    pass
+OTHERS = ("lr_decay", "weight_decay", "dropout", "accumulation")
 
 
 def neutral_is_the_identity(stabilizer: Stabilizer) -> None:
@@ -86,6 +85,30 @@ def apply_is_pure(stabilizer: Stabilizer) -> None:
         )
 
 
+def conflicts_in_any_order(stabilizer: Stabilizer) -> None:
+    """What cannot be combined with a built-in intervention is refused before and after it."""
+    for name in OTHERS:
+        own, others = stabilizer.interventions, parse(name).interventions
+        orders = {
+            f"{stabilizer.string}+{name}": (*own, *others),
+            f"{name}+{stabilizer.string}": (*others, *own),
+        }
+        refused = [order for order, parts in orders.items() if _refused(parts)]
+        require(
+            len(refused) != 1,
+            f"{' '.join(refused)} is refused, the other order is not: refuse the finished recipe in"
+            " check()",
+        )
+
+
+def _refused(interventions: tuple[Intervention, ...]) -> bool:
+    try:
+        Stabilizer("", interventions).apply(copy.deepcopy(TOY))
+    except Incompatible:
+        return True
+    return False
+
+
 def training_stays_finite(stabilizer: Stabilizer) -> None:
     """A short training run of the edited recipe ends with finite parameters."""
     try:
@@ -126,7 +149,11 @@ def intervention_checks(stabilizer: Stabilizer) -> list[Callable[[Any], None]]:
         or (m.neutral and all(getattr(m, k) == v for k, v in m.neutral.items()))
         for m in stabilizer.interventions
     )
-    checks: list[Callable[[Any], None]] = [apply_is_pure, training_stays_finite]
+    checks: list[Callable[[Any], None]] = [
+        apply_is_pure,
+        conflicts_in_any_order,
+        training_stays_finite,
+    ]
     if len(declared) == len(stabilizer.interventions):
         checks = [neutral_is_the_identity, *checks]
     return checks if at_rest else [*checks, has_an_effect]

@@ -184,10 +184,10 @@ def show(name: Name) -> None:
     metadata = dataset.storage.metadata
     with bars(Console(stderr=True)) as progress:
         bar = progress.add_task(f"Reading {dataset.id}", total=1.0)
-        rewards = datasets.rewards(
+        episodes = datasets.endings(
             dataset, lambda fraction: progress.update(bar, completed=fraction)
         )
-    returns = [float(episode.sum()) for episode in rewards]
+    returns = [float(episode.rewards.sum()) for episode in episodes]
     lines = {
         "folder": str(datasets.root() / dataset.id),
         "environment": dataset.env_spec.id if dataset.env_spec else "none recorded",
@@ -198,10 +198,7 @@ def show(name: Name) -> None:
         "actions": str(dataset.action_space),
         "algorithm": str(metadata.get("algorithm_name", "not said")),
     }
-    if "references" in about:
-        from stab.tasks.references import references_from
-
-        references = references_from(about["references"])
+    if references := datasets.stated_references(dataset):
         for policy, curve in (("random", references.random), ("expert", references.expert)):
             lines[f"{policy} reference"] = (
                 f"{curve.cumulative[-1]:.1f} +- {curve.std:.1f} over {curve.episodes} episodes of"

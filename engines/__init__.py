@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from stab import files
 from stab.engines.base import Engine, Event, Job, cores
 from stab.registry import Registry, StabError
 
@@ -38,6 +39,7 @@ def make_engine(name: str, target: str, workers: int | None, address: str | None
 
     Raises StabError for an unknown engine and for arguments that it does not take.
     """
+    files.make_variables_absolute()
     factory = engines.get(name)
     more: dict[str, Any] = {}
     if address is not None:

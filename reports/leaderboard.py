@@ -25,6 +25,7 @@ SHARED = (
     "task_version", "environment", "dataset", "dataset_sha256", "expert_sha256", "horizons",
     "references", "references_source", "starts", "versions", "metrics",
 )  # fmt: skip
+BEYOND = 2.0  # a return of which nobody believes that the expert's is 1
 BUDGET = (
     "Budget: every recipe takes the same number of optimizer steps; accumulation by k draws k times"
     " the samples, shown under cost."
@@ -298,6 +299,13 @@ def _about_task(results: Results, task: str, own: list[dict[str, Any]]) -> dict[
             " of them."
         )
     warnings += _visible(base, next(e for e in own if e["stabilizer"] == "none"))
+    warnings += [str(remark) for remark in base.cells[0].get("remarks") or ()]
+    best = max((e for e in own if e["return"] is not None), key=lambda e: e["return"])
+    if best["return"] > BEYOND:
+        warnings.append(
+            f"{best['stabilizer']} returns {best['return']:.2f}, where 1 is the expert: the"
+            " reference scores are likely wrong."
+        )
     if len({cell["dataset_sha256"] for cell in cells}) > 1:
         warnings.append("The dataset's content differs between cells of this run.")
     if len({str(cell["versions"]) for cell in cells}) > 1:

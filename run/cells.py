@@ -154,6 +154,8 @@ def describe(task: Task, config: Config, cell: Cell) -> dict[str, Any]:
         "stabilizers": list(cell.stabilizers),
         "raw": cell.stabilizers[0],
     }
+    if data.remarks:
+        about["remarks"] = data.remarks
     if task.metrics:
         about["metrics"] = dict(task.metrics)
     plain: dict[str, Any] = json.loads(json.dumps(about))  # tuples become lists

@@ -216,7 +216,7 @@ def load(path: Path) -> SavedBlocks:
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = files.read_tensors(file)
         last, buffers = (
             {step: _within(f"{kind}/{step}", tensors) for step in json.loads(about["checkpoints"])}
             for kind in ("last", "buffers")

@@ -297,7 +297,7 @@ def _roll_out_shard(
     shards = shards_folder(run, cell.key)
     with safe_open(read_outs_file(shards, number), "pt") as file:
         about = file.metadata()
-        stacked = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        stacked = files.read_tensors(file)
     share = json.loads(about["share"])
     began = time.perf_counter()
     episodes = roll_out(

@@ -15,8 +15,10 @@ class Accumulation(Intervention):
 
     ::
 
-        g = (1 / k) sum_{i=1..k} g_i,   Var g = Var g_1 / k
+        g = sum_{i=1..k} n_i g_i / sum_{i=1..k} n_i,   Var g = Var g_1 / k
 
+    n_i counts the transitions of a micro-batch, or the tokens or steps that its loss is the mean
+    of: g is the gradient of one batch, k times as large.
     The number of optimizer steps stays the same,
     so training draws k times the samples and takes about k times as long; the cost columns show it.
 

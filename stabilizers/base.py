@@ -86,6 +86,12 @@ class Intervention(Declared):
         """Return the edited recipe; pure. May raise ``stab.registry.Incompatible``."""
         raise NotImplementedError
 
+    def check(self, recipe: Recipe) -> None:
+        """Raise ``Incompatible`` if this intervention cannot serve the finished recipe.
+
+        It is asked after all interventions were applied: what conflicts is refused in any order.
+        """
+
 
 class GradientTransform:
     """Edits gradients between the backward pass and the optimizer's step.

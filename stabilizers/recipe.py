@@ -39,6 +39,7 @@ class RecipeSettings(Intervention):
     schedule: str | None = _setting("schedule")
     schedule_power: float | None = _setting("schedule_power")
     schedule_final: float | None = _setting("schedule_final")
+    schedule_warmup: float | None = _setting("schedule_warmup")
     weight_decay: float | None = _setting("weight_decay")
     dropout: float | None = _setting("dropout")
     batch_size: int | None = _setting("batch_size")

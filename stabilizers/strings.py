@@ -29,9 +29,11 @@ class Stabilizer:
     average: Average | None = None
 
     def apply(self, recipe: Recipe) -> Recipe:
-        """Return the recipe as edited by the interventions."""
+        """Return the recipe as edited by the interventions. Raises Incompatible."""
         for intervention in self.interventions:
             recipe = intervention.apply(recipe)
+        for intervention in self.interventions:
+            intervention.check(recipe)
         return recipe
 
     @property

@@ -34,6 +34,7 @@ class Demonstrations:
             last bits.
         expert_sha256: of the expert's weights, if the dataset names them.
         environment: Gymnasium id.
+        remarks: sentences for whoever reads the results.
     """
 
     train: Split
@@ -43,6 +44,7 @@ class Demonstrations:
     dataset_sha256: str
     expert_sha256: str | None
     environment: str
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

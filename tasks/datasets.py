@@ -22,7 +22,13 @@ from minari.dataset.minari_dataset import parse_dataset_id
 from stab.registry import StabError, reason
 from stab.tasks import rebuild
 from stab.tasks.environments import make
-from stab.tasks.references import Progress, References, no_progress, references_to
+from stab.tasks.references import (
+    Progress,
+    References,
+    no_progress,
+    references_from,
+    references_to,
+)
 from stab.tasks.transitions import Transitions
 
 REMOTE = ("mujoco/", "D4RL/", "minigrid/", "atari/")  # namespaces of the Farama hub
@@ -241,15 +247,55 @@ def replay(dataset: minari.MinariDataset, progress: Progress = no_progress) -> R
     return Replay(episodes, steps, unseeded, worst["observations"], worst["rewards"], ends)
 
 
-def rewards(dataset: minari.MinariDataset, progress: Progress = no_progress) -> list[np.ndarray]:
-    """Return every episode's rewards. Raises StabError if they cannot be read."""
+@dataclass(frozen=True)
+class Ended:
+    """What an episode returned, and whether it ended by itself.
+
+    Attributes:
+        number: the dataset's.
+        rewards: (steps,) float64.
+        terminated: whether the environment ended it, its time limit aside.
+    """
+
+    number: int
+    rewards: np.ndarray
+    terminated: bool
+
+
+def endings(dataset: minari.MinariDataset, progress: Progress = no_progress) -> list[Ended]:
+    """Return how every episode went.
+
+    Raises StabError if they cannot be read, one has no steps, or rewards are not finite.
+    """
     episodes = []
-    for number, episode in enumerate(_readable(dataset, dataset), 1):
-        episodes.append(np.asarray(episode.rewards, dtype=np.float64))
-        progress(number / dataset.total_episodes)
+    for episode in _readable(dataset, dataset):
+        rewards = np.asarray(episode.rewards, dtype=np.float64)
+        if not len(rewards) or not np.isfinite(rewards).all():
+            what = "a reward that is not finite" if len(rewards) else "no steps"
+            raise StabError(f"dataset {dataset.id!r}: episode {episode.id} has {what}")
+        episodes.append(Ended(int(episode.id), rewards, bool(episode.terminations[-1])))
+        progress(len(episodes) / dataset.total_episodes)
     if not episodes:
         raise StabError(f"dataset {dataset.id!r} has no episodes")
     return episodes
+
+
+def ends_there(dataset: minari.MinariDataset, number: int, env: gym.Env[Any, Any]) -> bool:
+    """Whether the environment ends an episode after its last recorded step, and not before.
+
+    The actions are replayed, from the episode's reset seed if it has one; without it, only a
+    truncation counts (a limit of steps does not depend on the start).
+    """
+    (about,) = dataset.storage.get_episode_metadata([number])
+    (episode,) = _readable(dataset, dataset.iterate_episodes([number]))
+    seed = about.get("seed")
+    try:
+        env.reset(seed=0 if seed is None else int(seed))
+        ends = [env.step(action)[2:4] for action in episode.actions]
+    except StabError:  # actions of another start, perhaps
+        return False
+    terminated, truncated = ends[-1]
+    return not any(map(any, ends[:-1])) and (truncated or (terminated and seed is not None))
 
 
 def _readable(dataset: minari.MinariDataset, items: Iterable[Any]) -> Iterator[Any]:
@@ -264,6 +310,15 @@ def stab_metadata(dataset: minari.MinariDataset) -> dict[str, Any]:
     """Return what stab wrote into the dataset's metadata; empty for other datasets."""
     about = dataset.storage.metadata.get("stab", {})
     return about if isinstance(about, dict) else {}
+
+
+def stated_references(dataset: minari.MinariDataset) -> References | None:
+    """Return the references that stab wrote into the metadata, if any. Raises StabError."""
+    about = stab_metadata(dataset)
+    try:
+        return references_from(about["references"]) if "references" in about else None
+    except StabError as e:
+        raise StabError(f"dataset {dataset.id!r}, stab.references in its metadata: {e}") from e
 
 
 def episode(

@@ -9,6 +9,8 @@ import gymnasium as gym
 from gymnasium.envs.registration import register as register_environment
 from gymnasium.envs.registration import registry
 
+from stab.tasks.checked import Checked
+
 CLIFF = "stab/Cliff-v0"
 TOKENS = "stab/Tokens-v0"
 CLIFF_HORIZON = 400
@@ -35,13 +37,16 @@ def register() -> None:
 
 
 def make(spec: gym.envs.registration.EnvSpec) -> gym.Env[Any, Any]:
-    """Make one environment without the libraries' warnings (MuJoCo also logs into the cwd)."""
+    """Make one environment, ``Checked``, without the libraries' warnings.
+
+    (MuJoCo also logs into the current folder.)
+    """
     gym.logger.min_level = gym.logger.ERROR
     if "mujoco" in str(spec.entry_point):
         import mujoco
 
         mujoco.set_mju_user_warning(_ignore)
-    return gym.make(spec, disable_env_checker=True)
+    return Checked(gym.make(spec, disable_env_checker=True))
 
 
 def _ignore(message: str) -> None:

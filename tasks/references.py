@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from stab.registry import StabError, reason
@@ -59,22 +60,31 @@ class References:
     Attributes:
         random, expert: the two policies.
         source: where they come from, in words.
+        known: steps up to which the expert's episodes were recorded, if one was cut there before
+            its end.
     """
 
     random: Curve
     expert: Curve
     source: str = "measured with the shipped expert"
+    known: int | None = None
 
     def normalise(self, returns: np.ndarray, horizons: Sequence[int]) -> np.ndarray:
         """Return (returns - random) / (expert - random), with horizons as the last axis.
 
-        Raises StabError if the expert's return is not above the random policy's.
+        Raises StabError if the expert's return is not above the random policy's, or not known.
         """
         import numpy as np
 
+        if self.known is not None and horizons[-1] > self.known:
+            raise StabError(
+                f"what the expert returns in {horizons[-1]} steps is not known: the dataset has an"
+                f" episode that was cut after {self.known}, before its end; give the dataset's"
+                f" ref_min_score and ref_max_score, or set eval.horizon={self.known} or less"
+            )
         low = np.array([self.random.at(h) for h in horizons])
         high = np.array([self.expert.at(h) for h in horizons])
-        if high[-1] <= low[-1]:
+        if not high[-1] > low[-1]:
             raise StabError(
                 f"the expert's reference return ({high[-1]:.4g}) is not above the random policy's"
                 f" ({low[-1]:.4g}) over {horizons[-1]} steps: returns cannot be normalised; choose"
@@ -99,15 +109,28 @@ def references_from(data: dict[str, Any]) -> References:
     """Read references as written by ``references_to``. Raises StabError when they are not."""
     try:
         return References(
-            Curve(**data["random"]), Curve(**data["expert"]), data.get("source", References.source)
+            _curve(data["random"]),
+            _curve(data["expert"]),
+            str(data.get("source", References.source)),
+            data.get("known"),
         )
-    except (KeyError, TypeError, AttributeError) as e:
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
         raise StabError(f"malformed reference returns: {reason(e)}") from e
+
+
+def _curve(data: dict[str, Any]) -> Curve:
+    """Return a curve of finite numbers. Raises ValueError or TypeError if they are not."""
+    found = Curve(**data)
+    numbers = [*found.cumulative, found.std, found.length, found.episodes]
+    if not found.cumulative or not all(type(n) in (int, float) and isfinite(n) for n in numbers):
+        raise ValueError("a curve is not of finite numbers")
+    return found
 
 
 def references_to(references: References) -> dict[str, Any]:
     """Plain data, for JSON."""
-    return asdict(references)
+    data = asdict(references)
+    return data if references.known is not None else {k: data[k] for k in data if k != "known"}
 
 
 def random_returns(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,6 +40,15 @@ class Transitions:
         return replace(
             self, observations=self.observations.to(device), actions=self.actions.to(device)
         )
+
+    def digests(self) -> list[bytes]:
+        """Return SHA-256 of each episode's observations and actions."""
+        begins = np.unique(self.firsts).tolist()
+        arrays = self.observations.numpy(), self.actions.numpy()
+        return [
+            hashlib.sha256(b"".join(array[i:k].tobytes() for array in arrays)).digest()
+            for i, k in zip(begins, [*begins[1:], len(self)], strict=True)
+        ]
 
     @functools.cached_property
     def firsts(self) -> np.ndarray:
@@ -86,6 +97,29 @@ class Batch:
             self.source.actions[chosen],
             torch.from_numpy(at >= first).to(self.source.observations.device),
         )
+
+
+def remarks(train: Transitions, validation: Transitions, space: gym.Space[Any]) -> tuple[str, ...]:
+    """Return what a reader should know of demonstrations that can be learned from all the same."""
+    said = []
+    if isinstance(space, gym.spaces.Box):
+        low, high = (torch.as_tensor(bound).float().flatten() for bound in (space.low, space.high))
+        tolerance = 1e-6 * (1 + train.actions.abs())
+        outside = (train.actions < low - tolerance) | (train.actions > high + tolerance)
+        share = float(outside.any(1).double().mean())
+        if share:
+            said.append(
+                f"{share:.1%} of the training actions are outside the bounds of the action space,"
+                " where no policy can act."
+            )
+    seen = set(train.digests())
+    repeated = [digest in seen for digest in validation.digests()]
+    if any(repeated):
+        said.append(
+            f"{sum(repeated)} of {len(repeated)} validation episodes repeat training episodes: the"
+            " validation loss is too low."
+        )
+    return tuple(said)
 
 
 def digest(*parts: Transitions) -> str:

@@ -391,6 +391,25 @@ class Infinite(Toy):
         return super().loss(policy, batch) / 0
 
 
+@dataclass(frozen=True)
+class OneWay(Half):
+    """Refuses a schedule that is there before it, and not one that comes after it."""
+
+    def apply(self, recipe):
+        if recipe.schedule != "constant":
+            raise Incompatible("no schedules")
+        return super().apply(recipe)
+
+
+@dataclass(frozen=True)
+class BothWays(Half):
+    """Refuses a schedule, whenever it comes."""
+
+    def check(self, recipe):
+        if recipe.schedule != "constant":
+            raise Incompatible("no schedules")
+
+
 WRONG = [
     (NoDataclass, "is_a_frozen_dataclass", "add @dataclass(frozen=True)"),
     (NoCard, "has_a_card", "lacks a formula (a block after ::), Suggested:, Cost:"),
@@ -418,6 +437,7 @@ WRONG = [
     (Draws, "apply_is_pure", "another recipe the second time"),
     (NotPlain, "apply_is_pure", "data by value"),
     (Longer, "apply_is_pure", "the same number of steps"),
+    (OneWay, "conflicts_in_any_order", "lr_decay+OneWay is refused, the other order is not"),
     (Explodes, "training_stays_finite", "loss is"),
     (Refuses, "training_stays_finite", "needs a Tuesday"),
     (Idle, "has_an_effect", "had no effect: apply gives an equal recipe"),
@@ -463,6 +483,11 @@ def test_one_mistake_fails_one_check(obj):
         except CheckFailed:
             failed.append(check.name)
     assert failed == [name for wrong, name, _ in WRONG if wrong is obj]
+
+
+def test_a_conflict_that_is_refused_in_any_order_is_none():
+    (check,) = [c for c in yield_checks(BothWays) if c.name == "conflicts_in_any_order"]
+    check.run()
 
 
 @parametrize_with_checks([Mean, Half, Toy])

@@ -18,6 +18,7 @@ OUT_OF_RANGE = {
     "schedule": ["step", "", "Linear"],
     "schedule_power": [0, -1.0, inf, nan],
     "schedule_final": [-0.1, 1.1, nan],
+    "schedule_warmup": [-0.1, 1.0, nan],
     "weight_decay": [-1e-9, inf, nan],
     "dropout": [-0.1, 1, 1.0, nan],
     "batch_size": [0, -1],
@@ -29,6 +30,7 @@ IN_RANGE = {
     "schedule": list(SCHEDULES),
     "schedule_power": [1e-3, 100.0],
     "schedule_final": [0.0, 1.0],
+    "schedule_warmup": [0.0, 0.99],
     "weight_decay": [0.0, 5.0],
     "dropout": [0.0, 0.999],
     "batch_size": [1],
@@ -88,6 +90,7 @@ CHANGES = [
     {"schedule": "polynomial"},
     {"schedule_power": 2.0},
     {"schedule_final": 0.5},
+    {"schedule_warmup": 0.1},
     {"weight_decay": 0.1},
     {"dropout": 0.1},
     {"batch_size": 128},
@@ -204,6 +207,33 @@ def test_lr_factor_falls_from_one_to_the_final_fraction(schedule, final, power, 
 
 
 # Objects by name
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear"])
+def test_warmup_is_torchs_too(decay):
+    """1 / 30 of lr at the first update, all of it from the 30th on, times what the schedule says."""
+    recipe = Recipe(lr=LR, schedule=decay, schedule_warmup=0.3, updates=100)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
+    rising = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 30, 1.0, 29)
+    falling = torch.optim.lr_scheduler.LinearLR(
+        optimizer, 1.0, 0.0 if decay == "linear" else 1.0, 100
+    )
+    for update in range(100):
+        assert LR * recipe.lr_factor(update) == pytest.approx(
+            optimizer.param_groups[0]["lr"], rel=1e-9
+        )
+        optimizer.step()
+        rising.step()
+        falling.step()
+
+
+def test_recipes_without_a_warmup_keep_the_keys_of_earlier_versions():
+    assert Recipe().key == "2109ac43a735"
+    assert Recipe(lr=0.01, schedule="linear").key == "fd3cce8df46b"
+    assert "schedule_warmup" not in Recipe().to_dict()
+    warm = Recipe(schedule_warmup=0.1)
+    assert warm.key != Recipe().key
+    assert Recipe.from_dict(warm.to_dict()) == warm
 
 
 def test_load_object():

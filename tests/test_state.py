@@ -70,6 +70,16 @@ def test_what_is_read_is_what_was_written(tmp_path_factory, tree):
     assert equal(files.load_tree(path), tree)
 
 
+def test_tensors_are_aligned_as_fresh_ones(tmp_path):
+    """In the file they begin where its header ends; the last bits of products depend on that."""
+    for count in range(1, 9):
+        tree = {f"name {i}": torch.randn(5 + i) for i in range(count)}
+        files.save_tree(tmp_path / "state", tree | {"transposed": torch.randn(7, 5).T})
+        found = files.load_tree(tmp_path / "state").values()
+        assert [tensor.data_ptr() % 64 for tensor in found] == [0] * (count + 1)
+        assert {tensor.storage_offset() for tensor in found} == {0}
+
+
 @pytest.mark.parametrize("bad", [object(), {1.5: 2}, [lambda: 1], {"a": {2, 3}}])
 def test_other_things_are_refused_and_nothing_is_written(tmp_path, bad):
     with pytest.raises(TypeError, match="not plain data"):

@@ -537,6 +537,7 @@ RESUMED = TRAJECTORIES | {
         replace(SMALL, optimizer="SGD", gradient_transforms=(Call(f"{HERE}:Inertia"),)),
     ),
     "SAM-like": (linear, replace(SMALL, optimizer=f"{HERE}:Twice")),
+    "warm-up": (linear, replace(SMALL, schedule="linear", schedule_warmup=0.5)),
     "cosine": (dropout, replace(SMALL, schedule="cosine", dropout=0.5)),
     "RAdam": (linear, replace(SMALL, optimizer="RAdam")),
 }
@@ -570,6 +571,30 @@ def test_training_goes_on_from_what_was_written_down_with_the_same_bits(case, at
         )  # fmt: skip
         assert one.average_bytes == other.average_bytes
         assert one.train_seconds > 0
+
+
+def wide(recipe):
+    """Sizes that are no multiples of what fits into one register."""
+    return nn.Sequential(*(nn.Linear(n, m, bias=False) for n, m in ((3, 61), (61, 37), (37, 1))))
+
+
+def optimizers():
+    """Those of torch; SparseAdam takes no dense gradients."""
+    found = [c for c in vars(torch.optim).values() if isinstance(c, type)]
+    names = {c.__name__ for c in found if issubclass(c, torch.optim.Optimizer)}
+    return sorted(names - {"Optimizer", "SparseAdam"})
+
+
+@pytest.mark.parametrize("name", optimizers())
+def test_every_optimizer_goes_on_with_the_same_bits(name, tmp_path):
+    recipe = replace(SMALL, optimizer=name, lr=0.05, schedule="linear")
+    whole = points(Toy(network=wide), recipe)
+    saved = next(p for p in train(Toy(network=wide), recipe, 0, {}, EVERY) if p.update == 5)
+    files.save_tree(tmp_path / "state", saved.state())
+    state = files.load_tree(tmp_path / "state")
+    rest = list(train(Toy(network=wide), recipe, 0, {}, EVERY, state))
+    assert len(rest) == 7
+    assert all(same(one.raw, other.raw) for one, other in zip(rest, whole[5:], strict=True))
 
 
 @dataclass
@@ -709,6 +734,8 @@ def total_weight(policy, batch):
     [
         {},
         {"schedule": "linear"},
+        {"schedule_warmup": 0.5},
+        {"schedule": "cosine", "schedule_warmup": 0.25},
         {"schedule": "cosine", "schedule_final": 0.1},
         {"schedule": "polynomial", "schedule_power": 2.0},
     ],
@@ -799,6 +826,20 @@ def test_weight_decay_reaches_the_optimizer(optimizer):
         torch.testing.assert_close(
             ratio, torch.full((1, 3), (1 - 0.1 * 0.5) ** 11), rtol=1e-5, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+@pytest.mark.parametrize(("name", "mine"), [("lr", 0.5), ("weight_decay", 0.1)])
+def test_arguments_that_contradict_the_recipe_are_refused(optimizer, name, mine):
+    """The recipe is the record of what trained."""
+    args = {name: mine}
+    with pytest.raises(
+        StabError, match=rf"train.optimizer_args.{name}={mine} contradicts train.{name}=0"
+    ):
+        points(recipe=replace(SMALL, optimizer=optimizer, optimizer_args=args))
+    agreeing = replace(SMALL, optimizer=optimizer, optimizer_args=args, **args)
+    plain = replace(SMALL, optimizer=optimizer, **args)
+    assert same(final(recipe=agreeing), final(recipe=plain))
 
 
 @pytest.mark.parametrize("optimizer", ["LBFGS", f"{HERE}:OnlyLR"])

@@ -23,7 +23,8 @@ class Episodes(Protocol):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Step the episodes ``which`` (k,) by actions (k, ...).
 
-        Returns observations (k, obs_dim), rewards (k,) float64, terminated (k,) and truncated (k,).
+        Returns observations (k, obs_dim), rewards (k,) float64, and terminated and truncated, (k,)
+        bool each.
         """
 
 

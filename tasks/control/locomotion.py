@@ -22,7 +22,7 @@ from stab.tasks.control.record import RECORDS, Record
 from stab.tasks.control.rollout import Recorder, rollout
 from stab.tasks.control.task import Control
 from stab.tasks.policies import Actor
-from stab.tasks.references import Progress, References, no_progress, references_from
+from stab.tasks.references import Progress, References, no_progress
 from stab.tasks.transitions import Batch, Transitions
 
 FRESH_SEED = 1_000_000  # reset seeds of the infinite regime begin here, far from all others
@@ -115,10 +115,7 @@ class Locomotion(Control):
         rollout(self._episodes, actor, stacked, starts, [self.horizon], record=record)
 
     def _references(self, dataset: minari.MinariDataset, progress: Progress) -> References:
-        about = datasets.stab_metadata(dataset)
-        if "references" in about:
-            return references_from(about["references"])
-        return experts.load(self.record).references
+        return datasets.stated_references(dataset) or experts.load(self.record).references
 
     @property
     def record(self) -> Record:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stab.registry import StabError
 from stab.tasks.control.episodes import Episodes
 from stab.tasks.policies import Policy
 from stab.tasks.references import Progress, no_progress, portion
@@ -80,6 +81,12 @@ def _block(
             row, stepped, acting = which % rows, which.tolist(), live.tolist()
         actions = stack.act(latest.astype(np.float32).reshape(size, rows, -1), acting)[place, row]
         observations, rewards, terminated, truncated = episodes.step(stepped, actions)
+        if not np.isfinite(rewards).all():
+            bad = int(which[~np.isfinite(rewards)][0])
+            raise StabError(
+                f"step {step} of the episode with reset seed {starts[bad % rows]} returned a"
+                " reward that is not finite"
+            )
         totals[which] += rewards
         ended = terminated | truncated
         fewer = bool(ended.any())

@@ -23,10 +23,10 @@ from stab.tasks.control.episodes import Episodes, make_episodes
 from stab.tasks.control.measured import references_of
 from stab.tasks.control.rollout import rollout
 from stab.tasks.environments import make
-from stab.tasks.policies import build
+from stab.tasks.policies import Policy, build
 from stab.tasks.references import Progress, References, no_progress
 from stab.tasks.speed import speeds
-from stab.tasks.transitions import Transitions, digest
+from stab.tasks.transitions import Transitions, digest, remarks
 
 UNLIMITED = 1000  # steps after which an episode of an environment without a time limit is ended
 
@@ -68,6 +68,7 @@ class Control(Task):
             digest(train, validation),
             datasets.stab_metadata(dataset).get("expert_sha256"),
             self._spec.id,
+            remarks(train, validation, self._env.action_space),
         )
 
     def _references(self, dataset: minari.MinariDataset, progress: Progress) -> References:
@@ -89,6 +90,11 @@ class Control(Task):
         """
         return type(self).loss is Control.loss and getattr(policy, "additive", False)
 
+    def parts(self, policy: Any, batch: Any) -> int:
+        """Return how many parts a batch's loss is the mean of: the policy knows, as above."""
+        own = type(self).loss is Control.loss and isinstance(policy, Policy)
+        return policy.parts(batch) if own else 1
+
     def rollout(
         self,
         policy: Any,
@@ -99,7 +105,7 @@ class Control(Task):
     ) -> tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, Infos]:
         return rollout(self._episodes, policy, stacked, starts, horizons, progress)
 
-    def speed(self, recipe: Recipe) -> tuple[float, float]:
+    def speed(self, recipe: Recipe) -> tuple[float, float] | None:
         env, space = self._env, self._env.action_space
         size = math.prod(env.observation_space.shape or ())
         device = torch.device(recipe.device)
@@ -127,7 +133,10 @@ class Control(Task):
                     range(rows * policies), actions.reshape(rows * policies, *actions.shape[2:])
                 )
 
-        return speeds(trained, lambda policy: policy.loss(batch), step, rows * policies)
+        try:
+            return speeds(trained, lambda policy: policy.loss(batch), step, rows * policies)
+        except StabError:  # some environments do not bear steps after the end
+            return None
 
     @functools.cached_property
     def _spec(self) -> gym.envs.registration.EnvSpec:

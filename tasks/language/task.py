@@ -112,6 +112,10 @@ class Language(Task):
         loss: Tensor = policy.loss(*batch)
         return loss
 
+    def parts(self, policy: Any, batch: Any) -> int:
+        """Return how many tokens a batch's loss is the mean of; micro-batches are weighted so."""
+        return policy.parts(*batch) if type(self).loss is Language.loss else 1
+
     def rollout(
         self,
         policy: Any,

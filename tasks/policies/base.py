@@ -49,6 +49,10 @@ class Policy(nn.Module):
         """Return the one-step loss: ``error`` of the expert's actions at the observations."""
         return self.error(self(batch.observations), batch.actions)
 
+    def parts(self, batch: Batch) -> int:
+        """Return how many parts ``loss`` is the mean of: its transitions."""
+        return len(batch)
+
     def error(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Return the loss of outputs (n, out) for actions (n, act_dim), or (n,) if Discrete.
 

@@ -95,6 +95,10 @@ class GPT(nn.Module):
             sums.append(cross_entropy(logits, wanted, ignore_index=NOTHING, reduction="sum"))
         return torch.stack(sums).sum() / (targets != NOTHING).sum()
 
+    def parts(self, inputs: Tensor, targets: Tensor) -> int:
+        """Return how many targets count."""
+        return int((targets != NOTHING).sum())
+
     def stack(self, stacked: dict[str, Tensor], rows: int) -> GPTStack:
         """Return policies with parameters (policies, ...), to generate side by side."""
         return GPTStack(self, stacked, rows)

@@ -95,6 +95,11 @@ class Transformer(Network):
         weights = torch.tensor(counts, device=errors[0].device) / sum(counts)
         return (torch.stack(errors) * weights).sum()
 
+    def parts(self, batch: Batch) -> int:
+        """Return how many steps of the windows count."""
+        begun = batch.indices - batch.source.firsts[batch.indices] + 1
+        return int(np.minimum(begun, self.context).sum())
+
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return outputs (batch, context, outputs), the expert's actions, and their validity.
 

@@ -275,6 +275,39 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, caps
     assert list(tmp_path.iterdir()) == []  # nothing left behind
 
 
+PLUGIN = """
+import os, torch
+
+class Mine(torch.optim.SGD):
+    def step(self, closure):
+        for name in ("MINARI_DATASETS_PATH", "TMPDIR", "XDG_CACHE_HOME"):
+            assert os.path.isdir(os.environ[name]), name
+        return super().step(closure)
+"""
+
+
+def test_relative_paths_are_those_of_the_folder_where_stab_was_called(stab, tmp_path):
+    """Workers run in another one."""
+    for name in ("cache", "plug", "temporary"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "plug" / "stab_test_mine.py").write_text(PLUGIN)
+    (tmp_path / "settings.yaml").write_text("train: {optimizer: 'stab_test_mine:Mine', lr: 1e-4}")
+    relative = {
+        "MINARI_DATASETS_PATH": "datasets",
+        "XDG_CACHE_HOME": "cache",
+        "TMPDIR": "temporary",
+        "PYTHONPATH": os.pathsep.join(["plug", os.environ.get("PYTHONPATH", "")]),
+    }
+    done = stab("compare", "-t", "cliff", "-s", "ema", "--seeds", 1, "--config", "settings.yaml",
+                "--out", "here/run", *TINY, env=relative)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "datasets" / "stab" / "cliff" / "expert-v0").is_dir()
+    assert list((tmp_path / "here" / "run" / "cells").iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("cache", "datasets", "here", "plug", "settings.yaml", "temporary"),
+    }
+
+
 def test_an_error_reaches_the_shell_without_a_traceback(stab, tmp_path):
     done = stab("compare", "-t", "hoper", "--all")
     assert done.returncode == 2

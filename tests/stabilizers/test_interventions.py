@@ -8,8 +8,9 @@ import re
 import pytest
 
 from stab.recipe import Recipe
-from stab.registry import StabError
+from stab.registry import Incompatible, StabError
 from stab.stabilizers import Intervention, parse, stabilizers
+from stab.stabilizers.strings import Stabilizer
 
 BUILT_IN = [n for n in stabilizers.names() if stabilizers.peek(n)]  # plug-ins are not loaded yet
 NAMES = [n for n in BUILT_IN if issubclass(stabilizers.get(n), Intervention)]
@@ -137,6 +138,22 @@ def test_an_average_leaves_the_recipe_alone():
         assert (
             parse(f"lr_decay+{name}").apply(Recipe()).key == parse("lr_decay").apply(Recipe()).key
         )
+
+
+def test_a_finished_recipe_is_checked_by_all_interventions():
+    class NoSchedule(Intervention):
+        def apply(self, recipe):
+            return recipe
+
+        def check(self, recipe):
+            if recipe.schedule != "constant":
+                raise Incompatible(f"no schedule, please: {recipe.schedule}")
+
+    decay = parse("lr_decay").interventions
+    for parts in ((NoSchedule(), *decay), (*decay, NoSchedule())):
+        with pytest.raises(Incompatible, match="no schedule, please: linear"):
+            Stabilizer("", parts).apply(Recipe())
+    assert Stabilizer("", (NoSchedule(),)).apply(Recipe()) == Recipe()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from dataclasses import replace
 
 import minari
 import numpy as np
@@ -22,6 +23,7 @@ from stab.tasks.language.environment import source
 from stab.tasks.language.source import END
 from stab.tasks.language.windows import windows
 from stab.train import Fresh as FreshData
+from stab.train import train
 
 SMALL = {"name": "stories", "train_episodes": 2, "validation_episodes": 1}
 RECIPE = Recipe(policy="gpt:width=32,depth=1", batch_size=8, updates=20)
@@ -99,6 +101,28 @@ def test_a_sample_is_a_whole_story(stories):
         assert seen[: len(story)] == [END, *story[:-1]]
         assert set(row[len(story) :]) <= {-100}
     assert max(train.lengths) <= stories.source.context
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "settings"),
+    [
+        ("stories", "gpt:width=32,depth=1", {"train_episodes": 2, "validation_episodes": 1}),
+        ("cliff", "transformer:context=200,width=16,depth=1", {}),
+    ],
+)
+def test_accumulation_is_one_larger_batch_though_samples_differ_in_length(
+    minari_root, name, policy, settings
+):
+    task = tasks.get(name)(name=name, **settings)
+    recipe = Recipe(policy=policy, optimizer="SGD", lr=1.0, updates=1, batch_size=2, accumulation=8)
+    large = replace(recipe, batch_size=16, accumulation=1)
+    (accumulated,), (whole,), (start,) = (
+        list(train(task, one, 3, {}, [1])) for one in (recipe, large, replace(large, lr=1e-30))
+    )
+    # Counted as equals, micro-batches give a step that is off by some per cent.
+    for key in start.raw:
+        step = (whole.raw[key] - start.raw[key]).norm()
+        assert (accumulated.raw[key] - whole.raw[key]).norm() <= 1e-4 * step + 1e-7, key
 
 
 def test_windows_hold_every_token_once():

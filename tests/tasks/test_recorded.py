@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import gymnasium as gym
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from stab.run.plan import make_config, make_plan
 from stab.run.worker import work
 from stab.tasks import datasets, tasks
 from stab.tasks.catalog import task_for
+from stab.tasks.references import RANDOM_SEED, random_returns
 from stab.train import train
 
 pytestmark = pytest.mark.filterwarnings(
@@ -273,15 +275,206 @@ def test_scores_in_the_metadata_win(own_root):
     assert references.expert.at(10) == pytest.approx(at_ten, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(5.0, 5.0), (5.0, 1.0), (float("nan"), 5.0), (0.0, float("inf"))]
-)
+@pytest.mark.parametrize(("low", "high"), [(5.0, 5.0), (5.0, 1.0)])
 def test_scores_that_do_not_make_sense_are_refused(own_root, low, high):
     short(ref_min_score=low, ref_max_score=high)
     with pytest.raises(
         StabError, match=r"my/falling-v0': ref_max_score \(.*\) is not above ref_min_score"
     ):
         task("my/falling-v0").dataset()
+
+
+@pytest.mark.parametrize("bad", ["'500'", "float('nan')", "float('inf')", "[500.0]", "True"])
+@pytest.mark.parametrize("key", ["ref_min_score", "ref_max_score"])
+def test_scores_that_are_not_numbers_are_named_with_dataset_and_key(own_root, key, bad):
+    short(**({"ref_min_score": 1.0, "ref_max_score": 500.0} | {key: eval(bad)}))
+    with pytest.raises(StabError, match="is not a finite number") as refused:
+        task("my/falling-v0").dataset()
+    said = str(refused.value)
+    assert said.startswith(f"dataset 'my/falling-v0': {key}={eval(bad)!r} in its metadata")
+
+
+@pytest.mark.parametrize("bad", [None, [], [float("nan")], ["1"], [float("inf")], "12"])
+def test_references_of_stabs_own_form_are_checked_like_them(own_root, bad):
+    curve = {"cumulative": [1.0], "std": 0.0, "episodes": 1, "first_seed": 0, "length": 1.0}
+    stated = {"random": curve, "expert": curve | {"cumulative": bad}}
+    short(stab={"references": stated})
+    with pytest.raises(
+        StabError, match=r"dataset 'my/falling-v0', stab.references in its metadata"
+    ):
+        task("my/falling-v0").dataset()
+
+
+def stored(dataset_id: str, env_id: str, episodes: list[EpisodeBuffer], **metadata: object) -> str:
+    """Write a dataset of these episodes."""
+    minari.create_dataset_from_buffers(dataset_id, episodes, env=gym.make(env_id))
+    tell(dataset_id, **metadata)
+    return dataset_id
+
+
+def balanced(steps: int, seed: int = 0, flagged: bool = False, **changes: object) -> EpisodeBuffer:
+    """A recording of CartPole of so many steps, in which the pole does not fall."""
+    env = gym.make("CartPole-v1")
+    seen, actions = [env.reset(seed=seed)[0]], []
+    for _ in range(steps):
+        actions.append(example.cartpole(seen[-1]))
+        observation, _, terminated, _, _ = env.step(actions[-1])
+        assert not terminated
+        seen.append(observation)
+    content = {
+        "seed": seed,
+        "observations": np.array(seen),
+        "actions": np.array(actions),
+        "rewards": [1.0] * steps,
+        "terminations": [False] * steps,
+        "truncations": [False] * (steps - 1) + [flagged],
+    }
+    return EpisodeBuffer(**content | changes)
+
+
+@pytest.mark.parametrize("flagged", [False, True])  # recorders that stop set the flag, or do not
+def test_recordings_that_were_cut_are_no_expert_beyond_the_cut(own_root, flagged):
+    lengths = (40, 30, 50, 45, 60, 35)
+    episodes = [balanced(n, seed, flagged) for seed, n in enumerate(lengths)]
+    found = task(stored("my/cut-v0", "CartPole-v1", episodes))
+    references = found.dataset().references
+    # 30 steps are known of all: the scale is right there, and beyond there is none.
+    assert (references.known, references.expert.at(30), len(references.expert.cumulative)) == (
+        30,
+        30.0,
+        30,
+    )
+    env = gym.make("CartPole-v1")
+    random, _ = random_returns(env, range(RANDOM_SEED, RANDOM_SEED + 100), 30)
+    assert references.random.at(30) == random[:, -1].mean()
+    assert references.random.std == random[:, -1].std(ddof=1)
+    assert references.normalise(np.array([30.0]), [30]) == 1
+    for _ in range(2):  # measured, and from the cache
+        with pytest.raises(StabError, match=r"in 31 steps .* cut after 30, .* eval.horizon=30 or"):
+            task("my/cut-v0").dataset().references.normalise(np.array([31.0]), [30, 31])
+
+
+def test_a_horizon_beyond_the_cut_is_refused_before_training(own_root, tmp_path):
+    stored("my/cut-v0", "CartPole-v1", [balanced(30, seed) for seed in range(6)])
+    with pytest.raises(StabError, match="what the expert returns in 60 steps is not known"):
+        run_here(tmp_path / "run", dataset="my/cut-v0")
+    assert not (tmp_path / "run").exists()
+    assert run_here(tmp_path / "run", "eval.horizon=30", dataset="my/cut-v0")
+
+
+def test_one_episode_of_a_single_step_does_not_shift_the_expert(own_root):
+    episodes = [balanced(500, seed) for seed in range(5)] + [balanced(1, 5)]
+    with pytest.raises(StabError, match="returns 1 an episode in the 1 steps after which one was"):
+        task(stored("my/stub-v0", "CartPole-v1", episodes)).dataset()
+
+
+def test_scores_make_cut_recordings_usable_at_every_horizon(own_root):
+    episodes = [balanced(30, seed) for seed in range(6)]
+    known = {"ref_min_score": 22.0, "ref_max_score": 500.0}
+    references = task(stored("my/cut-v0", "CartPole-v1", episodes, **known)).dataset().references
+    # As recorded up to the cut, and from there straight on: CartPole pays 1 a step.
+    assert [references.expert.at(h) for h in (10, 30, 31, 100, 500)] == [10, 30, 31, 100, 500]
+    assert references.known is None
+
+
+def test_an_environments_own_truncation_is_an_end(toy):
+    assert task(toy(right)).dataset().references.known is None  # truncated after 10 of 1000 steps
+    assert task("my/toy-v0").dataset().references.expert.at(1000) == 10
+
+
+def silent(steps: int) -> EpisodeBuffer:
+    """A recording of the toy without flags and without a reset seed."""
+    return EpisodeBuffer(
+        observations=np.zeros((steps + 1, 2), dtype=np.float32),
+        actions=np.ones(steps, dtype=np.int64),
+        rewards=[1.0] * (steps - 1) + [0.0],
+        terminations=[False] * steps,
+        truncations=[False] * steps,
+    )
+
+
+def test_it_is_an_end_without_flags_and_seeds_too(toy):
+    found = task(stored("my/silent-v0", "StabToy-v0", [silent(10)] * 6))
+    assert found.dataset().references.expert.at(1000) == 9
+    found = task(stored("my/nine-v0", "StabToy-v0", [silent(10), silent(9)] * 3))
+    with pytest.raises(StabError, match="cut after 9"):
+        found.dataset().references.normalise(np.zeros(1), [10])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_reward_that_is_not_finite_is_found_before_training_with_its_episode(own_root, bad):
+    short()
+    path = own_root / "my" / "falling-v0" / "data" / "main_data.hdf5"
+    with h5py.File(path, "r+") as file:
+        file["episode_3/rewards"][1] = bad
+    with pytest.raises(
+        StabError, match="dataset 'my/falling-v0': episode 3 has a reward that is not finite"
+    ):
+        task("my/falling-v0").dataset()
+
+
+def test_a_dataset_without_rewards_has_no_expert(own_root, stab):
+    """Pendulum's are negative, so that zeros would be the best of all."""
+    example.record("my/pendulum-v0", "Pendulum-v1", example.pendulum, episodes=EPISODES)
+    with h5py.File(own_root / "my" / "pendulum-v0" / "data" / "main_data.hdf5", "r+") as file:
+        for episode in file.values():
+            episode["rewards"][:] = 0
+    with pytest.raises(StabError, match=r"every reward is 0, the environment's are from -1.* to -"):
+        task("my/pendulum-v0").dataset()
+    tell("my/pendulum-v0", ref_min_score=-1200.0, ref_max_score=-150.0)
+    references = task("my/pendulum-v0").dataset().references
+    assert references.normalise(np.array([-1200.0, -150.0])[:, None], [200]).tolist() == [[0], [1]]
+
+
+def test_rewards_that_are_all_equal_and_not_the_environments_are_refused(own_root):
+    short()
+    with h5py.File(own_root / "my" / "falling-v0" / "data" / "main_data.hdf5", "r+") as file:
+        for episode in file.values():
+            episode["rewards"][:] = 100
+    with pytest.raises(StabError, match="every reward is 100, the environment's are from 1 to 1"):
+        task("my/falling-v0").dataset()
+
+
+def warnings_of(run: Path) -> list[str]:
+    found = json.loads((run / "leaderboard.json").read_text())
+    return found["run"]["tasks"]["recorded"]["warnings"]
+
+
+def test_actions_out_of_bounds_and_repeated_episodes_are_remarked(own_root, stab, tmp_path):
+    example.record("my/pendulum-v0", "Pendulum-v1", example.pendulum, episodes=EPISODES)
+    assert task("my/pendulum-v0").dataset().remarks == ()
+    with h5py.File(own_root / "my" / "pendulum-v0" / "data" / "main_data.hdf5", "r+") as file:
+        for episode in file.values():
+            for name in ("observations", "actions"):
+                episode[name][:] = file["episode_0"][name][:]
+            episode["actions"][:] = np.clip(episode["actions"][:], -1.9, 1.9)
+            episode["actions"][:20] = 2.5  # of 200 steps; the bounds are -2 and 2
+    said = (
+        "10.0% of the training actions are outside the bounds of the action space, where no policy"
+        " can act.",
+        "2 of 2 validation episodes repeat training episodes: the validation loss is too low.",
+    )
+    assert task("my/pendulum-v0").dataset().remarks == said
+    tell("my/pendulum-v0", ref_min_score=-1200.0, ref_max_score=-150.0)
+    stab(
+        "compare", "--dataset", "my/pendulum-v0", "-s", "none", "--seeds", 1, "--out", "run", *TINY
+    )
+    assert set(said) <= set(warnings_of(tmp_path / "run"))
+
+
+def test_a_return_far_above_the_experts_is_said(own_root, stab, tmp_path):
+    example.record("my/cartpole-v0", "CartPole-v1", falling, episodes=EPISODES)
+    tell("my/cartpole-v0", ref_min_score=0.0, ref_max_score=5.0)
+    stab(
+        "compare", "--dataset", "my/cartpole-v0", "-s", "none", "--seeds", 1, "--out", "run", *TINY,
+        "eval.horizon=500",
+    )  # fmt: skip
+    (entry,) = json.loads((tmp_path / "run" / "leaderboard.json").read_text())["entries"]
+    assert entry["return"] > 2
+    assert (
+        f"none returns {entry['return']:.2f}, where 1 is the expert: the reference scores are"
+        " likely wrong." in warnings_of(tmp_path / "run")
+    )
 
 
 def test_a_random_policys_dataset_is_refused(own_root):

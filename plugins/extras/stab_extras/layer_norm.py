@@ -28,6 +28,10 @@ class LayerNorm(Intervention):
     Source: Ba, Kiros and Hinton, "Layer normalization", arXiv 1607.06450, equation 4.
     """
 
+    def check(self, recipe: Recipe) -> None:
+        if self.apply(recipe) != recipe:
+            raise Incompatible(f"layer_norm is undone by a later policy: {recipe.policy}")
+
     def apply(self, recipe: Recipe) -> Recipe:
         name, _, rest = recipe.policy.partition(":")
         if name != "mlp":

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stab.recipe import Recipe
+from stab.registry import Incompatible
 from stab.stabilizers import Intervention, hyper
 from stab_extras.wrapper import Wrapper, wrap
 
@@ -38,11 +39,11 @@ class SAM(Intervention):
     neutral: ClassVar[dict[str, Any]] = {"rho": 0.0}
 
     def apply(self, recipe: Recipe) -> Recipe:
-        return (
-            wrap(recipe, "stab_extras.sam:SAMOptimizer", rho=float(self.rho))
-            if self.rho
-            else recipe
-        )
+        if not self.rho:
+            return recipe
+        if recipe.optimizer == "torch.optim:LBFGS":
+            raise Incompatible("sam takes one gradient a step, LBFGS evaluates the loss many times")
+        return wrap(recipe, "stab_extras.sam:SAMOptimizer", rho=float(self.rho))
 
 
 class SAMOptimizer(Wrapper):

@@ -49,11 +49,16 @@ class ScheduleFree(Intervention):
         1.0, "factor of the recipe's lr", lambda v: 0 < v < float("inf"), "a number > 0"
     )
 
-    def apply(self, recipe: Recipe) -> Recipe:
+    def check(self, recipe: Recipe) -> None:
         if recipe.schedule != "constant":
             raise Incompatible(
                 f"schedule_free replaces the schedule, the recipe has one: {recipe.schedule}"
             )
+        if recipe.schedule_warmup:
+            raise Incompatible("schedule_free has a warm-up of its own: schedule_free:warmup=")
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        self.check(recipe)
         if recipe.optimizer not in FOUND:
             raise Incompatible(
                 f"schedule_free is for AdamW and SGD, the recipe's optimizer is {recipe.optimizer}"

@@ -19,6 +19,7 @@ from stab_extras.schedule_free import ScheduleFree
 from stab_extras.truncated_noise import AddNoise, Truncate, TruncatedNoise, pareto
 from torch import nn
 
+from stab import files
 from stab.checks import Toy, parametrize_with_checks
 from stab.recipe import Recipe
 from stab.registry import Incompatible, StabError
@@ -233,6 +234,23 @@ def test_state_of_wrapped_optimizers_resumes():
     assert torch.equal(run(False), run(True))
 
 
+@pytest.mark.parametrize("string", [*NAMES, "lookahead+sam", "schedule_free+sam"])
+@pytest.mark.parametrize("recipe", [RECIPE, SGD], ids=["AdamW", "SGD"])
+def test_training_goes_on_from_what_was_written_down_with_the_same_bits(string, recipe, tmp_path):
+    stabilizer = parse(string)
+    if string.startswith("schedule_free"):
+        recipe = replace(recipe, optimizer_args={})
+    recipe = stabilizer.apply(recipe)
+    averages = {"average": stabilizer.average} if stabilizer.average else {}
+    *_, whole = train(TASK, recipe, 0, averages, [5, 13])
+    saved = next(train(TASK, recipe, 0, averages, [5]))
+    files.save_tree(tmp_path / "state", saved.state())
+    (end,) = train(TASK, recipe, 0, averages, [13], files.load_tree(tmp_path / "state"))
+    assert all(torch.equal(end.raw[name], whole.raw[name]) for name in whole.raw)
+    for name, average in whole.averages.items():
+        assert all(torch.equal(end.averages[name][key], average[key]) for key in average)
+
+
 def test_schedules_act_on_the_inner_optimizer():
     decayed = parse("lookahead+lr_decay").apply(RECIPE)
     assert not torch.equal(
@@ -287,6 +305,7 @@ def test_schedule_free_deploys_the_average():
     ("recipe", "message"),
     [
         (Recipe(schedule="linear"), "the recipe has one: linear"),
+        (Recipe(schedule_warmup=0.1), "a warm-up of its own: schedule_free:warmup="),
         (Recipe(optimizer="RMSprop"), "for AdamW and SGD"),
         (Recipe(optimizer="SGD", optimizer_args={"nesterov": True}), "has no nesterov"),
     ],
@@ -294,6 +313,14 @@ def test_schedule_free_deploys_the_average():
 def test_schedule_free_refuses_what_it_cannot_serve(recipe, message):
     with pytest.raises(Incompatible, match=message):
         ScheduleFree().apply(recipe)
+
+
+@pytest.mark.parametrize("string", ["schedule_free+lr_decay", "lr_decay+schedule_free", "recipe:schedule=cosine+schedule_free",
+                                    "schedule_free+recipe:schedule=cosine", "layer_norm+recipe:policy=transformer",
+                                    "recipe:policy=transformer+layer_norm", "recipe:optimizer=LBFGS+sam"])  # fmt: skip
+def test_conflicts_are_refused_in_any_order(string):
+    with pytest.raises(Incompatible):
+        parse(string).apply(RECIPE)
 
 
 # layer_norm
