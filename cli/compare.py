@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stab import clean
 from stab.cli.progress import bars
+from stab.cli.stopping import INTERRUPTIONS, exit_code
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from stab.cli.console import Console
     from stab.config import Config
     from stab.engines import Engine
     from stab.run.plan import Plan
@@ -113,8 +114,7 @@ def compare(
     ] = None,
 ) -> None:
     """Compare stabilizers on tasks: train, roll out checkpoints, score, print the leaderboard."""
-    from rich.console import Console
-
+    from stab.cli.console import Console
     from stab.engines import check_workers, make_engine
     from stab.registry import StabError
     from stab.run import estimate
@@ -155,7 +155,7 @@ def compare(
         cost = dict(zip((cell.key for cell in todo), expected or [], strict=False))
         try:
             _run(console, plan, run, started, settings, cost, resume, overwrite)
-        except KeyboardInterrupt:
+        except INTERRUPTIONS as e:
             if run.exists():
                 count = len(list((run / "cells").glob("*.json")))
                 console.print(
@@ -165,7 +165,7 @@ def compare(
                 )
             else:
                 console.print("Interrupted before anything was written.")
-            raise typer.Exit(130) from None
+            raise typer.Exit(exit_code(e)) from None
     if any((run / "failures").glob("*.json")):
         raise typer.Exit(1)
 
@@ -229,7 +229,7 @@ def _show_plan(
         f" most {estimate.longest_episode(config)} steps"
     )
     for (task, string), reason in plan.skipped.items():
-        console.print(f"skipped: {task} x {string}: {reason}", markup=False)
+        console.print(clean.message(f"skipped: {task} x {string}: {reason}"), markup=False)
     if done:
         console.print(f"{done} cells are finished already and kept")
     ready = True
@@ -308,9 +308,8 @@ def _execute(
                     progress.remove_task(running.pop(cell.key))
                 if event.reason:
                     which = label if event.kind == "failed" else cell.task
-                    progress.console.print(
-                        f"failed: {which} seed {cell.seed}: {event.reason}", markup=False
-                    )
+                    failed = clean.message(f"failed: {which} seed {cell.seed}: {event.reason}")
+                    progress.console.print(failed, markup=False)
                 elif not progress.console.is_terminal:
                     progress.console.print(
                         f"{finished}/{len(todo)} {label} seed {cell.seed}", markup=False
@@ -323,8 +322,7 @@ def _execute(
 
 
 def _show_results(console: Console, run: Path) -> None:
-    from rich.console import Console
-
+    from stab.cli.console import Console
     from stab.reports import render
     from stab.reports.sheets import terminal
     from stab.reports.table import sheets

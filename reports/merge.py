@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stab import gva
+from stab import clean, gva
 from stab.config import flat
 from stab.registry import StabError
 from stab.reports import inference, sweep
@@ -328,7 +328,7 @@ def notes(merged: dict[str, Any]) -> list[str]:
         for label, about in merged["runs"].items()
     ]
     lines += [
-        f"{e['run']}, {e['task']} {e['stabilizer']} ({e['status']}): {e['reason']}"
+        clean.message(f"{e['run']}, {e['task']} {e['stabilizer']} ({e['status']}): {e['reason']}")
         for e in merged["entries"]
         if e["reason"]
     ]
