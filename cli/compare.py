@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stab import clean
 from stab.cli.progress import bars
 from stab.cli.stopping import INTERRUPTIONS, exit_code
+from stab.reports import clean
 
 if TYPE_CHECKING:
     from stab.cli.console import Console

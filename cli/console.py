@@ -8,7 +8,7 @@ from typing import Any
 import rich.console
 from rich.segment import Segment
 
-from stab import clean
+from stab.reports import clean
 
 
 class Console(rich.console.Console):

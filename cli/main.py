@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 
 import stab
-from stab import clean
 from stab.cli import check, compare, data, expert, listing, new, report, scorer
 from stab.cli.stopping import INTERRUPTIONS, exit_code, stoppable
 from stab.registry import StabError, reason
+from stab.reports import clean
 
 _asked = {"debug": False}
 

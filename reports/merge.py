@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from stab import clean, gva
+from stab import gva
 from stab.config import flat
 from stab.registry import StabError
-from stab.reports import inference, sweep
+from stab.reports import clean, inference, sweep
 from stab.reports.columns import COLUMNS, EMPTY, Column, shown
 from stab.reports.leaderboard import leaderboard, plain
 from stab.reports.results import Results, Series

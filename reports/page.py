@@ -16,8 +16,8 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from stab import clean, files
-from stab.reports import inference, table, texts
+from stab import files
+from stab.reports import clean, inference, table, texts
 from stab.reports.columns import shown
 from stab.reports.figures import CAPTIONS
 from stab.reports.results import Results

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stab import clean, gva
-from stab.reports import sweep
+from stab import gva
+from stab.reports import clean, sweep
 from stab.reports.columns import COLUMNS, EMPTY, shown
 from stab.reports.sheets import Sheet, csv_text, readable
 

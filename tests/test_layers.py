@@ -16,7 +16,6 @@ PACKAGES = ("stabilizers", "engines", "tasks", "run", "reports", "checks", "cli"
 # A module may import what stands on a lower floor, and its own package. The first prefix that matches counts.
 FLOORS = {
     "registry": 0,
-    "clean": 0,
     "gva": 0,
     "recipe": 2,
     "arguments": 1,

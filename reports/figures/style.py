@@ -10,8 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stab import clean
-from stab.reports import table
+from stab.reports import clean, table
 from stab.reports.sheets import wrap_name
 
 # Okabe and Ito's colours, for colour-blind readers; position, shape or label tell apart as well.
