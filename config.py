@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from stab import files, gva
 from stab.recipe import Recipe
-from stab.registry import StabError, suggest
+from stab.registry import StabError
 from stab.stabilizers.recipe import SETTINGS
 
 MOST = 10**9  # of anything that is counted
@@ -262,7 +262,8 @@ def _refused(what: str, error: Exception) -> StabError:
     message = str(error).strip() or type(error).__name__
     where = f" at {key if str(key).isprintable() else repr(key)}" if key else ""
     first = " ".join(message.splitlines()[0].split())
-    return StabError(f"{what} is not valid{where}: {first}{_hint(what, str(key))}")
+    hint = _hint(what, str(key))
+    return StabError(f"{what} is not valid{where}: {first.rstrip('.') if hint else first}{hint}")
 
 
 def _hint(what: str, key: str) -> str:
@@ -270,12 +271,12 @@ def _hint(what: str, key: str) -> str:
     lists = {"tasks", "stabilizers", *(f"train.{name}" for name in SETTINGS)}
     _, override, value = what.partition(f"{key}=")
     if override and key in lists and "," in value:
-        return f"; a list is written in brackets: '{key}=[{value[:-1]}]'"
+        return f". A list is written in brackets: '{key}=[{value[:-1]}]'"
     known = flat(asdict(Config()))
     if "." in key or key in Config.__dataclass_fields__:
         return ""
     own = [name for name in known if name.endswith(f".{key}")]
-    return f" Did you mean {own[0]!r}?" if own else suggest(key, known)
+    return f". Did you mean {own[0]!r}?" if own else ""
 
 
 def _from_override(what: str, override: str) -> Any:

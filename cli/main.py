@@ -110,8 +110,6 @@ def _explained(error: Exception) -> tuple[str, int]:
         return said, 2
     if _no_folder():
         return "the current folder was removed: change to another", 2
-    if isinstance(error, MemoryError):
-        return f"not enough memory {said}".strip(), 3
     return f"unexpected {reason(error)} ({_where(error)}); stab --debug shows the trace", 3
 
 

@@ -18,7 +18,7 @@ from stab import files, gva
 from stab.config import Config
 from stab.engines.base import Job
 from stab.recipe import Recipe
-from stab.registry import StabError, reason
+from stab.registry import NO_MEMORY, StabError, reason
 from stab.run import rows
 from stab.run.folder import (
     cell_file,
@@ -79,9 +79,13 @@ def task_errors(task: str) -> Iterator[None]:
     except StabError:
         raise
     except Exception as e:
-        where = traceback.extract_tb(e.__traceback__)[-1]
+        where, said = traceback.extract_tb(e.__traceback__)[-1], reason(e)
+        if said.startswith(NO_MEMORY):
+            raise StabError(
+                f"task {task!r}: {said}; lower train.batch_size, or the size of train.policy"
+            ) from e
         raise StabError(
-            f"task {task!r} raised {reason(e)} ({where.name}, {where.filename}:{where.lineno})"
+            f"task {task!r} raised {said} ({where.name}, {where.filename}:{where.lineno})"
         ) from e
 
 

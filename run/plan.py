@@ -18,6 +18,8 @@ from stab.stabilizers import Stabilizer, expand, parse, split, stabilizers
 from stab.stabilizers.strings import LARGEST
 from stab.tasks import tasks
 
+MOST_CELLS, MOST_ROWS, MOST_SAMPLES = 10_000, 10_000_000, 10_000_000
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -233,6 +235,7 @@ def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
                 entries.append(stabilizer.raw)
             if string not in entries:
                 entries.append(string)
+    _check_size(config, [len(entries) for _, entries in grouped.values()])
     cells = [
         Cell(task, recipe, seed, tuple(entries))
         for (task, _), (recipe, entries) in grouped.items()
@@ -241,6 +244,25 @@ def make_plan(config: Config, broken: dict[str, str] | None = None) -> Plan:
     per_entry = 1000 * len(config.checkpoints)
     cells.sort(key=lambda cell: -(cell.recipe.samples + per_entry * len(cell.stabilizers)))
     return Plan(config, cells, skipped)
+
+
+def _check_size(config: Config, entries: Sequence[int]) -> None:
+    """Raise StabError, before anything is laid out, if a plan is larger than a machine can hold.
+
+    ``entries`` are those of each trajectory.
+    """
+    cells = len(entries) * config.seeds
+    if cells > MOST_CELLS:
+        raise StabError(
+            f"the plan has {cells:,} training runs, expected {MOST_CELLS:,} at most: take fewer"
+            " seeds, or make several runs of it"
+        )
+    rows = max(entries, default=0) * len(config.checkpoints) * config.eval.starts
+    if rows > MOST_ROWS:
+        raise StabError(
+            f"a training run has {rows:,} episodes to roll out, expected {MOST_ROWS:,} at most:"
+            " lower eval.starts, or raise eval.checkpoint_every"
+        )
 
 
 def _apply(string: str, base: Recipe) -> tuple[Stabilizer, Recipe]:
@@ -256,6 +278,11 @@ def _apply(string: str, base: Recipe) -> tuple[Stabilizer, Recipe]:
 def _check_recipe(recipe: Recipe) -> None:
     from stab.train import make_optimizer, make_transforms
 
+    if recipe.batch_size > MOST_SAMPLES:
+        raise StabError(
+            f"train.batch_size={recipe.batch_size} is out of range: expected {MOST_SAMPLES:,} at"
+            " most"
+        )
     make_optimizer(recipe, [_parameter()])
     make_transforms(recipe)
 
