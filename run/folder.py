@@ -99,7 +99,7 @@ def clear_shards(run: Path, key: str) -> None:
 def settings(run: Path) -> Config:
     """Return the settings of a run folder. Raises StabError if it is not one."""
     path = run / "config.yaml"
-    if not path.exists():
+    if not _exists(path):
         raise StabError(f"{run} is not a run folder: it has no config.yaml")
     config = recorded(path)
     if not config.tasks or "none" not in config.stabilizers:
@@ -180,7 +180,16 @@ def check_folder(
     return _join(run, before, config)
 
 
+def _exists(path: Path) -> bool:
+    """Whether there is a file or folder. Raises StabError for what cannot be a path."""
+    try:
+        return path.exists()
+    except (OSError, ValueError) as e:  # too long; holds a NUL
+        raise StabError(f"{str(path)!r} is not a path: {getattr(e, 'strerror', None) or e}") from e
+
+
 def _check_writable(run: Path) -> None:
+    _exists(run)
     parent = next(p for p in (run.absolute(), *run.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         why = "read-only" if parent.is_dir() else "not a folder"
