@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -204,10 +205,8 @@ def recorded(path: Path) -> Config:
     Raises StabError as ``load`` does, and if the file is not as stab wrote it.
     """
     what = f"config {path}"
-    try:
+    with _one_line(what):
         given = _from_yaml(what, files.read_record_text(path))
-    except ValueError as e:
-        raise _refused(what, e) from e
     for key, text in _texts(given):
         if "${" in text:
             raise StabError(
@@ -232,24 +231,35 @@ def _merged(
     to_config: bool,
 ) -> Any:
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     merged = OmegaConf.structured(Config)
     for node in (merged, merged.train, merged.eval, merged.data, merged.snapshots):
         OmegaConf.set_readonly(node, False)  # frozen dataclasses are read-only, even to a merge
     what = "settings"
-    try:
-        for layer in layers:
-            what, given = "settings", layer
-            if isinstance(layer, Path):
-                what = f"config {layer}"
+    for layer in layers:
+        what, given = "settings", layer
+        if isinstance(layer, Path):
+            what = f"config {layer}"
+            with _one_line(what):
                 given = _from_yaml(what, layer.read_text(encoding="utf-8"))
+        with _one_line(what):
             merged = OmegaConf.merge(merged, _layer(what, given, swept))
-        for override in overrides:
-            what = f"override {override!r}"
+    for override in overrides:
+        what = f"override {override!r}"
+        with _one_line(what):
             merged = OmegaConf.merge(merged, _layer(what, _from_override(what, override), swept))
+    with _one_line(what):
         return OmegaConf.to_object(merged) if to_config else merged
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turn what OmegaConf and YAML raise in the block into a StabError of one line."""
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        yield
     except StabError:
         raise
     except (OmegaConfBaseException, YAMLError, OSError, TypeError, ValueError, RecursionError) as e:

@@ -16,6 +16,8 @@ from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.run import folder, rows
 
+ABOUT = ("command", "created", "seconds", "cores", "machine")  # what run.json says of a run
+
 
 @dataclass(frozen=True)
 class Series:
@@ -132,7 +134,11 @@ def read(run: Path) -> Results:
     return Results(
         run=run,
         config=config,
-        about={key: value for key, value in about.items() if files.fits(value, (str, int, float))},
+        about={
+            key: value
+            for key, value in about.items()
+            if key in ABOUT and files.fits(value, (str, int, float))
+        },
         series={key: one for key, one in series.items() if key not in failures},
         timings=timings,
         failures=failures,
