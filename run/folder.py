@@ -183,9 +183,13 @@ def check_folder(
 def _exists(path: Path) -> bool:
     """Whether there is a file or folder. Raises StabError for what cannot be a path."""
     try:
-        return path.exists()
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except (OSError, ValueError) as e:  # too long; holds a NUL
-        raise StabError(f"{str(path)!r} is not a path: {getattr(e, 'strerror', None) or e}") from e
+        why = getattr(e, "strerror", None) or e
+        raise StabError(f"{str(path)!r} cannot be used as a path: {why}") from e
+    return True
 
 
 def _check_writable(run: Path) -> None:
