@@ -114,10 +114,15 @@ def _value(text: str, kind: Any, what: str, expected: str) -> Any:
     for convert in (int, float, str):
         if convert in kinds:
             try:
-                return convert(text)
-            except ValueError:
+                return int(float(text)) if _is_whole(text, convert) else convert(text)
+            except (ValueError, OverflowError):
                 continue
     raise StabError(f"{what} is not valid: expected {expected}")
+
+
+def _is_whole(text: str, kind: type) -> bool:
+    """Whether an integer is spelled as 1e3."""
+    return kind is int and "e" in text.lower() and float(text).is_integer()
 
 
 def is_number(value: object) -> bool:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from stab import gva
+from stab import files, gva
 from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.stabilizers.recipe import SETTINGS
 
 LEAST_SEEDS = 3  # that a test needs
+MOST = 10**9  # of anything that is counted
+MOST_CHECKPOINTS = 10_000
+DEEPEST = (
+    20  # levels of a YAML file: libyaml's stack overflows at some 10,000, and takes Python along
+)
+NAME_OF_A_SETTING = re.compile(r"\$\{\.*[A-Za-z_]\w*(\.\w+)*\}")
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,10 @@ class Config:
                 "until_decided=True needs looks, numbers of seeds below seeds at which to test:"
                 " give --until-decided, which chooses them"
             )
+        limits |= {"train.updates": self.train.updates, "eval.starts": self.eval.starts}
+        for name, value in limits.items():
+            if value > MOST:
+                raise StabError(f"{name}={value} is out of range: expected {MOST:,} at most")
         if self.eval.starts < 2:
             raise StabError(
                 f"eval.starts={self.eval.starts} is out of range: expected an integer >= 2; with"
@@ -130,6 +142,13 @@ class Config:
                 f"snapshots.every={every} is out of range: expected a divisor of"
                 f" eval.checkpoint_every ({self.eval.checkpoint_every}), so that snapshots end at"
                 " checkpoints"
+            )
+        if self.train.updates > 2 * MOST_CHECKPOINTS * self.eval.checkpoint_every:
+            raise StabError(
+                f"train.updates={self.train.updates} with"
+                f" eval.checkpoint_every={self.eval.checkpoint_every} gives more than"
+                f" {MOST_CHECKPOINTS:,} checkpoints in the second half of training: raise"
+                " eval.checkpoint_every"
             )
         if len(self.window) < 2:
             raise StabError(
@@ -196,6 +215,9 @@ def load(
 ) -> Config:
     """Merge defaults, layers (plain data or YAML files, later ones win) and dotted overrides.
 
+    A value may be the name of another setting, ``${train.updates}``. Nothing else is interpolated:
+    environment variables would land in the run folder, which people send around.
+
     If ``swept`` is given, settings of the recipe may be lists: it is filled with them
     (name -> values), and the recipe takes the first value.
 
@@ -203,6 +225,23 @@ def load(
     range, or a file that cannot be read.
     """
     return _merged(layers, overrides, swept, to_config=True)  # type: ignore[no-any-return]
+
+
+def recorded(path: Path) -> Config:
+    """Read ``config.yaml`` of a run folder, which may be a stranger's: nothing is interpolated.
+
+    Raises StabError as ``load`` does, and if the file is not as stab wrote it.
+    """
+    what = f"config {path}"
+    with _one_line(what):
+        given = _from_yaml(what, files.read_record_text(path))
+    for key, text in _texts(given):
+        if "${" in text:
+            raise StabError(
+                f"{what} is not valid at {key}: {text!r} is an interpolation, which stab never"
+                " writes and does not follow in a run folder"
+            )
+    return load(given)
 
 
 def names(
@@ -220,33 +259,135 @@ def _merged(
     to_config: bool,
 ) -> Any:
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     merged = OmegaConf.structured(Config)
     for node in (merged, merged.train, merged.eval, merged.data, merged.snapshots):
         OmegaConf.set_readonly(node, False)  # frozen dataclasses are read-only, even to a merge
     what = "settings"
-    try:
-        for layer in layers:
-            what = f"config {layer}" if isinstance(layer, Path) else "settings"
-            given = OmegaConf.load(layer) if isinstance(layer, Path) else OmegaConf.create(layer)
-            merged = OmegaConf.merge(merged, _first_of_lists(given, swept))
-        for override in overrides:
-            what = f"override {override!r}"
-            if "=" not in override:
-                raise StabError(f"{what} is not key=value, for example train.lr=3e-4")
-            merged = OmegaConf.merge(
-                merged, _first_of_lists(OmegaConf.from_dotlist([override]), swept)
-            )
+    for layer in layers:
+        what, given = "settings", layer
+        if isinstance(layer, Path):
+            what = f"config {layer}"
+            with _one_line(what):
+                given = _from_yaml(what, layer.read_text(encoding="utf-8"))
+        with _one_line(what):
+            merged = OmegaConf.merge(merged, _layer(what, given, swept))
+    for override in overrides:
+        what = f"override {override!r}"
+        with _one_line(what):
+            merged = OmegaConf.merge(merged, _layer(what, _from_override(what, override), swept))
+    with _one_line(what):
         return OmegaConf.to_object(merged) if to_config else merged
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turn what OmegaConf and YAML raise in the block into a StabError of one line."""
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        yield
     except StabError:
         raise
     except (OmegaConfBaseException, YAMLError, OSError, TypeError, ValueError, RecursionError) as e:
-        key, message = getattr(e, "full_key", None), str(e).strip() or type(e).__name__
-        where = f" at {key if str(key).isprintable() else repr(key)}" if key else ""
-        first = " ".join(message.splitlines()[0].split())
-        raise StabError(f"{what} is not valid{where}: {first}") from e
+        raise _refused(what, e) from e
+
+
+def _refused(what: str, error: Exception) -> StabError:
+    """Return the one line for a layer that OmegaConf or YAML does not take."""
+    key = getattr(error, "full_key", None)
+    message = str(error).strip() or type(error).__name__
+    where = f" at {key if str(key).isprintable() else repr(key)}" if key else ""
+    first = " ".join(message.splitlines()[0].split())
+    hint = _hint(what, str(key))
+    return StabError(f"{what} is not valid{where}: {first.rstrip('.') if hint else first}{hint}")
+
+
+def _hint(what: str, key: str) -> str:
+    """Return what was probably meant: a list, or the setting's full name."""
+    lists = {"tasks", "stabilizers", *(f"train.{name}" for name in SETTINGS)}
+    _, override, value = what.partition(f"{key}=")
+    if override and key in lists and "," in value:
+        return f". A list is written in brackets: '{key}=[{value[:-1]}]'"
+    known = flat(asdict(Config()))
+    if "." in key or key in Config.__dataclass_fields__:
+        return ""
+    own = [name for name in known if name.endswith(f".{key}")]
+    return f". Did you mean {own[0]!r}?" if own else ""
+
+
+def _from_override(what: str, override: str) -> Any:
+    from omegaconf import OmegaConf
+
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise StabError(f"{what} is not key=value, for example train.lr=3e-4")
+    if key.count(".") + key.count("[") > DEEPEST:
+        raise StabError(f"{what} is nested more than {DEEPEST} levels deep")
+    _check_depth(what, value)
+    return OmegaConf.from_dotlist([override])
+
+
+def _from_yaml(what: str, text: str) -> Any:
+    """Return the plain data of YAML; interpolations stay text."""
+    from io import StringIO
+
+    from omegaconf import OmegaConf
+
+    _check_depth(what, text)
+    return OmegaConf.to_container(OmegaConf.load(StringIO(text)), resolve=False)
+
+
+def _check_depth(what: str, text: str) -> None:
+    """Raise StabError if YAML is nested too deeply; looks at one event after the other."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise StabError(f"{what} is nested more than {DEEPEST} levels deep")
+
+
+def _layer(what: str, given: Any, swept: dict[str, list[Any]] | None) -> Any:
+    """Return a layer as it is merged: no resolvers, whole numbers as integers, no lists."""
+    from omegaconf import OmegaConf
+
+    layer = OmegaConf.create(given)
+    plain = OmegaConf.to_container(layer, resolve=False)
+    for key, text in _texts(plain):
+        if "${" in NAME_OF_A_SETTING.sub("", text):
+            raise StabError(
+                f"{what} is not valid at {key}: {text!r} is not followed: expected a value, or the"
+                " name of another setting such as ${train.updates}. Pass a variable of the"
+                ' environment on the command line, where the shell fills it in: --dataset "$NAME"'
+            )
+    return _first_of_lists(OmegaConf.create(_whole(plain, Config)), swept)
+
+
+def _texts(data: Any, at: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every string of nested data with its dotted key."""
+    if isinstance(data, str):
+        yield at, data
+    elif isinstance(data, dict | list):
+        pairs = data.items() if isinstance(data, dict) else enumerate(data)
+        for key, value in pairs:
+            yield from _texts(value, f"{at}.{key}" if at else str(key))
+
+
+def _whole(data: Any, kind: Any) -> Any:
+    """Return data in which 1e3 is 1000, where an integer is expected."""
+    if isinstance(data, dict) and is_dataclass(kind):
+        types = get_type_hints(kind)
+        return {key: _whole(value, types.get(str(key))) for key, value in data.items()}
+    if int in getattr(kind, "__args__", (kind,)):
+        if isinstance(data, list):
+            return [_whole(one, kind) for one in data]
+        if isinstance(data, float) and data.is_integer() and abs(data) < files.LARGEST:
+            return int(data)
+    return data
 
 
 def _first_of_lists(layer: Any, swept: dict[str, list[Any]] | None) -> Any:

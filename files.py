@@ -1,10 +1,16 @@
-"""Files: written whole or not at all. JSON of a known form, trees of tensors, and a cache."""
+"""Files: written whole or not at all. JSON of a known form, trees of tensors, and a cache.
+
+Files of a run folder carry the SHA-256 of their content: JSON under a key, YAML in its first line,
+safetensors in their metadata. Files without one (of earlier versions) are read as they are.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,8 +32,25 @@ FOLDERS = (  # environment variables that name one
 LARGEST = 2**53  # of numbers; NaN is not below it, either
 
 
+CHECKSUM = "checksum"  # key of the content's SHA-256
+FIRST_LINE = re.compile(rf"# {CHECKSUM}: ([0-9a-f]{{64}})[^\n]*\n")
+
+
 class CannotWrite(StabError):
     """The disk did not take a file: once there is room, the same would succeed."""
+
+
+class Damaged(StabError):
+    """A file cannot be read, or is not as stab wrote it."""
+
+
+def damaged(path: Path, why: str = "") -> Damaged:
+    """Return the error for a file; without a reason its checksum differs."""
+    if why:
+        return Damaged(f"cannot read {path}: {why}")
+    return Damaged(
+        f"{path} is not as stab wrote it (its checksum differs): it was damaged or changed"
+    )
 
 
 @contextmanager
@@ -54,7 +77,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name and rename it. Raises StabError if that fails."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, data: Any, indent: int | None = None) -> None:
@@ -62,12 +85,58 @@ def write_json(path: Path, data: Any, indent: int | None = None) -> None:
     write_text(path, json.dumps(data, indent=indent, allow_nan=False) + "\n")
 
 
+def write_record(path: Path, data: dict[str, Any]) -> None:
+    """Write JSON with the checksum of its content."""
+    write_json(path, data | {CHECKSUM: _digest(data)})
+
+
+def write_record_text(path: Path, text: str) -> None:
+    """Write YAML below a line with its checksum."""
+    line = f"# {CHECKSUM}: {_sha256(text)}; delete this line if you change the file"
+    write_text(path, f"{line}\n{text}")
+
+
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises StabError when the file is missing, truncated or not JSON."""
+    """Read JSON. Raises Damaged when it is missing, truncated, not JSON, or has been changed."""
     try:
-        return json.loads(path.read_text(), parse_constant=_refuse)
+        data = json.loads(_read_text(path), parse_constant=_refuse)
+        if isinstance(data, dict) and CHECKSUM in data:
+            checksum = data.pop(CHECKSUM)
+            if checksum != _digest(data):
+                raise damaged(path)
+    except StabError:
+        raise
     except (OSError, ValueError, RecursionError) as e:
-        raise StabError(f"cannot read {path}: {e}") from e
+        raise damaged(path, str(e)) from e
+    return data
+
+
+def read_record_text(path: Path) -> str:
+    """Read a file of text. Raises Damaged when it is missing, not text, or has been changed."""
+    try:
+        text = _read_text(path)
+    except (OSError, ValueError) as e:
+        raise damaged(path, str(e)) from e
+    if line := FIRST_LINE.match(text):
+        text = text[line.end() :]
+        if line[1] != _sha256(text):
+            raise damaged(path)
+    return text
+
+
+def _read_text(path: Path) -> str:
+    if path.exists() and not path.is_file():  # reading a pipe or a device might never end
+        raise OSError("it is not a file")
+    return path.read_text(encoding="utf-8")
+
+
+def _digest(data: Any) -> str:
+    """Return the digest of what JSON means, however it is written."""
+    return _sha256(json.dumps(data, sort_keys=True))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _refuse(constant: str) -> None:
@@ -122,7 +191,7 @@ def read_as(path: Path, form: Any, what: str) -> Any:
     """Read JSON of a form. Raises StabError when it is missing, truncated, or something else."""
     data = read_json(path)
     if not fits(data, form):
-        raise StabError(f"{path} holds no {what} of stab; move it out of the run folder")
+        raise StabError(f"{path} is not a {what} of stab; move it out of the run folder")
     return data
 
 
@@ -139,46 +208,100 @@ def save_tree(path: Path, tree: Any) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Write safetensors under a temporary name and rename it. Raises StabError if that fails."""
+    """Write safetensors with a checksum under a temporary name and rename it.
+
+    Equal tensors and ``about`` give equal bytes. Raises StabError if that fails.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
         with replacing(path) as temporary:
             save_file(
-                {name: value.contiguous() for name, value in tensors.items()}, temporary, about
+                {name: value.contiguous() for name, value in tensors.items()},
+                temporary,
+                about | {CHECKSUM: "0" * 64},
             )
+            _settle_header(temporary)
     except SafetensorError as e:
         raise CannotWrite(f"cannot write {path}: {e}") from e
 
 
-def read_tensors(file: Any) -> dict[str, Tensor]:
-    """Return the tensors of an open safetensors file, aligned in memory as fresh ones are.
+def _settle_header(path: Path) -> None:
+    """Sort the metadata, which safetensors writes in any order, and enter the checksum."""
+    header, length = _header(path)
+    about = header["__metadata__"]
+    about[CHECKSUM] = _tensors_digest(path, header, length)
+    header["__metadata__"] = dict(sorted(about.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) > length:
+        raise RuntimeError(f"the header of {path} does not fit into {length} bytes")
+    with path.open("r+b") as file:
+        file.seek(8)
+        file.write(text.ljust(length))
 
-    They lie in the file where its header ends, and products and sums over memory of another
-    alignment have other last bits.
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of safetensors, and its length in bytes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), length
+
+
+def _tensors_digest(path: Path, header: dict[str, Any], length: int) -> str:
+    """Return the digest of header, checksum aside, and tensors."""
+    about = {k: v for k, v in header["__metadata__"].items() if k != CHECKSUM}
+    sha = hashlib.sha256(json.dumps(header | {"__metadata__": about}, sort_keys=True).encode())
+    with path.open("rb") as file:
+        file.seek(8 + length)
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """Return the metadata of safetensors, after a look at the checksum.
+
+    Raises Damaged if the file is missing, damaged or has been changed.
     """
-    return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-
-
-def load_tree(path: Path) -> Any:
-    """Read what ``save_tree`` wrote. Raises StabError if the file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:
-            structure = json.loads(file.metadata()["tree"])
-            return _put_together(structure, read_tensors(file))
-    except (
-        OSError,
-        SafetensorError,
-        KeyError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        RecursionError,
-    ) as e:
-        raise StabError(f"cannot read the state {path}: {e}") from e
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a file")
+        with safe_open(path, "np") as file:  # which looks at the form of the header
+            about: dict[str, str] = file.metadata() or {}
+        if CHECKSUM in about:
+            header, length = _header(path)
+            if about.pop(CHECKSUM) != _tensors_digest(path, header, length):
+                raise damaged(path)
+    except StabError:
+        raise
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as e:
+        raise damaged(path, str(e)) from e
+    return about
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors and metadata of safetensors. Raises Damaged as ``read_about`` does."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    about = read_about(path)
+    try:
+        # Copies: safetensors maps the file, at addresses that are not aligned as fresh ones are.
+        return {name: value.clone() for name, value in load_file(path).items()}, about
+    except (OSError, SafetensorError, RuntimeError, ValueError) as e:
+        raise damaged(path, str(e)) from e
+
+
+def load_tree(path: Path) -> Any:
+    """Read what ``save_tree`` wrote. Raises Damaged if the file is missing or damaged."""
+    tensors, about = load_tensors(path)
+    try:
+        return _put_together(json.loads(about["tree"]), tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as e:
+        raise damaged(path, str(e)) from e
 
 
 def _take_apart(value: Any, tensors: dict[str, Tensor]) -> Any:

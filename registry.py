@@ -16,6 +16,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
+NO_MEMORY = "not enough memory"
+# In what torch and NumPy say then.
+ALLOCATION = re.compile(r"allocate ([\d.]+ (?:bytes|[KMGTPE]iB))")
 
 
 class StabError(ValueError):
@@ -27,6 +30,9 @@ def reason(error: BaseException) -> str:
     said = " ".join(str(error).split())
     if isinstance(error, StabError):
         return said
+    asked = ALLOCATION.search(said)
+    if asked or isinstance(error, MemoryError):
+        return f"{NO_MEMORY}{f' for {asked[1]}' if asked else ''}"
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 

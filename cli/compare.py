@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stab.cli.progress import bars
+from stab.cli.stopping import INTERRUPTIONS, exit_code
+from stab.reports import clean
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from stab.cli.console import Console
     from stab.config import Config
     from stab.engines import Engine
     from stab.run.plan import Plan
@@ -122,8 +123,7 @@ def compare(
     ] = None,
 ) -> None:
     """Compare stabilizers on tasks: train, roll out checkpoints, score, print the leaderboard."""
-    from rich.console import Console
-
+    from stab.cli.console import Console
     from stab.engines import check_workers, make_engine
     from stab.registry import StabError
     from stab.run import estimate
@@ -166,7 +166,7 @@ def compare(
         cost = dict(zip((cell.key for cell in todo), expected or [], strict=False))
         try:
             _run(console, plan, run, started, settings, broken, cost, resume, overwrite)
-        except KeyboardInterrupt:
+        except INTERRUPTIONS as e:
             if run.exists():
                 count = len(list((run / "cells").glob("*.json")))
                 console.print(
@@ -176,7 +176,7 @@ def compare(
                 )
             else:
                 console.print("Interrupted before anything was written.")
-            raise typer.Exit(130) from None
+            raise typer.Exit(exit_code(e)) from None
     if any((run / "failures").glob("*.json")):
         raise typer.Exit(1)
 
@@ -253,7 +253,7 @@ def _show_plan(
         looks = ", ".join(map(str, config.tests[1:]))
         console.print(f"then more seeds of what is undecided: {looks} at most")
     for (task, string), reason in plan.skipped.items():
-        console.print(f"skipped: {task} x {string}: {reason}", markup=False)
+        console.print(clean.message(f"skipped: {task} x {string}: {reason}"), markup=False)
     if done:
         console.print(f"{done} cells are finished already and kept")
     ready = True
@@ -351,9 +351,8 @@ def _execute(
                     progress.remove_task(running.pop(cell.key))
                 if event.reason:
                     which = label if event.kind == "failed" else cell.task
-                    progress.console.print(
-                        f"failed: {which} seed {cell.seed}: {event.reason}", markup=False
-                    )
+                    failed = clean.message(f"failed: {which} seed {cell.seed}: {event.reason}")
+                    progress.console.print(failed, markup=False)
                 elif not progress.console.is_terminal:
                     progress.console.print(
                         f"{finished}/{len(todo)} {label} seed {cell.seed}", markup=False
@@ -366,8 +365,7 @@ def _execute(
 
 
 def _show_results(console: Console, run: Path) -> None:
-    from rich.console import Console
-
+    from stab.cli.console import Console
     from stab.reports import render
     from stab.reports.sheets import terminal
     from stab.reports.table import sheets

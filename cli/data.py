@@ -56,8 +56,7 @@ def prepare(
     ] = None,
 ) -> None:
     """Collect a task's dataset from its expert or texts, if it is missing or too small."""
-    from rich.console import Console
-
+    from stab.cli.console import Console
     from stab.cli.progress import bars
     from stab.registry import StabError
     from stab.tasks import datasets, tasks
@@ -115,10 +114,10 @@ def prepare(
 @app.command("list", epilog="Example:\n\nstab data list")
 def list_() -> None:
     """List the datasets on this machine, and the tasks' own that are not collected yet."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from stab.cli.console import Console
     from stab.registry import StabError
     from stab.tasks import datasets, tasks
     from stab.tasks.catalog import task_for
@@ -174,8 +173,7 @@ def list_() -> None:
 @app.command(epilog="Examples:\n\nstab data show hopper\n\nstab data show my/pendulum-v0")
 def show(name: Name) -> None:
     """Show what a dataset holds: episodes, returns, references, where it came from."""
-    from rich.console import Console
-
+    from stab.cli.console import Console
     from stab.cli.progress import bars
     from stab.tasks import datasets
 
@@ -226,8 +224,7 @@ def verify(name: Name) -> None:
     Exit code 0 if everything is equal bit for bit, 1 if it is not (another machine or version
     can differ in the last bits, which a chaotic simulation amplifies).
     """
-    from rich.console import Console
-
+    from stab.cli.console import Console
     from stab.cli.progress import bars
     from stab.tasks import datasets
 
@@ -258,8 +255,7 @@ def remove(
     name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
 ) -> None:
     """Delete a dataset from this machine, after asking."""
-    from rich.console import Console
-
+    from stab.cli.console import Console
     from stab.registry import StabError
     from stab.tasks import datasets
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stab.cli.facts import facts
+from stab.cli.stopping import INTERRUPTIONS, exit_code
 
 if TYPE_CHECKING:
     from stab.tasks.control.record import Record
@@ -51,9 +52,8 @@ def train(
     Hours for the larger tasks. The best actor so far and its card can be used at any time. For a
     task of text this is stab scorer train.
     """
-    from rich.console import Console
-
     from stab.cli import scorer
+    from stab.cli.console import Console
     from stab.cli.progress import bars
     from stab.registry import StabError
     from stab.tasks.catalog import is_text
@@ -95,7 +95,7 @@ def train(
                 progress.update(running[stage], completed=fraction, description=line)
 
             card = training.train(record, out, steps=steps, seed=seed, report=report)
-    except KeyboardInterrupt:
+    except INTERRUPTIONS as e:
         again = shlex.join(
             ["stab", "expert", "train", task, "--out", str(out), "--seed", str(seed)]
         )
@@ -104,7 +104,7 @@ def train(
             f"the best expert so far is {weights}" if weights.exists() else "nothing is saved yet"
         )
         console.print(f"Interrupted; {state}. Resume with: {again}", markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code(e)) from None
     _show(card, weights)
     console.print(
         f"Collect demonstrations: stab data prepare {record.name} --expert {weights} --dataset"
@@ -130,9 +130,9 @@ def evaluate(
 
     Exit code 1 if the returns differ by more than three standard errors.
     """
-    from rich.console import Console
     from rich.table import Table
 
+    from stab.cli.console import Console
     from stab.cli.progress import bars
     from stab.tasks.control import experts
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 def facts(lines: Mapping[str, str], title: str | None = None) -> None:
     """Print names and values."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from stab.cli.console import Console
 
     table = Table(
         title=title, show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0)

@@ -12,9 +12,8 @@ import typer
 from stab.cli.progress import bars
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from stab.checks.costs import Cost
+    from stab.cli.console import Console
     from stab.stabilizers.cards import Card
 
 EXAMPLES = (
@@ -53,10 +52,10 @@ def list_(
     ] = False,
 ) -> None:
     """List stabilizers and tasks, built in and found through entry points, or policies."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from stab.cli.console import Console
     from stab.registry import Registry, StabError
     from stab.stabilizers import stabilizers
     from stab.tasks import tasks
@@ -107,10 +106,10 @@ def _meaning(argument: dataclasses.Field[Any]) -> str:
 
 def _cards(console: Console, markdown: bool) -> None:
     """Print every stabilizer's card, or the page of them."""
-    from rich.console import Console
     from rich.text import Text
 
     from stab.checks.costs import SETTING, cached
+    from stab.cli.console import Console
     from stab.stabilizers import stabilizers
     from stab.stabilizers.cards import card
 

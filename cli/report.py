@@ -13,6 +13,7 @@ import typer
 
 from stab import files
 from stab.cli.progress import bars
+from stab.cli.stopping import INTERRUPTIONS, exit_code
 
 EXAMPLES = (
     "Examples:\n\nstab report runs/2026-11-22-101500-hopper\n\n"
@@ -77,8 +78,7 @@ def report(
     Of several runs, from this or other machines, print one leaderboard, and of two what changed;
     nothing is written.
     """
-    from rich.console import Console
-
+    from stab.cli.console import Console
     from stab.registry import StabError
     from stab.reports import averages as chosen
     from stab.reports import render, sheets, statistics, sweep, table
@@ -108,7 +108,7 @@ def report(
         typer.echo(texts[format](), nl=False)
     elif format is not Format.table:
         suffix = {Format.json: "json", Format.markdown: "md", Format.csv: "csv"}[format]
-        typer.echo((run / f"averages.{suffix}").read_text(), nl=False)
+        typer.echo((run / f"averages.{suffix}").read_text(encoding="utf-8"), nl=False)
     elif averages is None:
         Console().print(sheets.terminal(table.sheets(leaderboard, keys)))
     elif (run / "averages.json").exists():
@@ -120,8 +120,7 @@ def report(
 
 def _merged(runs: list[Path], format: Format, conditions: Sequence[str]) -> None:
     """Print several runs as one."""
-    from rich.console import Console
-
+    from stab.cli.console import Console
     from stab.reports import merge, sheets
 
     merged = merge.merge(merge.read(runs), conditions)
@@ -140,8 +139,7 @@ def _read_off(
     run: Path, averages: str, engine: str, workers: int | None, address: str | None
 ) -> None:
     """Read off and roll out what is not on disk yet. Raises StabError when one fails."""
-    from rich.console import Console
-
+    from stab.cli.console import Console
     from stab.engines import make_engine
     from stab.registry import StabError
     from stab.run import posthoc
@@ -171,9 +169,9 @@ def _read_off(
                     completed=sum(done.values()),
                     description=f"Averages {finished}/{len(todo)}",
                 )
-    except KeyboardInterrupt:
+    except INTERRUPTIONS as e:
         console.print("Interrupted. Progress is saved; the same command resumes.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code(e)) from None
     if failed:
         job, reason = next(iter(failed.items()))
         raise StabError(f"{job.string} of {job.key} failed: {reason}")

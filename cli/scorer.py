@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from stab.cli.facts import facts
+from stab.cli.stopping import INTERRUPTIONS, exit_code
 
 app = typer.Typer(
     help="Train the scorer model of a dataset of texts (real text has no known likelihood).",
@@ -36,8 +37,7 @@ def train(
     It is a larger GPT, trained until its validation loss no longer falls, or a causal language
     model of Hugging Face as it is. The same command resumes after an interruption.
     """
-    from rich.console import Console
-
+    from stab.cli.console import Console
     from stab.cli.progress import bars
     from stab.registry import StabError
     from stab.tasks import tasks
@@ -76,9 +76,9 @@ def train(
                 seed,
                 report,
             )
-    except KeyboardInterrupt:
+    except INTERRUPTIONS as e:
         console.print("Interrupted; the same command resumes.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code(e)) from None
     _show(card, dataset_id)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from stab import gva
 from stab.config import flat
 from stab.registry import StabError
-from stab.reports import inference, sweep
+from stab.reports import clean, inference, sweep
 from stab.reports.columns import COLUMNS, EMPTY, SCHEMA, Column, shown
 from stab.reports.leaderboard import leaderboard, plain
 from stab.reports.results import Results, Series
@@ -327,7 +327,7 @@ def notes(merged: dict[str, Any]) -> list[str]:
         for label, about in merged["runs"].items()
     ]
     lines += [
-        f"{e['run']}, {e['task']} {e['stabilizer']} ({e['status']}): {e['reason']}"
+        clean.message(f"{e['run']}, {e['task']} {e['stabilizer']} ({e['status']}): {e['reason']}")
         for e in merged["entries"]
         if e["reason"]
     ]

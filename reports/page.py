@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from stab import files
-from stab.reports import inference, table, texts
+from stab.reports import clean, inference, table, texts
 from stab.reports.columns import shown
 from stab.reports.figures import CAPTIONS
 from stab.reports.results import Results
@@ -29,8 +29,6 @@ STATISTICS = (
 LEFT_OUT = ("leaderboard",)  # figures of what is a table here
 READ = (1_000, 2_000)  # characters of a text before and after the first token that differs
 TIDY = 1.5  # an SVG, sharp at every size, may be this much longer than the PNG
-# Controls, and characters that change the order in which others are read.
-HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 UNQUOTED = " -._~!*()/:;=?@,$+[]{}|^`"  # in a data URI in double quotes
 
 
@@ -85,12 +83,7 @@ def _render(results: Results, leaderboard: dict[str, Any], figures: Path) -> str
         command=run.get("command"),
         made=list(_made(results.about)),
     )
-    # Plain ASCII: right whatever the locale's encoding is, and whatever a name holds.
-    return (
-        HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)
-        .encode("ascii", "xmlcharrefreplace")
-        .decode("ascii")
-    )
+    return clean.html(text)
 
 
 def _task(

@@ -15,8 +15,9 @@ from stab import files, gva
 from stab.config import Config
 from stab.recipe import Recipe
 from stab.registry import StabError
-from stab.run import rows
-from stab.run.folder import settings
+from stab.run import folder, rows
+
+ABOUT = ("command", "created", "seconds", "cores", "machine")  # what run.json says of a run
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,12 @@ def read(run: Path) -> Results:
 
     Rows do not depend on the protocol: older ones are scored by the present one.
     """
-    config = settings(run)
+    config = folder.settings(run)
     grouped, timings = _cells(run, config)
-    skipped = _skipped(run)
+    skipped = rows.skipped(run)
     failures = _failures(run, config, grouped, skipped)
-    path = run / "run.json"
-    about = files.read_as(path, rows.ABOUT, "record") if path.exists() else {}
+    about = folder.about(run)
+    _check_all_there(run, about)
     series = {
         key: _series(*key, cells)
         for key, cells in _looked_at(grouped, config).items()
@@ -149,7 +150,11 @@ def read(run: Path) -> Results:
     return Results(
         run=run,
         config=config,
-        about={key: value for key, value in about.items() if files.fits(value, (str, int, float))},
+        about={
+            key: value
+            for key, value in about.items()
+            if key in ABOUT and files.fits(value, (str, int, float))
+        },
         series={key: one for key, one in series.items() if key not in failures},
         timings=timings,
         failures=failures,
@@ -191,14 +196,20 @@ def _cells(
                 )
             same.append(cell)
         path = run / "timings" / f"{key}.json"
-        timings[key] = files.read_as(path, rows.TIMES, "timings") if path.exists() else {}
+        timings[key] = rows.read(path, rows.TIMES, "record of times") if path.exists() else {}
     return grouped, timings
 
 
-def _skipped(run: Path) -> dict[tuple[str, str], str]:
-    path = run / "skipped.json"
-    pairs = files.read_as(path, rows.SKIPPED, "list") if path.exists() else []
-    return {(pair["task"], pair["stabilizer"]): pair["reason"] for pair in pairs}
+def _check_all_there(run: Path, about: dict[str, Any]) -> None:
+    """Raise StabError if a cell is gone that was there when the run came to its end."""
+    named = about.get("cells", [])
+    there = {path.stem for path in (run / "cells").glob("*.json")}
+    gone = sorted(set(named) - there) if files.fits(named, [str]) else []
+    if gone:
+        raise StabError(
+            f"{run / 'cells' / gone[0]}.json is gone ({len(gone)} of {len(named)} finished cells"
+            " are): put it back; --resume computes it anew"
+        )
 
 
 def _failures(
@@ -210,7 +221,7 @@ def _failures(
     """Why entries failed, by (task, stabilizer); seeds that have not finished are a failure."""
     failures: dict[tuple[str, str], str] = {}
     for path in sorted((run / "failures").glob("*.json")):
-        failed = files.read_as(path, rows.FAILURE, "failure")
+        failed = rows.read(path, rows.FAILURE, "failure")
         for string in failed["stabilizers"]:
             reason = f"seed {failed['seed']}: {failed['reason']}"
             failures.setdefault((failed["task"], string), reason)

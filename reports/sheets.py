@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from stab.reports import clean
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.measure import Measurement
@@ -147,36 +149,29 @@ def markdown(sheets: Iterable[Sheet]) -> str:
 
 
 def _markdown(sheet: Sheet) -> Iterator[str]:
-    yield from (f"{'#' * sheet.level} {sheet.title}", "")
+    yield from (f"{'#' * sheet.level} {clean.markdown(sheet.title)}", "")
     if sheet.banner:
         yield from (f"**{sheet.banner}**", "")
     if sheet.answer:
-        yield from (escape(sheet.answer), "")
+        yield from (clean.markdown(sheet.answer), "")
     if sheet.headings:
         sides = [":--" if heading == sheet.name else "--:" for heading in sheet.headings]
         for line in (sheet.headings, sides, *sheet.lines):
-            yield f"| {' | '.join(escape(cell) for cell in line)} |"
+            yield f"| {' | '.join(clean.markdown(cell) for cell in line)} |"
         yield ""
     if sheet.bullets:
-        yield from (*(f"- {escape(note)}" for note in sheet.bullets), "")
-
-
-def escape(text: str) -> str:
-    """Return text for one line of Markdown, in which nothing makes a link, column or element."""
-    text = re.sub(r"([][|\\])", r"\\\1", " ".join(text.split()))
-    return text.replace("<", "&lt;")
+        yield from (*(f"- {clean.markdown(note)}" for note in sheet.bullets), "")
 
 
 def readable(text: str) -> str:
     """Return text for one line: line breaks as ↵, other white space as a space, controls as �."""
-    marks = {c: " " if c.isspace() else "�" for c in {*text} if not c.isprintable()} | {"\n": "↵"}
-    return "".join(marks.get(c, c) for c in text)
+    return clean.terminal(text.replace("\n", "↵"))
 
 
 def csv_text(names: Iterable[str], records: Iterable[Mapping[str, Any]]) -> str:
     """Return records as CSV with these columns; what a record lacks is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(names), extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
+    text, keys = io.StringIO(), list(names)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(clean.csv, keys))
+    writer.writerows([clean.csv(record.get(key)) for key in keys] for record in records)
     return text.getvalue()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stab import gva
-from stab.reports import sweep
+from stab.reports import clean, sweep
 from stab.reports.columns import COLUMNS, EMPTY, shown
 from stab.reports.sheets import Sheet, csv_text, readable
 
@@ -125,7 +125,7 @@ def metrics(leaderboard: dict[str, Any], task: str) -> Sheet:
         f"{task}, beside the score",
         ["stabilizer", *(readable(name)[:HEAD] for name in names)],
         [[e["stabilizer"], *(_metric(e["measures"].get(name)) for name in names)] for e in own],
-        notes=[readable(f"{name}: {meanings[name]}") for name in names if name in meanings],
+        notes=[clean.message(f"{name}: {meanings[name]}") for name in names if name in meanings],
         level=3,
     )
 
@@ -172,7 +172,7 @@ def title(leaderboard: dict[str, Any], task: str) -> str:
     size = " x ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts)
     if len(seeds) > 1:
         size = f"{min(seeds)} to {size}"
-    return f"{task}{f' ({where})' if where else ''}: {size}"
+    return clean.message(f"{task}{f' ({where})' if where else ''}: {size}")
 
 
 def task_notes(leaderboard: dict[str, Any], task: str) -> list[str]:
@@ -189,7 +189,11 @@ def task_notes(leaderboard: dict[str, Any], task: str) -> list[str]:
     if varied:
         values = ", ".join(f"{name} is {train[name]}" for name in varied)
         lines.append(f"If recipe: does not say otherwise, {values}.")
-    lines += [f"{e['stabilizer']} ({e['status']}): {e['reason']}" for e in own if e["reason"]]
+    lines += [
+        clean.message(f"{e['stabilizer']} ({e['status']}): {e['reason']}")
+        for e in own
+        if e["reason"]
+    ]
     source = about.get("references_source")
     if source and source != DEFAULT_SOURCE:
         low, high = about["references"]["random"][-1], about["references"]["expert"][-1]
@@ -244,5 +248,7 @@ def column_notes(leaderboard: dict[str, Any], task: str | None = None) -> list[s
     if lives:
         window = "from the window's start to its end"
         lines.append(f"Effective half-life in updates, {window}: {', '.join(lives)}.")
-    lines += dict.fromkeys(f"{e['stabilizer']}: {note}." for e in own for note in e["notes"] or [])
+    lines += dict.fromkeys(
+        clean.message(f"{e['stabilizer']}: {note}.") for e in own for note in e["notes"] or []
+    )
     return [*lines, f"{leaderboard['run']['budget']} Seconds are those of training."]

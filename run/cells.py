@@ -8,7 +8,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from stab import files, gva
 from stab.config import Config
 from stab.engines.base import Job
 from stab.recipe import Recipe
-from stab.registry import StabError, reason
+from stab.registry import NO_MEMORY, StabError, reason
 from stab.run import rows
 from stab.run.folder import (
     cell_file,
@@ -79,9 +79,13 @@ def task_errors(task: str) -> Iterator[None]:
     except StabError:
         raise
     except Exception as e:
-        where = traceback.extract_tb(e.__traceback__)[-1]
+        where, said = traceback.extract_tb(e.__traceback__)[-1], reason(e)
+        if said.startswith(NO_MEMORY):
+            raise StabError(
+                f"task {task!r}: {said}; lower train.batch_size, or the size of train.policy"
+            ) from e
         raise StabError(
-            f"task {task!r} raised {reason(e)} ({where.name}, {where.filename}:{where.lineno})"
+            f"task {task!r} raised {said} ({where.name}, {where.filename}:{where.lineno})"
         ) from e
 
 
@@ -192,13 +196,14 @@ def finish(cell: Cell, run: Path) -> dict[str, str]:
         ) from e
     path = cell_file(run, cell.key)
     if path.exists():
-        _compare(path, files.read_json(path)["rows"], content["rows"])
+        with suppress(files.Damaged):  # it is computed anew for that
+            _compare(path, files.read_json(path)["rows"], content["rows"])
     for kind in ("weights", "snapshots"):
         for file in sorted((shards / kind).glob("*")):
             (run / kind).mkdir(exist_ok=True)
             os.replace(file, run / kind / file.name)
-    files.write_json(timings_file(run, cell.key), timings)
-    files.write_json(path, content)
+    files.write_record(timings_file(run, cell.key), timings)
+    files.write_record(path, content)
     clear_shards(run, cell.key)
     failed: dict[str, str] = trained["failed"]
     return failed

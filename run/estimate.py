@@ -73,7 +73,7 @@ def wall_seconds(expected: Sequence[tuple[float, float]], workers: int) -> float
     Rollouts are shared by all workers. Training runs are not: each begins, in order, on the worker
     that is free first.
     """
-    busy = [0.0] * workers
+    busy = [0.0] * min(workers, len(expected) + 1)
     for training, _ in expected:
         heapq.heapreplace(busy, busy[0] + training)
     return max(*busy, sum(map(sum, expected)) / workers)

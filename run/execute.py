@@ -17,7 +17,16 @@ from stab.recipe import Recipe
 from stab.registry import StabError
 from stab.run import rows
 from stab.run.cells import Cell, describe, finish, make_job, make_task, task_errors
-from stab.run.folder import cell_file, check_folder, clear_shards, failure_file, shards_folder
+from stab.run.folder import (
+    cell_file,
+    check_folder,
+    clear_shards,
+    failure_file,
+    shards_folder,
+    snapshot_file,
+    timings_file,
+    weights_file,
+)
 from stab.run.plan import Plan
 from stab.tasks.base import Task
 from stab.tasks.references import no_progress
@@ -52,7 +61,7 @@ def prepare(
                 task.policy(recipe)
                 if isinstance(data.train, Fresh):
                     check_pool(data.train, recipe)
-    for finished in rows.cells(resumed) if resumed else ():
+    for finished in rows.cells(resumed, skip_damaged=True) if resumed else ():
         if finished["task"] in loaded:
             _check_finished(plan.config, loaded[finished["task"]], finished)
 
@@ -96,9 +105,23 @@ def unfinished(plan: Plan, run: Path) -> list[Cell]:
 
 
 def _finished(cell: Cell, run: Path) -> list[str]:
-    """Return the entries of a cell that are on disk."""
+    """Return the entries of a cell that are on disk; none if a file of the cell is damaged."""
     path = cell_file(run, cell.key)
-    entries: list[str] = files.read_json(path).get("stabilizers", []) if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        entries: list[str] = files.read_json(path).get("stabilizers", [])
+        tensors = [weights_file(run, cell.task, string, cell.seed) for string in entries]
+        tensors.append(snapshot_file(run, cell.key))
+        for read, paths in (
+            (files.read_json, [timings_file(run, cell.key)]),
+            (files.read_about, tensors),
+        ):
+            for one in paths:
+                if one.exists():
+                    read(one)
+    except files.Damaged:
+        return []
     return entries
 
 
@@ -150,6 +173,6 @@ def _settle(cell: Cell, run: Path, event: Event) -> Event:
 
 
 def _write_failure(path: Path, cell: Cell, stabilizers: list[str], reason: str) -> None:
-    files.write_json(
+    files.write_record(
         path, {"task": cell.task, "stabilizers": stabilizers, "seed": cell.seed, "reason": reason}
     )

@@ -9,13 +9,13 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from stab import files
-from stab.config import LEAST_SEEDS, Config, flat, load
+from stab.config import LEAST_SEEDS, Config, flat, recorded
 from stab.engines.base import cores
 from stab.registry import NAME, StabError
 from stab.run import rows
@@ -99,9 +99,9 @@ def clear_shards(run: Path, key: str) -> None:
 def settings(run: Path) -> Config:
     """Return the settings of a run folder. Raises StabError if it is not one."""
     path = run / "config.yaml"
-    if not path.exists():
+    if not _exists(path):
         raise StabError(f"{run} is not a run folder: it has no config.yaml")
-    config = load(path)
+    config = recorded(path)
     if not config.tasks or "none" not in config.stabilizers:
         raise StabError(
             f"{path} names no tasks, or not the stabilizer 'none': it is not as stab wrote it"
@@ -172,7 +172,7 @@ def check_folder(
         )
     if not (run / "config.yaml").exists():
         raise StabError(f"{run} is not a run folder (no config.yaml): choose another --out")
-    before = load(run / "config.yaml")
+    before = recorded(run / "config.yaml")
     if overwrite:
         _check_own(run)
         return config
@@ -180,7 +180,20 @@ def check_folder(
     return _join(run, before, config)
 
 
+def _exists(path: Path) -> bool:
+    """Whether there is a file or folder. Raises StabError for what cannot be a path."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as e:  # too long; holds a NUL
+        why = getattr(e, "strerror", None) or e
+        raise StabError(f"{str(path)!r} cannot be used as a path: {why}") from e
+    return True
+
+
 def _check_writable(run: Path) -> None:
+    _exists(run)
     parent = next(p for p in (run.absolute(), *run.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         why = "read-only" if parent.is_dir() else "not a folder"
@@ -204,20 +217,18 @@ def _check_own(run: Path) -> None:
 
 def _check_readable(run: Path) -> None:
     """Refuse to resume what this version cannot read later."""
-    for cell in rows.cells(run):
+    for cell in rows.cells(run, skip_damaged=True):
         if not cell_file(run, rows.cell_key(cell)).exists():
             raise StabError(
                 f"--resume: {run} was made by another version of stab: choose another --out"
             )
-    if (run / "run.json").exists():
-        files.read_as(run / "run.json", rows.ABOUT, "record")
+    with suppress(files.Damaged):
+        about(run)
 
 
 def _join(run: Path, before: Config, config: Config) -> Config:
     """Return old and new settings together. Raises StabError if rows would not be comparable."""
-    path = run / "skipped.json"
-    entries = files.read_as(path, rows.SKIPPED, "list") if path.exists() else []
-    skipped = {entry["stabilizer"] for entry in entries}
+    skipped = {string for _, string in rows.skipped(run)}
     old, new = _deciding(before), _deciding(config)
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if differing:
@@ -272,20 +283,30 @@ def open_folder(
                 path.unlink()
     except OSError as e:
         raise StabError(f"cannot clear {run}: {e.strerror or e}") from e
-    files.write_text(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.to_dict())))
+    text = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
+    files.write_record_text(run / "config.yaml", text)
     pairs = [{"task": t, "stabilizer": s, "reason": why} for (t, s), why in skipped.items()]
-    files.write_json(run / "skipped.json", pairs)
+    files.write_record(run / "skipped.json", {"skipped": pairs})
+
+
+def about(run: Path) -> dict[str, Any]:
+    """Return how a run was made; nothing if it has not come to an end yet."""
+    path = run / "run.json"
+    found: dict[str, Any] = rows.read(path, rows.ABOUT, "record") if path.exists() else {}
+    return found
 
 
 def write_run_info(run: Path, command: Sequence[str], seconds: float) -> None:
     """Record how the run was made: the command, when, on what, and the time of all sessions."""
-    path = run / "run.json"
-    before = files.read_json(path)["seconds"] if path.exists() else 0.0
+    before = 0.0
+    with suppress(files.Damaged):
+        before = about(run).get("seconds", 0.0)
     info: dict[str, Any] = {
         "command": shlex.join([Path(command[0]).name, *command[1:]]),
         "created": f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
         "seconds": round(before + seconds, 1),
         "cores": cores(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "cells": sorted(path.stem for path in (run / "cells").glob("*.json")),
     }
-    files.write_json(path, info)
+    files.write_record(run / "run.json", info)

@@ -19,6 +19,7 @@ from stab.stabilizers.strings import LARGEST
 from stab.tasks import tasks
 
 MAX_SEEDS = 16  # of --until-decided
+MOST_CELLS, MOST_ROWS, MOST_SAMPLES = 10_000, 10_000_000, 10_000_000
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,7 @@ def make_plan(
                 entries.append(stabilizer.raw)
             if string not in entries:
                 entries.append(string)
+    _check_size(config, [len(entries) for _, entries in grouped.values()])
     every, cells = config.shared_seeds, []
     for (task, _), (recipe, (raw, *entries)) in grouped.items():
         counts = {s: every if wanted is None else wanted.get((task, s), 0) for s in [raw, *entries]}
@@ -272,6 +274,25 @@ def make_plan(
     per_entry = 1000 * len(config.checkpoints)
     cells.sort(key=lambda cell: -(cell.recipe.samples + per_entry * len(cell.stabilizers)))
     return Plan(config, cells, skipped)
+
+
+def _check_size(config: Config, entries: Sequence[int]) -> None:
+    """Raise StabError, before anything is laid out, if a plan is larger than a machine can hold.
+
+    ``entries`` are those of each trajectory.
+    """
+    cells = len(entries) * config.seeds
+    if cells > MOST_CELLS:
+        raise StabError(
+            f"the plan has {cells:,} training runs, expected {MOST_CELLS:,} at most: take fewer"
+            " seeds, or make several runs of it"
+        )
+    rows = max(entries, default=0) * len(config.checkpoints) * config.eval.starts
+    if rows > MOST_ROWS:
+        raise StabError(
+            f"a training run has {rows:,} episodes to roll out, expected {MOST_ROWS:,} at most:"
+            " lower eval.starts, or raise eval.checkpoint_every"
+        )
 
 
 def _apply(string: str, base: Recipe) -> tuple[Stabilizer, Recipe]:
@@ -287,6 +308,11 @@ def _apply(string: str, base: Recipe) -> tuple[Stabilizer, Recipe]:
 def _check_recipe(recipe: Recipe) -> None:
     from stab.train import make_optimizer, make_transforms
 
+    if recipe.batch_size > MOST_SAMPLES:
+        raise StabError(
+            f"train.batch_size={recipe.batch_size} is out of range: expected {MOST_SAMPLES:,} at"
+            " most"
+        )
     make_optimizer(recipe, [_parameter()])
     make_transforms(recipe)
 

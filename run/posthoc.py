@@ -78,7 +78,14 @@ def unfinished(run: Path, strings: Sequence[str]) -> list[PostHoc]:
                     f"the snapshots {snapshot_file(run, key)} are gone: run the comparison again"
                 )
             averages.append(PostHoc(task, seed, key, string))
-    return [average for average in averages if not average.file(run).exists()]
+    return [average for average in averages if not _is_whole(average.file(run))]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return path.exists() and files.read_json(path) is not None
+    except files.Damaged:
+        return False
 
 
 def execute(
@@ -145,17 +152,16 @@ def work(job: Job, report: Report, _more: More) -> None:
             "distance": _distance(run, cell, string, read_outs[recipe.updates]),
         },
     }
-    files.write_json(PostHoc(cell["task"], cell["seed"], key, string).file(run), content)
+    files.write_record(PostHoc(cell["task"], cell["seed"], key, string).file(run), content)
 
 
 def _distance(run: Path, cell: dict[str, Any], string: str, final: Params) -> float | None:
     """Return |read off - online| / |online - raw| of the final weights; None if not online."""
-    from safetensors.torch import load_file
-
     if string not in cell["stabilizers"]:
         return None
     online, raw = (
-        load_file(weights_file(run, cell["task"], s, cell["seed"])) for s in (string, cell["raw"])
+        files.load_tensors(weights_file(run, cell["task"], s, cell["seed"]))[0]
+        for s in (string, cell["raw"])
     )
     error = sum(float((final[k].double() - v.double()).square().sum()) for k, v in online.items())
     moved = sum(float((raw[k].double() - v.double()).square().sum()) for k, v in online.items())

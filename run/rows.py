@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stab.files import NUMBER, fits, read_json
+from stab.files import NUMBER, Damaged, fits, read_json
 from stab.recipe import Recipe
 from stab.registry import StabError
 
@@ -52,10 +52,35 @@ def infos(info: Any) -> dict[str, Any]:
     return dict(info)
 
 
-def cells(run: Path, folder: str = "cells") -> Iterator[dict[str, Any]]:
+def read(path: Path, form: Any, what: str) -> Any:
+    """Read a file of a run folder. Raises Damaged, or StabError if it is something else."""
+    try:
+        data = read_json(path)
+    except Damaged as e:
+        again = "--resume computes it anew"
+        if path.parent.name == "averages":
+            again = "delete it, and stab report RUN --averages computes it anew"
+        raise Damaged(f"{e}; {again}") from e
+    if not fits(data, form):
+        raise StabError(f"{path} is not a {what} of stab; move it out of the run folder")
+    return data
+
+
+def skipped(run: Path) -> dict[tuple[str, str], str]:
+    """Return the reasons of skipped pairs by (task, stabilizer)."""
+    path = run / "skipped.json"
+    if not path.exists():
+        return {}
+    data = read(path, (SKIPPED, {"skipped": SKIPPED}), "list of skipped pairs")
+    pairs = data["skipped"] if isinstance(data, dict) else data  # the list itself, before checksums
+    return {(pair["task"], pair["stabilizer"]): pair["reason"] for pair in pairs}
+
+
+def cells(run: Path, folder: str = "cells", skip_damaged: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the finished cells of a run folder, in the order of their file names.
 
-    ``folder="averages"``: post-hoc averages, each a cell of one stabilizer.
+    ``folder="averages"``: post-hoc averages, each a cell of one stabilizer. ``skip_damaged``:
+    leaves out what ``--resume`` computes anew.
 
     A cell holds what its rows share (protocol, task, dataset, expert, environment, recipe, seed,
     versions, evaluation), ``checkpoints`` (a record per stabilizer and checkpoint) and ``rows``
@@ -63,9 +88,11 @@ def cells(run: Path, folder: str = "cells") -> Iterator[dict[str, Any]]:
     """
     for path in sorted((run / folder).glob("*.json")):
         try:
-            cell = read_json(path)
-        except StabError as e:
-            raise StabError(f"{e}; delete it and resume with --resume") from e
+            cell = read(path, object, "cell")
+        except Damaged:
+            if skip_damaged:
+                continue
+            raise
         if (
             not isinstance(cell, dict)
             or cell.get("schema") != SCHEMA

@@ -211,12 +211,8 @@ def save(path: Path, taken: SavedBlocks) -> None:
 
 def load(path: Path) -> SavedBlocks:
     """Read a cell's snapshots. Raises StabError when the file is missing or damaged."""
-    from safetensors import SafetensorError, safe_open
-
+    tensors, about = files.load_tensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata()
-            tensors = files.read_tensors(file)
         last, buffers = (
             {step: _within(f"{kind}/{step}", tensors) for step in json.loads(about["checkpoints"])}
             for kind in ("last", "buffers")
@@ -224,5 +220,5 @@ def load(path: Path) -> SavedBlocks:
         return SavedBlocks(
             int(about["every"]), int(about["total"]), _within("blocks", tensors), last, buffers
         )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise StabError(f"cannot read the snapshots {path}: {e}") from e
+    except (KeyError, TypeError, ValueError) as e:
+        raise files.damaged(path, str(e)) from e

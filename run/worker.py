@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch._dynamo  # the first optimizer imports it, too
-from safetensors import SafetensorError, safe_open
 
 from stab import files
 from stab.config import Config, load
@@ -254,7 +253,7 @@ class _Training:
                 "checkpoints": {string: checkpoints[string] for string in entries},
             },
         }
-        files.write_json(trained_file(self.shards), trained)
+        files.write_record(trained_file(self.shards), trained)
         state_file(self.shards).unlink(missing_ok=True)
 
 
@@ -281,10 +280,10 @@ def _load_saved(run: Path, cell: Cell, about: dict[str, Any]) -> _Saved | None:
                 if returns_file(shards, number).exists():
                     files.read_as(returns_file(shards, number), RETURNS, "record")
                 else:
-                    with safe_open(read_outs_file(shards, number), "pt") as file:
-                        file.metadata()["weights"], file.metadata()["points"]
+                    read = files.read_about(read_outs_file(shards, number))
+                    read["weights"], read["points"]
             return saved
-    except (StabError, SafetensorError, OSError, KeyError, TypeError):
+    except (StabError, OSError, KeyError, TypeError):
         pass  # a missing or damaged file costs the time since the cell began, and no more
     clear_shards(run, cell.key)
     return None
@@ -295,9 +294,7 @@ def _roll_out_shard(
 ) -> None:
     """Roll out a shard of the read-outs; write the results."""
     shards = shards_folder(run, cell.key)
-    with safe_open(read_outs_file(shards, number), "pt") as file:
-        about = file.metadata()
-        stacked = files.read_tensors(file)
+    stacked, about = files.load_tensors(read_outs_file(shards, number))
     share = json.loads(about["share"])
     began = time.perf_counter()
     episodes = roll_out(
@@ -308,5 +305,5 @@ def _roll_out_shard(
         "found": dict(zip(json.loads(about["weights"]), episodes, strict=True)),
         "points": json.loads(about["points"]),
     }
-    files.write_json(returns_file(shards, number), content)
+    files.write_record(returns_file(shards, number), content)
     read_outs_file(shards, number).unlink(missing_ok=True)

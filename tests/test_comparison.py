@@ -34,7 +34,14 @@ from stab.run import estimate, rows
 from stab.run.cells import Cell, finish, make_job
 from stab.run.execute import WORK, prepare, unfinished
 from stab.run.execute import execute as run_plan
-from stab.run.folder import check_folder, clear_shards, held, open_folder, shards_folder
+from stab.run.folder import (
+    check_folder,
+    clear_shards,
+    held,
+    open_folder,
+    shards_folder,
+    write_run_info,
+)
 from stab.run.plan import cross, every_stabilizer, make_config, make_plan
 from stab.run.worker import work
 from stab.stabilizers import Average, Intervention, hyper, stabilizers
@@ -826,3 +833,67 @@ def test_undecided_entries_alone_are_trained_again_and_no_row_of_before_changes(
     before = {path.name: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
     comparison.compare("hopper", strings, seeds=3, out=out, resume=True, overrides=TINY)
     assert {path.name: path.stat().st_mtime_ns for path in (out / "cells").iterdir()} == before
+
+
+# Checksums, and a disk
+
+
+def test_resume_computes_anew_what_was_damaged(hopper, tmp_path):
+    config, run = settings("ema,lr_decay"), tmp_path / "run"
+    run_to_the_end(config, run)
+    write_run_info(run, ["stab"], 1.0)
+    paths = [path for name in ("cells", "weights") for path in (run / name).iterdir()]
+    whole = {path: path.read_bytes() for path in paths}
+    first, second = sorted((run / "cells").iterdir())
+    first.write_text(first.read_text().replace('"length": ', '"length": 1', 1))
+    flipped = bytearray((weights := run / "weights" / "hopper-ema-seed0.safetensors").read_bytes())
+    flipped[-1] ^= 1
+    weights.write_bytes(flipped)
+    second.unlink()
+    with pytest.raises(StabError, match=r"is gone|is not as stab wrote it"):
+        render(run)
+    assert len(run_to_the_end(settings("ema,lr_decay", run), run)) == 2
+    assert {path: path.read_bytes() for path in whole} == whole  # weights, too: equal bytes
+    assert render(run)["entries"][0]["status"] == "ranked"
+
+
+TMPFS = """
+mount -t tmpfs -o size={size} tmpfs {folder} && {change}
+cd {folder} && exec "$@"
+"""
+
+
+def on_tmpfs(folder, size, change, *command):
+    """Run a command on a file system of its own; skip the test if none can be mounted."""
+    folder.mkdir(exist_ok=True)
+    script = TMPFS.format(size=size, folder=folder, change=change)
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare")
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run(
+        [*unshare, TMPFS.format(size="1m", folder=folder, change=":"), "sh", "true"],
+        capture_output=True,
+    ).returncode:
+        pytest.skip("this system lets nobody mount")
+    return subprocess.run(
+        [*unshare, script, "sh", *map(str, command)], capture_output=True, text=True
+    )
+
+
+def test_a_read_only_folder_and_a_full_disk(hopper, tmp_path):
+    stab = Path(sys.executable).parent / "stab"
+    command = [stab, "compare", "-t", "hopper", "-s", "ema", "--seeds", 1, *TINY, "--out", "run"]
+    done = on_tmpfs(
+        tmp_path / "disk",
+        "4m",
+        "mount -o remount,ro {folder}".format(folder=tmp_path / "disk"),
+        *command,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("stab: cannot write to run: ")
+    assert "read-only" in done.stderr.lower()
+    fill = f"head -c 3900000 /dev/zero > {tmp_path / 'disk'}/filler"
+    done = on_tmpfs(tmp_path / "disk", "4m", fill, *command)
+    assert done.returncode in (1, 2)
+    assert "No space left on device" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

@@ -1,10 +1,16 @@
 """Settings: layers, overrides, and one clear line for everything that is wrong."""
 
+import json
+
 import pytest
 
-from stab.config import QUICK, Config, Data, Evaluation, load
+from stab import files
+from stab.arguments import parse_arguments
+from stab.config import QUICK, Config, Data, Evaluation, load, recorded
 from stab.recipe import Call, Recipe
 from stab.registry import StabError
+from stab.run.plan import make_config, make_plan
+from stab.tasks.policies import MLPArguments
 
 
 def test_the_defaults():
@@ -280,3 +286,118 @@ def test_other_lists_are_refused(override):
         load(overrides=[override], swept={})
     assert override.split("=")[0].split(".")[-1] in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# What a file or an override may not do
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["${oc.env:STAB_SECRET}", "a${oc.env:STAB_SECRET}b", "${oc.decode:${oc.env:STAB_SECRET}}", "\\${oc.env:STAB_SECRET}",
+     "${oc.env:NOWHERE,${oc.env:STAB_SECRET}}", "${${oc.env:STAB_SECRET}}", "${oc.create:1}", "${"],
+)  # fmt: skip
+def test_nothing_but_names_of_settings_is_interpolated(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("STAB_SECRET", "seeds")
+    file = tmp_path / "mine.yaml"
+    file.write_text(json.dumps({"data": {"dataset": text}}))
+    for given in (
+        lambda: load(file),
+        lambda: load({"data": {"dataset": text}}),
+        lambda: load(overrides=[f"data.dataset={text}"]),
+        lambda: recorded(file),
+    ):
+        with pytest.raises(StabError, match=r"data\.dataset") as caught:
+            given()
+        assert "\n" not in str(caught.value)
+    if text != "${":
+        with pytest.raises(StabError, match=r"where the shell fills it in: --dataset"):
+            load(file)
+
+
+def test_a_setting_may_be_the_name_of_another_but_not_in_a_run_folder(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("seeds: 3\neval: {starts: '${seeds}'}\n")
+    assert load(file).eval.starts == 3
+    with pytest.raises(StabError, match=r"does not follow in a run folder"):
+        recorded(file)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.lr=1e-3,3e-4", "'train.lr=[1e-3,3e-4]'"),
+        ("train.batch_size=64,128", "'train.batch_size=[64,128]'"),
+        ("tasks=hopper,cliff", "'tasks=[hopper,cliff]'"),
+        ("lr=1", "Did you mean 'train.lr'?"),
+        ("updates=900", "Did you mean 'train.updates'?"),
+        ("starts=3", "Did you mean 'eval.starts'?"),
+    ],
+)
+def test_what_was_probably_meant(override, said):
+    with pytest.raises(StabError) as caught:
+        load(overrides=[override], swept={})
+    assert str(caught.value).endswith(said)
+
+
+def test_1e3_is_an_integer_where_one_is_expected(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {updates: 1e3, lr: 1e-3}\nsnapshots: {every: 5e1}\n")
+    config = load(file, overrides=["seeds=1e1", "train.batch_size=[1e2, 64]"], swept=(swept := {}))
+    assert (config.train.updates, config.seeds, config.snapshots.every) == (1000, 10, 50)
+    assert (config.train.lr, swept["batch_size"]) == (1e-3, [100, 64])
+    assert isinstance(config.train.updates, int)
+    assert parse_arguments("width=1e3", MLPArguments, "policy")["width"] == 1000
+    for bad in ("train.updates=2.5e0", "seeds=1e400", "seeds=nan"):
+        with pytest.raises(StabError, match="is not valid at"):
+            load(overrides=[bad])
+
+
+DEEP = 100_000  # at which libyaml's stack overflows
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * DEEP + "]" * DEEP, "{a: " * DEEP + "1" + "}" * DEEP, "- " * DEEP + "1",
+     "\n".join(" " * n + "a:" for n in range(1000))],
+    ids=["lists", "dictionaries", "compact lists", "indented"],
+)  # fmt: skip
+def test_deep_nesting_is_one_line(tmp_path, text):
+    file = tmp_path / "deep.yaml"
+    file.write_text(text)
+    for function in (load, recorded):
+        with pytest.raises(StabError, match=r"deep\.yaml is nested more than 20 levels deep"):
+            function(file)
+    if "\n" not in text:
+        with pytest.raises(StabError, match=r"nested more than 20 levels deep"):
+            load(overrides=[f"train.optimizer_args.x={text}"])
+    with pytest.raises(StabError, match=r"nested more than 20 levels deep"):
+        load(overrides=["train.optimizer_args" + ".a" * DEEP + "=1"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["seeds=1e12"], "seeds=1000000000000 is out of range: expected 1,000,000,000 at most"),
+        (["train.updates=1e12"], "train.updates=1000000000000 is out of range"),
+        (["train.updates=1e9"], "more than 10,000 checkpoints"),
+        (["seeds=1e9"], "the plan has 1,000,000,000 training runs"),
+        (["eval.starts=1e9"], "episodes to roll out, expected 10,000,000 at most"),
+        (["train.batch_size=1e12"], "train.batch_size=1000000000000 is out of range"),
+    ],
+)
+def test_a_plan_is_bounded_before_it_is_laid_out(overrides, said):
+    with pytest.raises(StabError) as caught:
+        make_plan(make_config("cliff", ["ema"], overrides=overrides)[0])
+    assert said in str(caught.value)
+
+
+def test_a_changed_config_of_a_run_folder_is_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    files.write_record_text(path, "seeds: 3\n")
+    assert recorded(path).seeds == load(path).seeds == 3
+    path.write_text(path.read_text().replace("seeds: 3", "seeds: 4"))
+    with pytest.raises(StabError, match=r"config\.yaml is not as stab wrote it"):
+        recorded(path)
+    assert load(path).seeds == 4  # as --config it is the user's own
+    path.write_text("seeds: 4\n")
+    assert recorded(path).seeds == 4  # of an earlier version

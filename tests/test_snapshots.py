@@ -180,7 +180,7 @@ def test_damaged_files_are_said(tmp_path, damage):
     path = tmp_path / "a.safetensors"
     snapshots.save(path, taken)
     damage(path)
-    with pytest.raises(StabError, match="cannot read the snapshots"):
+    with pytest.raises(StabError, match=r"cannot read .*a\.safetensors"):
         snapshots.load(path)
 
 

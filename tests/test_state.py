@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stab import StabError, files
@@ -120,5 +122,82 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path, kind):
             "pickle": pickle.dumps({"a": 1}),
         }
         path.write_bytes(contents[kind])
-    with pytest.raises(StabError, match="cannot read the state"):
+    with pytest.raises(StabError, match="cannot read"):
         files.load_tree(path)
+
+
+# Checksums
+
+
+def save(path):
+    about = {name: name for name in ("recipe", "task", "stabilizer", "a", "b", "é\n\x01")}
+    files.save_tensors(path, {"w": torch.arange(6.0).view(2, 3), "b": torch.ones(1)}, about)
+    return about
+
+
+def test_equal_tensors_are_equal_bytes_and_any_library_reads_them(tmp_path):
+    for name in range(20):  # safetensors writes six keys in one of 720 orders
+        about = save(tmp_path / str(name))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    with safe_open(tmp_path / "0", "pt") as file:
+        assert file.metadata().keys() == about.keys() | {"checksum"}
+        assert {k: file.metadata()[k] for k in about} == about
+        assert torch.equal(file.get_tensor("w"), torch.arange(6.0).view(2, 3))
+    tensors, found = files.load_tensors(tmp_path / "0")
+    assert found == about
+    assert torch.equal(tensors["w"], torch.arange(6.0).view(2, 3))
+
+
+def test_every_flipped_bit_of_tensors_is_found(tmp_path):
+    about, path = save(tmp_path / "a"), tmp_path / "a"
+    whole, tensors = path.read_bytes(), files.load_tensors(path)[0]
+    refused = 0
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        said = None
+        try:
+            found, its = files.load_tensors(path)
+        except StabError as e:
+            said = str(e)
+        refused += said is not None
+        assert said is None or (str(path) in said and "\n" not in said)
+        if said is None:  # a letter of the key "checksum", or of the blanks behind the header
+            assert {k: its[k] for k in about} == about
+            assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert refused > 0.9 * 8 * len(whole)
+
+
+def test_tensors_without_a_checksum_are_read(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "a", {"tree": "3"})
+    assert files.load_tree(tmp_path / "a") == 3
+    assert files.read_about(tmp_path / "a") == {"tree": "3"}
+
+
+def test_every_flipped_bit_of_a_record_is_found_or_changes_nothing(tmp_path):
+    path, data = tmp_path / "a.json", {"gva": 0.123456, "seeds": [0, 1], "é": "none", "b": {}}
+    files.write_record(path, data)
+    whole, refused = path.read_bytes(), 0
+    assert files.read_json(path) == data
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        said = found = None
+        try:
+            found = files.read_json(path)
+        except StabError as e:
+            said = str(e)
+        refused += said is not None
+        kept = said is None and {key: found.get(key) for key in data} == data
+        assert kept or "a.json" in said
+    assert refused > 0.9 * 8 * len(whole)
+
+
+def test_what_is_not_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for read in (files.read_json, files.read_record_text, files.read_about, files.load_tree):
+        for path in (tmp_path / "pipe", tmp_path, tmp_path / "nowhere"):
+            with pytest.raises(StabError, match=r"cannot read .*: "):
+                read(path)

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stab.reports import table
+from stab.reports import clean, table
 from stab.reports.sheets import wrap_name
 
 # Okabe and Ito's colours, for colour-blind readers; position, shape or label tell apart as well.
@@ -54,6 +54,7 @@ def band(axes: Axes, resolution: float | None) -> None:
 
 def titles(figure: Figure, smoke: bool, above: str, below: str = "") -> None:
     """Write what is above and below the axes; a smoke run says that it is one."""
+    above, below = clean.terminal(above), clean.terminal(below)
     if below:
         figure.supxlabel(below, fontsize=SIZE)
     above = textwrap.fill(above, 84).replace("$", r"\$")
@@ -64,7 +65,7 @@ def titles(figure: Figure, smoke: bool, above: str, below: str = "") -> None:
 def name(string: str, width: int, most: int = 8) -> str:
     """Break a stabilizer string into ``most`` lines of about ``width`` characters; $ stays $."""
     # A name without punctuation is broken as well, so that the axes have room.
-    lines = re.findall(".{1,48}", wrap_name(string, width))
+    lines = re.findall(".{1,48}", wrap_name(clean.terminal(string), width))
     return "\n".join([*lines[:most], *(["..."] if len(lines) > most else [])]).replace("$", r"\$")
 
 

@@ -18,7 +18,11 @@ import pytest
 from forked import TINY
 
 from stab.cli.main import main
+from stab.registry import StabError
+from stab.reports import render
 from stab.reports.schema import schema
+from stab.run.folder import check_folder
+from stab.run.plan import make_config
 
 BUILT_INS = {"none", "ema", "polyak", "swa", "accumulation", "lr_decay", "weight_decay", "dropout"}
 
@@ -176,7 +180,8 @@ def working_in(folder: Path) -> list[str]:
     return found
 
 
-def test_ctrl_c_ends_within_two_seconds_and_says_what_is_kept(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_within_two_seconds_and_say_what_is_kept(tmp_path, number):
     (tmp_path / "workers").mkdir()
     process = subprocess.Popen(
         [str(Path(sys.executable).parent / "stab"), "compare", "-t", "hopper", "--all", "--out", "run"],
@@ -192,10 +197,10 @@ def test_ctrl_c_ends_within_two_seconds_and_says_what_is_kept(tmp_path):
     (folder,) = (tmp_path / "workers").glob("stab-*")
     assert working_in(folder) or not Path("/proc/self/cwd").exists()
     began = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert time.monotonic() - began < 2
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "Interrupted" in err
     assert "--resume" in err
     assert "Traceback" not in out + err
@@ -314,3 +319,12 @@ def test_an_error_reaches_the_shell_without_a_traceback(stab, tmp_path):
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_a_path_is_refused(tmp_path):
+    config, _ = make_config("cliff", ["ema"])
+    for name in ("a\0b", "x" * 5000):
+        with pytest.raises(StabError, match="cannot be used as a path"):
+            check_folder(tmp_path / name, config)
+        with pytest.raises(StabError, match="cannot be used as a path"):
+            render(tmp_path / name)
