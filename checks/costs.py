@@ -107,8 +107,9 @@ def _key(name: str) -> str:
 def _measure(name: str) -> Cost:
     import torch
 
+    from stab.stabilizers.optimizers import make_optimizer
     from stab.stabilizers.riders import nbytes
-    from stab.train import Checkpoint, make_optimizer, train
+    from stab.train import Checkpoint, train
 
     stabilizer, task = parse(name), _Synthetic()
     base = Recipe(updates=WARM_UP + UPDATES)

@@ -306,7 +306,7 @@ def _apply(string: str, base: Recipe) -> tuple[Stabilizer, Recipe]:
 
 
 def _check_recipe(recipe: Recipe) -> None:
-    from stab.train import make_optimizer, make_transforms
+    from stab.stabilizers.optimizers import make_optimizer, make_transforms
 
     if recipe.batch_size > MOST_SAMPLES:
         raise StabError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stab.recipe import Recipe
-from stab.train import make_optimizer
+from stab.stabilizers.optimizers import make_optimizer
 
 
 class Wrapper(torch.optim.Optimizer):
