@@ -163,7 +163,9 @@ def sequential(scores: Sequence[Sequence[float]], tests: Sequence[int]) -> list[
         # After the last planned test, more seeds are one test more.
         needed = seeds_needed(g, family, len(tests) + (seeds == tests[-1]))
         reach = _reach(g, tests[-1])
-        critical = _critical(family, (len(g) - 1) * (tests[-1] - 1), LEVEL / len(tests))
+        critical = math.inf
+        if seeds < tests[-1]:
+            critical = _critical(family, (len(g) - 1) * (tests[-1] - 1), LEVEL / len(tests))
         for i, k in enumerate(members[1:]):
             if counts[k] == seeds:
                 shown = p_values[i] < LEVEL
@@ -172,7 +174,7 @@ def sequential(scores: Sequence[Sequence[float]], tests: Sequence[int]) -> list[
                     float(g[i + 1].mean() - g[0].mean()),
                     p_values[i],
                     None if shown else needed[i],
-                    not shown and seeds < tests[-1] and reach[i] >= critical,
+                    not shown and reach[i] >= critical,
                 )
     return [tested[k] for k in range(1, len(scores))]
 

@@ -83,6 +83,8 @@ def leaderboard() -> dict[str, Any]:
     settings = {
         "train": Recipe(updates=10, batch_size=10).to_dict(),
         "stabilizers": strings,
+        "seeds": 3,
+        "looks": [],
         "data": {"dataset": None},
     }
     about = {
