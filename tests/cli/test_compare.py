@@ -180,7 +180,7 @@ def working_in(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_within_two_seconds_and_say_what_is_kept(tmp_path, number):
     (tmp_path / "workers").mkdir()
     process = subprocess.Popen(

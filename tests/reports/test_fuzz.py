@@ -1,4 +1,8 @@
-"""Whatever a run folder, a configuration or an override holds: a result, or one clear line."""
+"""Whatever a run folder, a configuration or an override holds: a result, or one clear line.
+
+``STAB_FUZZ=10000 pytest -m fuzz`` tries that many of each, other ones every time; each must end
+within 10 seconds, and all of them in 1 GB.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import copy
 import json
 import os
 import random
+import resource
+from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +21,7 @@ from stab import StabError
 from stab.config import Config, load
 from stab.recipe import Recipe
 from stab.reports import sheets, statistics, sweep, table
-from stab.run.plan import make_config
+from stab.run.plan import make_config, make_plan
 from stab.stabilizers import parse
 
 junk = st.recursive(
@@ -44,13 +50,24 @@ junk = st.recursive(
     ),
     max_leaves=8,
 )
+pytestmark = pytest.mark.fuzz
+EXTENDED = "STAB_FUZZ" in os.environ
 EXAMPLES = int(os.environ.get("STAB_FUZZ", "150"))  # of each; more by hand
 many = settings(
     max_examples=EXAMPLES,
-    derandomize="STAB_FUZZ" not in os.environ,  # the same ones every time
-    deadline=None,
+    derandomize=not EXTENDED,  # the same ones every time
+    deadline=timedelta(seconds=10) if EXTENDED else None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory():
+    """Of the whole process, libraries included."""
+    yield
+    if EXTENDED:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB on Linux
+        assert peak < 1, f"{peak:.2f} GB"
 
 
 @pytest.fixture
@@ -176,6 +193,29 @@ def test_a_configuration_file_of_any_text(tmp_path_factory, text):
 def test_any_override(text):
     found = clean(lambda: load(overrides=[text]))
     assert found is None or isinstance(found, Config)
+
+
+COUNTS = [
+    "seeds", "train.updates", "train.batch_size", "train.accumulation", "eval.checkpoint_every", "eval.starts",
+    "eval.horizon", "data.train_episodes", "data.validation_episodes", "snapshots.every",
+]  # fmt: skip
+
+
+@many
+@given(
+    sizes=st.dictionaries(
+        st.sampled_from(COUNTS),
+        st.integers(-2, 2**80)
+        | st.floats()
+        | st.sampled_from(
+            ["1e3", "1e12", "1e400", "9" * 5000, "[1e9,2]", "null", "", "0x7f", "1_0"]
+        ),
+        max_size=3,
+    )
+)
+def test_a_plan_of_any_size(sizes):
+    overrides = [f"{key}={value}" for key, value in sizes.items()]
+    clean(lambda: make_plan(make_config("cliff", ["ema"], overrides=overrides)[0]))
 
 
 @many
