@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +75,8 @@ class Live:
         local = [slots[name].local for name in self.names]
         self._forms = [(tensor.shape, _wide(tensor.dtype)) for tensor in local]
         self.devices = [tensor.device for tensor in local]
+        self._kinds: list[Any] = []  # shape, dtype and device of each at the last look
+        self._cast = True
         self._known = _Known(module, slots, self.names)
 
     def slots(self) -> dict[str, Slot]:
@@ -126,18 +127,25 @@ class Live:
             found = [slot.local for slot in self._known.slots]
         else:
             found = [slot.tensor.detach() for slot in self._known.slots]
-        if [(tensor.shape, _wide(tensor.dtype)) for tensor in found] != self._forms:
-            for name, tensor, (shape, dtype) in zip(self.names, found, self._forms, strict=True):
-                if (tensor.shape, _wide(tensor.dtype)) != (shape, dtype):
-                    raise StabError(
-                        f"{name!r} is {form(tensor)} now, its average is {short(dtype)}"
-                        f" {list(shape)}: attach again"
-                    )
-        self.devices = [tensor.device for tensor in found]
-        return {
-            name: tensor if tensor.dtype is dtype else tensor.to(dtype)
-            for name, tensor, (_, dtype) in zip(self.names, found, self._forms, strict=True)
-        }
+        kinds = [(tensor.shape, tensor.dtype, tensor.device) for tensor in found]
+        if kinds != self._kinds:
+            self._compare(found)
+            self._kinds, self.devices = kinds, [tensor.device for tensor in found]
+            self._cast = any(
+                t.dtype != wide for t, (_, wide) in zip(found, self._forms, strict=True)
+            )
+        if self._cast:
+            found = [t.to(wide) for t, (_, wide) in zip(found, self._forms, strict=True)]
+        return dict(zip(self.names, found, strict=True))
+
+    def _compare(self, found: list[Tensor]) -> None:
+        """Raise StabError if tensors have another shape than at the beginning, or a wider dtype."""
+        for name, tensor, (shape, wide) in zip(self.names, found, self._forms, strict=True):
+            if (tensor.shape, _wide(tensor.dtype)) != (shape, wide):
+                raise StabError(
+                    f"{name!r} is {form(tensor)} now, its average is {short(wide)} {list(shape)}:"
+                    " attach again"
+                )
 
     def spoiled(self, params: Params, sample: bool = False) -> bool:
         """Whether there is an infinity or NaN, on any process if tensors are sharded.
@@ -210,9 +218,13 @@ class Live:
         return asked and _averages(tensor) and _finite(tensor)
 
 
-@contextmanager
-def plain() -> Iterator[None]:
+def plain() -> AbstractContextManager[None]:
     """Within the block tensors are made as usual, whatever inference mode the caller is in."""
+    return _plain() if torch.is_inference_mode_enabled() else torch.no_grad()
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
     with torch.inference_mode(False), torch.no_grad():
         yield
 
@@ -327,7 +339,6 @@ def _whole(live: Any, part: Tensor) -> Tensor:
     return whole
 
 
-@functools.cache
 def _wide(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that averages are kept in: float32 at least."""
     return torch.promote_types(dtype, torch.float32)
