@@ -126,7 +126,10 @@ class MeanState:
         """Inverse of state_dict. Raises StabError if names, shapes or dtypes are not these."""
         mean = self._fitting(state["mean"])
         older = state.get("older")
-        self.older = None if older is None else {name: older[name].clone() for name in mean}
+        if older is not None:
+            doubled = {name: _doubled(value) for name, value in mean.items()}
+            older = MeanState(doubled, 0)._fitting(older)
+        self.older = older
         self.mean, self.count = mean, state["count"]
         self.start, self.weight = state.get("start", self.start), state.get("weight", 1.0)
 
