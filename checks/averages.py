@@ -230,6 +230,21 @@ def leading_axis_is_separate_runs(average: Average) -> None:
             )
 
 
+def matches_by_name(average: Average) -> None:
+    """Parameters in another order are the same parameters (bitwise)."""
+    iterates = _iterates(_total(average), dtype=torch.float32)
+    state = average.init(_params(iterates[0]), len(iterates) - 1)
+    for step, expected in _states(average, iterates):
+        if step:
+            turned = dict(reversed(_params(iterates[step]).items()))
+            average.update(state, turned, step)
+        require(
+            same(average.read(state), average.read(expected)),
+            f"update {step}: parameters in another order give another average: they are matched by"
+            " position; look them up by name",
+        )
+
+
 def leaves_the_random_state(average: Average) -> None:
     """The global generators of torch, numpy and Python are as before."""
     iterates = _iterates(_total(average))
@@ -370,6 +385,7 @@ CHECKS: list[Callable[[Any], None]] = [
     constant_iterates_give_that_constant,
     *CONVEX,
     leading_axis_is_separate_runs,
+    matches_by_name,
     leaves_the_random_state,
     state_resumes_bit_for_bit,
     one_object_serves_many_runs,

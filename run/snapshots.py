@@ -11,10 +11,10 @@ import numpy as np
 
 from stab import files
 from stab.registry import StabError
-from stab.stabilizers.base import Average, clone, weight_profile
+from stab.stabilizers.base import Average, MeanState, clone, weight_profile
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterable, Mapping
 
     from torch import Tensor
 
@@ -25,30 +25,20 @@ NAME = "(snapshots)"  # of ``BlockMeans`` among the averages of a cell; not a st
 
 
 @dataclass
-class BlockState:
-    """Means of finished blocks, the latest one's last iterate, the mean of ``count`` updates."""
+class BlockState(MeanState):
+    """The mean of ``count`` updates, means of finished blocks, the latest one's last iterate."""
 
-    ends: frozenset[int]
-    mean: Params
-    last: Params
-    count: int = 0
+    ends: frozenset[int] = frozenset()
+    last: Params = field(default_factory=dict)
     finished: list[Params] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         finished = [dict(block) for block in self.finished]
-        return {
-            "mean": dict(self.mean),
-            "last": dict(self.last),
-            "count": self.count,
-            "finished": finished,
-        }
+        return super().state_dict() | {"last": dict(self.last), "finished": finished}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.mean, self.last, self.count = (
-            clone(state["mean"]),
-            clone(state["last"]),
-            state["count"],
-        )
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.last = clone(state["last"])
         self.finished = [clone(block) for block in state["finished"]]
 
 
@@ -64,15 +54,14 @@ class BlockMeans(Average):
     averages_buffers: ClassVar[bool] = True
 
     def init(self, params: Params, total: int) -> BlockState:
-        return BlockState(frozenset(block_ends(total, self.every)), clone(params), clone(params))
+        ends = frozenset(block_ends(total, self.every))
+        return BlockState(clone(params), 0, ends=ends, last=clone(params))
 
     def update(self, state: BlockState, params: Params, step: int) -> None:
-        import torch
-
+        state.take(params, 1 / (state.count + 1))
         state.count += 1
-        torch._foreach_lerp_(list(state.mean.values()), list(params.values()), 1 / state.count)
         if step in state.ends:
-            state.finished.append(clone(state.mean))
+            state.finished.append(dict(state.items()))
             state.last, state.count = clone(params), 0
 
     def read(self, state: BlockState) -> Params:
@@ -112,7 +101,7 @@ class SavedBlocks:
         total: updates of training.
         blocks: (blocks, ...) means of parameters and float buffers.
         last: checkpoint -> the iterate there, the last of its block.
-        buffers: checkpoint -> the raw iterate's buffers.
+        buffers: checkpoint -> the raw iterate's buffers, and its frozen parameters.
     """
 
     every: int
@@ -127,7 +116,9 @@ class SavedBlocks:
         self.blocks = _within("blocks", read)
         self.last[point.update] = _within("last", read)
         self.buffers[point.update] = {
-            name: value for name, value in point.raw.items() if name not in parameters
+            name: value
+            for name, value in point.raw.items()
+            if name not in parameters or name not in self.last[point.update]  # frozen ones
         }
 
     def state_dict(self) -> dict[str, Any]:

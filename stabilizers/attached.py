@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from stab.stabilizers.base import Params
     from stab.stabilizers.live import Slot
 
-KEYS = ("step", "total", "skipped", "parameters", "settings", "averages")
-
 
 class Attached:
     """Averages that follow a module; made by :func:`stab.attach`.
@@ -50,11 +48,8 @@ class Attached:
         self.unreturned: Params = {}
         buffers = any(average.averages_buffers for average in self.averages.values())
         self._live = Live(module, buffers, frozen)
-        self._own = {
-            name: Live(module, False, frozen).names if buffers else self._live.names
-            for name, average in self.averages.items()
-            if not average.averages_buffers
-        }
+        # What an average looks at that does not declare buffers, beside one that does.
+        self._without_buffers = Live(module, False, frozen).names if buffers else None
         self._states = self._begin()
         self._large = self._live.size() > SMALL and all(
             isinstance(state, MeanState) for state in self._states.values()
@@ -83,6 +78,8 @@ class Attached:
         Args:
             name: the average's string, if several are attached.
         """
+        from torch.nn import Parameter
+
         from stab.stabilizers.live import plain
 
         with plain():
@@ -92,7 +89,7 @@ class Attached:
             left = {
                 name: slot.tensor.detach().clone()
                 for name, slot in self._live.slots().items()
-                if name not in average and not self._is_buffer(slot)
+                if name not in average and isinstance(slot.tensor, Parameter)
             }
             return self._live.fitted(average | left)
 
@@ -162,7 +159,7 @@ class Attached:
         from stab.stabilizers.live import plain
 
         self._outside("load_state_dict()")
-        if not isinstance(state, Mapping) or not all(key in state for key in KEYS):
+        if not _is_state(state):
             raise StabError("this is not a state of stab.attach: expected what state_dict() gave")
         self._compare(state)
         with plain():
@@ -241,18 +238,12 @@ class Attached:
 
     def _part(self, name: str, params: Params) -> Params:
         """Return what one average looks at: buffers only if it declares that."""
-        if name not in self._own:
+        if self._without_buffers is None or self.averages[name].averages_buffers:
             return params
-        own = self._own[name]
-        return params if own is self._live.names else {key: params[key] for key in own}
+        return {key: params[key] for key in self._without_buffers}
 
     def _read(self, name: str) -> Iterator[tuple[str, Tensor]]:
         return self.averages[name].items(self._states[name])
-
-    def _is_buffer(self, slot: Slot) -> bool:
-        import torch
-
-        return not isinstance(slot.tensor, torch.nn.Parameter)
 
     def _give_back(self, raw: dict[str, tuple[Slot, Tensor]]) -> None:
         from stab.stabilizers.live import write
@@ -343,6 +334,18 @@ class Attached:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._hook()  # optimizers are pickled and copied without their hooks
+
+
+def _is_state(state: object) -> bool:
+    """Whether an object has the form of a state; what its averages hold, they check."""
+    kinds = {"step": int, "skipped": int, "parameters": Mapping, "averages": Mapping}
+    return (
+        isinstance(state, Mapping)
+        and "total" in state
+        and all(isinstance(state.get(key), kind) for key, kind in kinds.items())
+        and isinstance(state.get("settings"), Mapping)
+        and all(isinstance(settings, Mapping) for settings in state["settings"].values())
+    )
 
 
 def _without_total(average: Average) -> bool:

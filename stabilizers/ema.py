@@ -34,6 +34,11 @@ class EMAState(MeanState):
 
     rate: float = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        small = sum(value.numel() for value in self.mean.values()) <= SMALL
+        self.lerp = _torch_ema if small else None
+
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"rate": self.rate}
 
@@ -94,8 +99,7 @@ class EMA(Average):
             return
         # 1 - (1 - g), as torch-ema computes it: other last bits would be another run.
         rate = 1 - (1 - max(state.rate, (1 + step - state.start) ** -self.alpha))
-        small = sum(value.numel() for value in state.mean.values()) <= SMALL
-        state.take(params, rate, _torch_ema if small else None)
+        state.take(params, rate, state.lerp)
 
     def read(self, state: EMAState) -> Params:
         return dict(state.items())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +75,9 @@ class Live:
         local = [slots[name].local for name in self.names]
         self._forms = [(tensor.shape, _wide(tensor.dtype)) for tensor in local]
         self.devices = [tensor.device for tensor in local]
-        self._known = _Known(module, slots, self.names)
+        self._kinds: list[Any] = []  # shape, dtype and device of each at the last look
+        self._cast = True
+        self._known = _Known(module, slots, self.names, buffers)
 
     def slots(self) -> dict[str, Slot]:
         """Return every parameter, and persistent buffer if wanted, by name; tied ones once."""
@@ -121,23 +122,30 @@ class Live:
         """
         if not self._known.unchanged():
             self.chosen()
-            self._known = _Known(self.module, self.slots(), self.names)
+            self._known = _Known(self.module, self.slots(), self.names, self.buffers)
         if self._known.sharded:
             found = [slot.local for slot in self._known.slots]
         else:
             found = [slot.tensor.detach() for slot in self._known.slots]
-        if [(tensor.shape, _wide(tensor.dtype)) for tensor in found] != self._forms:
-            for name, tensor, (shape, dtype) in zip(self.names, found, self._forms, strict=True):
-                if (tensor.shape, _wide(tensor.dtype)) != (shape, dtype):
-                    raise StabError(
-                        f"{name!r} is {form(tensor)} now, its average is {short(dtype)}"
-                        f" {list(shape)}: attach again"
-                    )
-        self.devices = [tensor.device for tensor in found]
-        return {
-            name: tensor if tensor.dtype is dtype else tensor.to(dtype)
-            for name, tensor, (_, dtype) in zip(self.names, found, self._forms, strict=True)
-        }
+        kinds = [(tensor.shape, tensor.dtype, tensor.device) for tensor in found]
+        if kinds != self._kinds:
+            self._compare(found)
+            self._kinds, self.devices = kinds, [tensor.device for tensor in found]
+            self._cast = any(
+                t.dtype != wide for t, (_, wide) in zip(found, self._forms, strict=True)
+            )
+        if self._cast:
+            found = [t.to(wide) for t, (_, wide) in zip(found, self._forms, strict=True)]
+        return dict(zip(self.names, found, strict=True))
+
+    def _compare(self, found: list[Tensor]) -> None:
+        """Raise StabError if tensors have another shape than at the beginning, or a wider dtype."""
+        for name, tensor, (shape, wide) in zip(self.names, found, self._forms, strict=True):
+            if (tensor.shape, _wide(tensor.dtype)) != (shape, wide):
+                raise StabError(
+                    f"{name!r} is {form(tensor)} now, its average is {short(wide)} {list(shape)}:"
+                    " attach again"
+                )
 
     def spoiled(self, params: Params, sample: bool = False) -> bool:
         """Whether there is an infinity or NaN, on any process if tensors are sharded.
@@ -210,9 +218,13 @@ class Live:
         return asked and _averages(tensor) and _finite(tensor)
 
 
-@contextmanager
-def plain() -> Iterator[None]:
+def plain() -> AbstractContextManager[None]:
     """Within the block tensors are made as usual, whatever inference mode the caller is in."""
+    return _plain() if torch.is_inference_mode_enabled() else torch.no_grad()
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
     with torch.inference_mode(False), torch.no_grad():
         yield
 
@@ -220,10 +232,15 @@ def plain() -> Iterator[None]:
 class _Known:
     """A module's structure at one time; comparing it is much faster than walking through it."""
 
-    def __init__(self, module: nn.Module, slots: Mapping[str, Slot], names: list[str]) -> None:
+    def __init__(
+        self, module: nn.Module, slots: Mapping[str, Slot], names: list[str], buffers: bool
+    ) -> None:
         parents = [parent for parent, _, _ in _modules(module)]
-        self._holders = [d for p in parents for d in (p._modules, p._parameters, p._buffers)]
-        self._fsdp = [parent for parent in parents if hasattr(parent, "reshard")]
+        self._holders: list[dict[str, Any]] = []
+        for parent in parents:
+            own = [parent._modules, parent._parameters, *([parent._buffers] if buffers else [])]
+            self._holders += own
+        self._fsdp: list[Any] = [parent for parent in parents if _is_fsdp(parent)]
         self._left = [slot.tensor for name, slot in slots.items() if name not in names]
         self.slots = [slots[name] for name in names]
         self.sharded = any(_sharded(slot.tensor) for slot in self.slots)
@@ -233,7 +250,7 @@ class _Known:
     def unchanged(self) -> bool:
         """Whether the module consists of the same objects, and the same are trainable."""
         for parent in self._fsdp:
-            parent.reshard()  # type: ignore[operator]
+            parent.reshard()
         ids = [id(one) for holder in self._holders for one in holder.values()]
         return ids == self._ids and not any(tensor.requires_grad for tensor in self._left)
 
@@ -246,12 +263,11 @@ def write(tensor: Tensor, value: Tensor) -> None:
 
 def _modules(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     """Yield every module with the beginning of its tensors' names, and of their paths."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # nothing is sharded before that is imported
     stack = [(module, "", "")]
     while stack:
         parent, name, path = stack.pop()
-        if fsdp is not None:
-            _reshard(parent, fsdp)
+        if _is_fsdp(parent):
+            parent.reshard()  # type: ignore[operator]  # it may hold whole copies after a forward pass
         yield parent, name, path
         for key, child in reversed(parent._modules.items()):
             if child is not None:
@@ -273,15 +289,16 @@ def _is_wrapper(module: nn.Module, key: str) -> bool:
     return key in WRAPPED or (key == "module" and isinstance(module, parallel))
 
 
-def _reshard(module: nn.Module, fsdp: Any) -> None:
-    """Bring a module of FSDP2 back to its shards; after a forward pass it may hold whole copies."""
+def _is_fsdp(module: nn.Module) -> bool:
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # before that, nothing is sharded
+    if fsdp is None:
+        return False
     if isinstance(module, fsdp.FullyShardedDataParallel):
         raise StabError(
             "averages do not follow FullyShardedDataParallel: use torch.distributed.fsdp."
             "fully_shard (FSDP2)"
         )
-    if isinstance(module, getattr(fsdp, "FSDPModule", ())):
-        module.reshard()  # type: ignore[operator]
+    return isinstance(module, getattr(fsdp, "FSDPModule", ()))
 
 
 def _check(name: str, tensor: Tensor) -> None:
@@ -327,7 +344,6 @@ def _whole(live: Any, part: Tensor) -> Tensor:
     return whole
 
 
-@functools.cache
 def _wide(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that averages are kept in: float32 at least."""
     return torch.promote_types(dtype, torch.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import cmath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -126,7 +126,10 @@ class MeanState:
         """Inverse of state_dict. Raises StabError if names, shapes or dtypes are not these."""
         mean = self._fitting(state["mean"])
         older = state.get("older")
-        self.older = None if older is None else {name: older[name].clone() for name in mean}
+        if older is not None:
+            doubled = {name: _doubled(value) for name, value in mean.items()}
+            older = MeanState(doubled, 0)._fitting(older)
+        self.older = older
         self.mean, self.count = mean, state["count"]
         self.start, self.weight = state.get("start", self.start), state.get("weight", 1.0)
 
@@ -182,13 +185,12 @@ def finite(tensors: Sequence[Tensor]) -> bool:
     import torch
 
     # The sum of finite numbers is finite, unless it overflows: then look at each.
-    sums = [(torch.view_as_real(v) if v.is_complex() else v).sum() for v in tensors]
-    if all(one.is_cpu for one in sums):
-        total = sum(one.item() for one in sums)
+    if all(tensor.is_cpu for tensor in tensors):
+        total = sum([tensor.sum().item() for tensor in tensors])
     else:
-        first = sums[0].device
-        total = sum(torch.stack([one.double().to(first) for one in sums]).tolist())
-    return math.isfinite(total) or all(bool(v.isfinite().all()) for v in tensors)
+        sums = [tensor.sum().to(tensors[0].device) for tensor in tensors]
+        total = torch.stack(sums).sum().item()
+    return cmath.isfinite(total) or all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def form(tensor: Tensor) -> str:

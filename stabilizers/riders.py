@@ -11,6 +11,7 @@ import torch
 from stab.registry import StabError, reason
 from stab.stabilizers.base import Average, clone
 from stab.stabilizers.live import Live, plain
+from stab.stabilizers.means import finite
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,20 +37,13 @@ class Riders:
         self._each(begin)
 
     def update(self, step: int, device: torch.device, began: float) -> None:
-        """Show the live parameters to every average; ``began`` is the time before the first.
-
-        If they are not finite, every average is dropped.
-        """
+        """Show the live parameters to every average; ``began`` is the time before the first."""
         seen: dict[bool, Params] = {}
 
         def look(name: str, average: Average) -> None:
             nonlocal began
             if average.averages_buffers not in seen:
-                live = self._live(average)
-                params = live.look()
-                if live.spoiled(params):
-                    raise StabError(f"{live.which()} is not finite after update {step}")
-                seen[average.averages_buffers] = params
+                seen[average.averages_buffers] = self._live(average).look()
             average.update(self.states[name], seen[average.averages_buffers], step)
             ended = clock(device)
             self.seconds[name] += ended - began
@@ -58,12 +52,19 @@ class Riders:
         self._each(look)
 
     def read(self, raw: Params) -> tuple[dict[str, Params], dict[str, int]]:
-        """Return read-outs and bytes of states; what an average lacks (buffers) is ``raw``'s."""
+        """Return read-outs and bytes of states; what an average lacks (buffers) is ``raw``'s.
+
+        An average that is not finite is dropped. Its iterates were not, and then the next loss is
+        not either, so that looking at each of them would cost time for nothing.
+        """
         read_outs, memory = {}, {}
 
         def read(name: str, average: Average) -> None:
             size = nbytes(self.states[name].state_dict())
-            own = self._live(average).fitted(average.read(self.states[name]), paths=True)
+            own = average.read(self.states[name])
+            if own and not finite([value for value in own.values() if value.is_floating_point()]):
+                raise StabError("the average is not finite: its iterates were not")
+            own = self._live(average).fitted(own, paths=True)
             read_outs[name], memory[name] = clone(raw) | own, size
 
         self._each(read)
@@ -93,13 +94,13 @@ class Riders:
         return self.live[average.averages_buffers]
 
     def _each(self, call: Callable[[str, Average], None]) -> None:
-        for name, average in tuple(self.averages.items()):
-            try:
-                with plain():
+        with plain():
+            for name, average in tuple(self.averages.items()):
+                try:
                     call(name, average)
-            except (Exception, SystemExit) as e:  # a plug-in may raise anything
-                self.failed[name] = reason(e)
-                del self.averages[name]
+                except (Exception, SystemExit) as e:  # a plug-in may raise anything
+                    self.failed[name] = reason(e)
+                    del self.averages[name]
 
 
 def nbytes(state: Any) -> int:

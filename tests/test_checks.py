@@ -198,6 +198,16 @@ class WholeNorm(Polyak):
 
 
 @dataclass(frozen=True)
+class ByPosition(Polyak):
+    """Takes the tensors as they come."""
+
+    def update(self, state, params, step):
+        for kept, value in zip(state.mean.values(), params.values(), strict=True):
+            if kept.shape == value.shape:
+                kept.lerp_(value, 0.5)
+
+
+@dataclass(frozen=True)
 class Noisy(Polyak):
     def update(self, state, params, step):
         torch.rand(1)
@@ -422,6 +432,7 @@ WRONG = [
     (Ahead, "stays_in_the_hull", "a weight is negative"),
     (Smallest, "commutes_with_affine_maps", "weights depend on the iterates' values"),
     (WholeNorm, "leading_axis_is_separate_runs", "runs are mixed"),
+    (ByPosition, "matches_by_name", "matched by position"),
     (Noisy, "leaves_the_random_state", "global random state of torch"),
     (NoisyPython, "leaves_the_random_state", "global random state of random"),
     (Forgetful, "state_resumes_bit_for_bit", "leaves something out (a counter?)"),

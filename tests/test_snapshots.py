@@ -230,3 +230,41 @@ def test_tied_parameters_load_whole():
     found, _ = taken.read_off(parse("ema").average, [103])
     Tied().load_state_dict(found[103])
     assert torch.equal(found[103]["one.weight"], found[103]["other.weight"])
+
+
+class Particular(nn.Module):
+    """In bfloat16, with tied weights, a mask of -inf, and a compiled part."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        self.inner = torch.compile(nn.Linear(3, 2), backend="eager")
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+        self.bfloat16()
+
+    def forward(self, x):
+        hidden = self.second(self.first(x.bfloat16()))
+        return (self.inner._orig_mod(hidden) + self.mask.exp()).float()
+
+
+class ParticularTask(Toy):
+    def policy(self, recipe):
+        return Particular()
+
+
+def test_policies_of_any_structure_are_averaged_and_read_off_whole():
+    points, taken = run(1, ["polyak", "ema"], ParticularTask("toy"))
+    assert points[103].failed == {}
+    raw = points[103].raw
+    tail = [points[t].raw for t in range(26, 104)]
+    found, _ = taken.read_off(parse("polyak").average, [103])
+    for read in (points[103].averages["polyak"], found[103]):
+        assert read.keys() == raw.keys()
+        for name in ("first.weight", "second.weight", "inner._orig_mod.weight", "first.bias"):
+            mean = torch.stack([iterate[name] for iterate in tail]).double().mean(0)
+            torch.testing.assert_close(read[name].double(), mean, rtol=2**-8, atol=1e-6)
+        assert not torch.equal(read["first.weight"].bfloat16(), raw["first.weight"])
+        assert torch.equal(read["mask"], raw["mask"])
+        Particular().load_state_dict(read)
+    assert all(v.dtype == torch.bfloat16 for v in points[103].averages["ema"].values())

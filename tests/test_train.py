@@ -1170,3 +1170,24 @@ def test_training_on_a_gpu_is_training():
                     assert torch.equal(b[name], c[name])
                     if k == 0:  # masks are drawn by another generator there
                         assert torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+def test_an_average_of_iterates_that_were_not_finite_is_dropped_with_its_reason():
+    """A number that the loss does not see: training goes on, the average would be NaN for good."""
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.unused = nn.Linear(3, 1), nn.Parameter(torch.zeros(1))
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += self.training
+            with torch.no_grad():
+                self.unused.fill_(math.inf if self.calls == 5 else 1.0)
+            return self.layer(x)
+
+    averages = {"polyak": Polyak(start=1), "late": Polyak(start=7)}
+    (point,) = points(Toy(network=lambda recipe: Odd()), averages=averages, checkpoints={12})
+    assert set(point.averages) == {"late"}
+    assert "the average is not finite" in point.failed["polyak"]

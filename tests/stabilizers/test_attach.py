@@ -559,6 +559,28 @@ def test_what_is_not_a_state_is_refused(state):
         stab.attach(nn.Linear(3, 3), "ema", 50).load_state_dict(state)
 
 
+@pytest.mark.parametrize("key", ["step", "skipped", "parameters", "settings", "averages"])
+@pytest.mark.parametrize("value", [None, 3.5, [], {"polyak": None}], ids=str)
+def test_damaged_states_are_refused(key, value):
+    attached = stab.attach(nn.Linear(3, 3), "polyak", 50)
+    before = attached.read()
+    with pytest.raises(stab.StabError):
+        attached.load_state_dict(attached.state_dict() | {key: value})
+    assert equal(attached.read(), before)
+
+
+@pytest.mark.parametrize("key", ["mean", "older"])
+@pytest.mark.parametrize(
+    "value", [3, {}, {"weight": torch.zeros(3), "bias": torch.zeros(3)}], ids=str
+)
+def test_damaged_states_of_an_average_are_refused(key, value):
+    attached = stab.attach(nn.Linear(3, 3), "polyak", 50)
+    state = attached.state_dict()
+    damaged = {"polyak": state["averages"]["polyak"] | {key: value}}
+    with pytest.raises(stab.StabError):
+        attached.load_state_dict(state | {"averages": damaged})
+
+
 # Structure
 
 

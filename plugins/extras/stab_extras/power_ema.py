@@ -32,7 +32,8 @@ class PowerEMA(Average):
     iterates the variance falls as 1/t for ever: (gamma+1)^2 / (2 gamma + 1) / t of the raw one.
 
     Suggested: sigma_rel 0.05 to 0.15.
-    Cost: one copy of the parameters; one multiply-add a parameter an update.
+    Cost: one copy of the parameters in float32, three once an iterate's weight is below 2^-10; one multiply-add a
+    parameter an update.
     Conflicts: another average (at most one).
     Source: Karras et al., "Analyzing and improving the training dynamics of diffusion models" (EDM2), arXiv 2312.02696,
     section 3.1 and appendix C (the profile and its parameter); the sums above are derived here.
