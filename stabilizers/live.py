@@ -238,8 +238,8 @@ class _Known:
         parents = [parent for parent, _, _ in _modules(module)]
         self._holders: list[dict[str, Any]] = []
         for parent in parents:
-            own = [parent._modules, parent._parameters, *([parent._buffers] if buffers else [])]
-            self._holders += own
+            self._holders += [parent._modules, parent._parameters]
+            self._holders += [parent._buffers] if buffers else []
         self._fsdp: list[Any] = [parent for parent in parents if _is_fsdp(parent)]
         self._left = [slot.tensor for name, slot in slots.items() if name not in names]
         self.slots = [slots[name] for name in names]
