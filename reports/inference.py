@@ -162,9 +162,9 @@ def sequential(scores: Sequence[Sequence[float]], tests: Sequence[int]) -> list[
         p_values = many_to_one(g, family, len(tests))
         # After the last planned test, more seeds are one test more.
         needed = seeds_needed(g, family, len(tests) + (seeds == tests[-1]))
-        reach = _reach(g, tests[-1])
-        critical = math.inf
+        reach, critical = np.zeros(len(g) - 1), math.inf
         if seeds < tests[-1]:
+            reach = _reach(g, tests[-1])
             critical = _critical(family, (len(g) - 1) * (tests[-1] - 1), LEVEL / len(tests))
         for i, k in enumerate(members[1:]):
             if counts[k] == seeds:

@@ -63,7 +63,7 @@ class Riders:
             size = nbytes(self.states[name].state_dict())
             own = average.read(self.states[name])
             if own and not finite([value for value in own.values() if value.is_floating_point()]):
-                raise StabError("the average is not finite: its iterates were not")
+                raise StabError("the average is not finite")
             own = self._live(average).fitted(own, paths=True)
             read_outs[name], memory[name] = clone(raw) | own, size
 

@@ -39,7 +39,7 @@ def test_a_wrong_plugin_in_the_current_folder_fails_with_its_mistake(stab, tmp_p
         in said
     )
     assert "ok my_pkg:Fine read_never_aliases" in said
-    assert re.search(r"30 checks, \d failed$", said)
+    assert re.search(r"32 checks, \d failed$", said)
     assert "Read-outs are new tensors" in said
     assert max(map(len, done.stdout.splitlines())) <= 80
 
