@@ -185,7 +185,7 @@ def test_quick_start(run, folder, hopper):
 
 def test_the_score(run, folder):
     page = DOCS / "score.md"
-    assert check_page(page, run, folder) == 4
+    assert check_page(page, run, folder) == 5
     assert run("python docs/score_figure.py --out score.png").strip() in page.read_text(
         encoding="utf-8"
     )
