@@ -58,7 +58,9 @@ def read(path: Path, form: Any, what: str) -> Any:
         data = read_json(path)
     except Damaged as e:
         again = "--resume computes it anew"
-        if path.parent.name == "averages":
+        if path.name == "skipped.json":
+            again = "delete it; --resume lists the skipped pairs again"
+        elif path.parent.name == "averages":
             again = "delete it, and stab report RUN --averages computes it anew"
         raise Damaged(f"{e}; {again}") from e
     if not fits(data, form):
