@@ -27,6 +27,7 @@ EXAMPLES = (
     "Examples:\n\n"
     "stab compare --task hopper --all\n\n"
     "stab compare --task hopper --all --quick\n\n"
+    "stab compare --task hopper --all --until-decided --max-seeds 8\n\n"
     "stab compare --task hopper --stabilizers ema,ema:half_life=700,lr_decay+ema --seeds 5\n\n"
     "stab compare --task hopper --stabilizers ema --policy transformer:context=16"
     " train.batch_size=32\n\n"
